@@ -1,0 +1,65 @@
+"""What the command-line tools share: options, error messages, exit codes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from mmengine.config import DictAction
+
+from sb_mm.errors import UserInputError
+
+# Shell convention: 128 + SIGINT.
+_INTERRUPTED = 130
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of both mmdet's ``train.py`` and ``test.py``."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    parser.add_argument(
+        '--data-root', help='folder of the data, for every loader at once'
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='load a checkpoint even if it needs more than tensors and '
+        "MMEngine's records; this can run code from the file",
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: key=value, with lists as '
+        'key="[a,b]" or key=a,b and no white space',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher',
+    )
+    # torchrun sets LOCAL_RANK; torch.distributed.launch passes the option.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, argv: list[str] | None = None
+) -> argparse.Namespace:
+    """Parse, and export the local rank as the launchers expect it."""
+    args = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def run_tool(main: Callable[[], None]) -> NoReturn:
+    """Run ``main``; one sentence and exit code 2 for unusable input."""
+    try:
+        main()
+    except UserInputError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+    sys.exit(0)

@@ -1,0 +1,103 @@
+"""The demo: draw a devkit, train SB-SSDLite on it, test it, show it."""
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sb_mm.checkpoint import weights_only
+from sb_mm.datasets.synthetic_voc import make_synthetic_voc
+
+from .report import draw_sheet, plot_curves
+from .run import test_runner, train
+
+_CONFIG = (
+    Path(__file__).resolve().parents[2] / 'configs/voc/ssd_sb_synthetic.py'
+)
+
+
+def run_demo(out: Path, epochs: int, images: int, seed: int) -> dict:
+    """Run the demo.
+
+    Args:
+        out: Folder of everything that it leaves.
+        epochs: Training epochs.
+        images: Training pictures.
+        seed: Seed of the training; the pictures are always the same.
+
+    Returns:
+        The test's metrics.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    devkit, run = out / 'devkit', out / 'run'
+    make_synthetic_voc(devkit, num_train=images, force=True, progress=True)
+    # A new run: --resume is what continues an old one.
+    shutil.rmtree(run, ignore_errors=True)
+    common = dict(
+        config=str(_CONFIG),
+        work_dir=str(run),
+        data_root=str(devkit / 'VOC2007'),
+        launcher='none',
+        trust_checkpoint=False,
+    )
+    start = time.perf_counter()
+    train(_train_args(common, epochs, seed))
+    seconds = time.perf_counter() - start
+    checkpoint = out / 'checkpoint.pth'
+    shutil.copyfile(_best_checkpoint(run), checkpoint)
+    results = dict(
+        checkpoint=checkpoint,
+        table=out / 'per_class.md',
+        curves=out / 'curves.png',
+        sheet=out / 'detections.png',
+    )
+    metrics = _test(common, checkpoint, results)
+    plot_curves(run, results['curves'])
+    _print_summary(metrics, seconds, results)
+    return metrics
+
+
+def _train_args(common: dict, epochs: int, seed: int) -> argparse.Namespace:
+    options = {'train_cfg.max_epochs': epochs, 'randomness.seed': seed}
+    return argparse.Namespace(
+        **common,
+        cfg_options=options,
+        amp=False,
+        auto_scale_lr=False,
+        resume=None,
+    )
+
+
+def _best_checkpoint(run: Path) -> Path:
+    return sorted(run.glob('best_*.pth'), key=lambda p: p.stat().st_mtime)[-1]
+
+
+def _test(common: dict, checkpoint: Path, results: dict) -> dict:
+    table = results['table'].with_suffix('.json')
+    args = argparse.Namespace(
+        **{**common, 'work_dir': f'{common["work_dir"]}_test'},
+        cfg_options={'test_evaluator.out_file': str(table)},
+        checkpoint=str(checkpoint),
+        out=None,
+        show=False,
+        show_dir=None,
+        wait_time=0,
+    )
+    with weights_only():
+        runner = test_runner(args)
+        metrics = runner.test()
+    draw_sheet(runner, results['sheet'])
+    return metrics
+
+
+def _print_summary(metrics: dict, seconds: float, results: dict) -> None:
+    table = Table(title='SB-SSDLite x0.35 on drawn shapes', show_header=False)
+    table.add_row('mAP (11-point)', f'{metrics["pascal_voc/mAP"]:.3f}')
+    table.add_row('mAP (area)', f'{metrics["pascal_voc/mAP_area"]:.3f}')
+    table.add_row('training', f'{seconds / 60:.1f} minutes')
+    for name, path in results.items():
+        table.add_row(name, str(path))
+    Console(soft_wrap=True).print(table)

@@ -1,0 +1,109 @@
+"""Pictures of a finished run: its curves and its detections."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+import mmcv
+import numpy as np
+import torch
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.dataset import pseudo_collate
+from mmengine.runner import Runner
+
+matplotlib.use('Agg')  # no display is needed
+
+from matplotlib import pyplot as plt  # noqa: E402
+
+
+def read_scalars(work_dir: str | Path) -> list[dict]:
+    """Return the records that the newest run of a work directory logged.
+
+    Raises:
+        FileNotFoundError: If no run logged anything there.
+    """
+    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    if not files:
+        raise FileNotFoundError(f'{work_dir} holds no vis_data/scalars.json.')
+    return [json.loads(line) for line in files[-1].read_text().splitlines()]
+
+
+def plot_curves(work_dir: str | Path, out: str | Path) -> None:
+    """Plot the losses by iteration and the mAPs by epoch of a run."""
+    records = read_scalars(work_dir)
+    train = [r for r in records if 'loss' in r]
+    val = [r for r in records if 'pascal_voc/mAP' in r]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    for name in ('loss', 'loss_cls', 'loss_bbox'):
+        left.plot(
+            [r['step'] for r in train], [r[name] for r in train], label=name
+        )
+    left.set(xlabel='iteration', ylabel='training loss', ylim=(0, None))
+    for name, label in (('mAP', '11-point'), ('mAP_area', 'area')):
+        right.plot(
+            [r['step'] for r in val],
+            [r[f'pascal_voc/{name}'] for r in val],
+            marker='o',
+            label=label,
+        )
+    right.set(xlabel='epoch', ylabel='mAP', ylim=(0, 1))
+    for axes in (left, right):
+        axes.legend()
+        axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+def draw_sheet(
+    runner: Runner,
+    out: str | Path,
+    rows: int = 4,
+    columns: int = 2,
+    score_thr: float = 0.4,
+    cell_width: int = 640,
+) -> None:
+    """Draw the first test pictures, true boxes left and detected ones right.
+
+    Args:
+        runner: A runner that has tested, so that its weights are loaded.
+        out: File of the sheet.
+        rows: Pictures from top to bottom.
+        columns: Pictures from left to right.
+        score_thr: Boxes of a lower score are not drawn.
+        cell_width: Pixels, of a picture pair.
+    """
+    dataset = runner.test_dataloader.dataset
+    visualizer = DetLocalVisualizer()
+    visualizer.dataset_meta = dataset.metainfo
+    runner.model.eval()
+    cells = [
+        _fit(_draw_pair(runner, visualizer, dataset[i], score_thr), cell_width)
+        for i in range(min(rows * columns, len(dataset)))
+    ]
+    while len(cells) % columns:
+        cells.append(np.full_like(cells[0], 255))
+    lines = [
+        np.hstack(cells[i : i + columns])
+        for i in range(0, len(cells), columns)
+    ]
+    mmcv.imwrite(mmcv.rgb2bgr(np.vstack(lines)), str(out))
+
+
+def _draw_pair(
+    runner: Runner, visualizer: DetLocalVisualizer, item: dict, thr: float
+) -> np.ndarray:
+    """Return the RGB picture of true boxes beside detected ones."""
+    with torch.no_grad():
+        sample = runner.model.test_step(pseudo_collate([item]))[0].cpu()
+    picture = mmcv.imread(sample.img_path, channel_order='rgb')
+    visualizer.add_datasample('', picture, sample, pred_score_thr=thr)
+    return visualizer.get_image()
+
+
+def _fit(picture: np.ndarray, width: int) -> np.ndarray:
+    """Scale to ``width`` and centre on a white cell of half that height."""
+    height = width // 2
+    scaled = mmcv.imrescale(picture, (width, height))
+    bottom, right = height - scaled.shape[0], width - scaled.shape[1]
+    return mmcv.impad(scaled, padding=(0, 0, right, bottom), pad_val=255)

@@ -1,0 +1,107 @@
+"""The prediction head of SSDLite."""
+
+from collections.abc import Sequence
+
+import torch
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmdet.models.dense_heads import SSDHead
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from sb_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class SSDLiteHead(SSDHead):
+    """Predict classes and boxes with depthwise separable convolutions.
+
+    Section 5.2 of arXiv:2103.13080, after the qfgaohao/pytorch-ssd project:
+    a 3x3 depthwise convolution (with bias), norm, activation and a 1x1
+    convolution on every level but the last, which has a 1x1 convolution only.
+    Assignment, loss (cross entropy with 3:1 hard negatives and smooth L1, both
+    over the number of positives) and decoding are mmdet's ``SSDHead``'s.
+
+    Args:
+        num_classes: Classes without the background.
+        in_channels: Channels of the levels.
+        norm_cfg: Config of the normalisation; ``dict(type='BN')`` if None.
+        act_cfg: Config of the activation; ``dict(type='ReLU6')`` if None.
+        test_cfg: mmdet's, plus ``candidates_per_class``: how many of the best
+            boxes of a class enter its non-maximum suppression (all if
+            absent).
+        **kwargs: See mmdet's ``SSDHead``.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 20,
+        in_channels: Sequence[int] = (576, 1280, 512, 256, 256, 64),
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            in_channels,
+            use_depthwise=True,
+            norm_cfg=norm_cfg or dict(type='BN'),
+            act_cfg=act_cfg or dict(type='ReLU6'),
+            **kwargs,
+        )
+        # mmdet's prediction asks `loss_cls` whether it changes the number of
+        # channels; its SSDHead has none and stops there.
+        self.loss_cls = nn.CrossEntropyLoss(reduction='none')
+
+    def _init_layers(self) -> None:
+        """Build the convolutions of every level."""
+        self.cls_convs = self._predictors(self.cls_out_channels)
+        self.reg_convs = self._predictors(4)
+
+    def _predictors(self, outputs: int) -> nn.ModuleList:
+        """Return per level what predicts ``outputs`` numbers a prior."""
+        levels = zip(self.in_channels, self.num_base_priors, strict=True)
+        convs = [
+            nn.Sequential(self._depthwise(c), nn.Conv2d(c, n * outputs, 1))
+            for c, n in levels
+        ]
+        # The last level is a single cell.
+        convs[-1] = convs[-1][1:]
+        return nn.ModuleList(convs)
+
+    def _depthwise(self, channels: int) -> nn.Sequential:
+        # Not a ConvModule, which warns of the bias that the paper's counts
+        # need.
+        return nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
+            build_norm_layer(self.norm_cfg, channels)[1],
+            build_activation_layer(self.act_cfg),
+        )
+
+    def _bbox_post_process(
+        self, results: InstanceData, cfg: dict, *args, **kwargs
+    ) -> InstanceData:
+        """Keep the best candidates of each class, then suppress the rest."""
+        limit = cfg.get('candidates_per_class')
+        if limit is not None:
+            keep = best_of_each_class(results.scores, results.labels, limit)
+            results = results[keep]
+        return super()._bbox_post_process(results, cfg, *args, **kwargs)
+
+
+def best_of_each_class(scores: Tensor, labels: Tensor, limit: int) -> Tensor:
+    """Return the indices of at most ``limit`` best scores of each label.
+
+    Args:
+        scores: ``(N,)``.
+        labels: ``(N,)``, not negative.
+        limit: How many to keep of a label.
+
+    Returns:
+        Indices, by label and then by falling score.
+    """
+    order = scores.argsort(descending=True)
+    order = order[labels[order].argsort(stable=True)]
+    counts = labels.bincount()
+    first = (counts.cumsum(0) - counts)[labels[order]]
+    rank = torch.arange(len(order), device=order.device) - first
+    return order[rank < limit]

@@ -1,0 +1,21 @@
+"""Attention layers, usable in anybody's network."""
+
+from .attention_conv import AttentionConvModule
+from .channel_attention import ChannelAttention, NoAttention
+from .dynamic_conv import DynamicConv2d
+from .gate import ChannelGate, GateBatchNorm1d
+from .inverted_residual import InvertedResidual
+from .shift_balance import ShiftBalance
+from .squeeze_excite import SqueezeExcite
+
+__all__ = [
+    'AttentionConvModule',
+    'ChannelAttention',
+    'ChannelGate',
+    'DynamicConv2d',
+    'GateBatchNorm1d',
+    'InvertedResidual',
+    'NoAttention',
+    'ShiftBalance',
+    'SqueezeExcite',
+]

@@ -1,0 +1,85 @@
+"""Checks of constructor arguments, and the channel rounding rule."""
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+
+from sb_mm.errors import UserInputError
+
+
+def check_choice(name: str, value: object, allowed: Collection) -> None:
+    """Raise unless ``value`` is one of ``allowed``.
+
+    Raises:
+        UserInputError: Names the argument, the value and what is allowed.
+    """
+    if value not in allowed:
+        raise UserInputError(
+            f'{name} must be one of {_listed(allowed)}, but got {value!r}.'
+        )
+
+
+def check_subset(name: str, values: Sequence, allowed: Collection) -> None:
+    """Raise unless ``values`` is a non-empty selection from ``allowed``.
+
+    Raises:
+        UserInputError: Names the argument, the value and what is allowed.
+    """
+    given = [] if isinstance(values, str) else list(values)
+    distinct = len(set(given)) == len(given)
+    if not given or not distinct or any(v not in allowed for v in given):
+        raise UserInputError(
+            f'{name} must be a non-empty sequence of distinct items from '
+            f'{_listed(allowed)}, but got {values!r}.'
+        )
+
+
+def check_number(
+    name: str,
+    value: float,
+    low: float,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+    integer: bool = False,
+) -> None:
+    """Raise unless ``value`` is a finite number in the given interval.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What the user gave.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        open_low: Exclude ``low`` itself.
+        open_high: Exclude ``high`` itself.
+        integer: Accept whole numbers of type ``int`` only.
+
+    Raises:
+        UserInputError: Names the argument, the value and the interval.
+    """
+    kind = int if integer else (int, float)
+    good = isinstance(value, kind) and not isinstance(value, bool)
+    good = good and math.isfinite(value) and low <= value <= high
+    excluded = (open_low and value == low) or (open_high and value == high)
+    if good and not excluded:
+        return
+    left = '(' if open_low else '['
+    right = ')' if open_high or high == math.inf else ']'
+    raise UserInputError(
+        f'{name} must be {"an integer" if integer else "a number"} in '
+        f'{left}{low}, {high}{right}, but got {value!r}.'
+    )
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """Round channels to a multiple of ``divisor``, never below 90 percent.
+
+    The rule of MobileNetV2's reference code, with the same results as
+    torchvision's ``_make_divisible`` and mmpretrain's ``make_divisible``.
+    """
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def _listed(allowed: Iterable) -> str:
+    return ', '.join(repr(item) for item in allowed)

@@ -1,0 +1,96 @@
+"""A convolution module with a place for attention."""
+
+from mmcv.cnn import ConvModule
+from torch import Tensor, nn
+
+from sb_mm.registry import MODELS
+
+from .arguments import check_choice
+from .channel_attention import NoAttention
+
+# What follows the convolution, by what the attention stands behind.
+_STEPS = {
+    'conv': ('attention', 'norm', 'activate'),
+    'norm': ('norm', 'attention', 'activate'),
+    'act': ('norm', 'activate', 'attention'),
+}
+
+
+@MODELS.register_module()
+class AttentionConvModule(ConvModule):
+    """``conv -> norm -> attention -> act``, the one mechanism of sb_mm.
+
+    mmcv's ``ConvModule`` with the same ``state_dict`` keys (``conv.*``,
+    ``bn.*``) plus ``attention.*``. The attention sees the trunk ``T(x)`` and
+    the input ``x`` of the convolution.
+
+    Args:
+        in_channels: Input channels.
+        out_channels: Output channels.
+        kernel_size: Pixels.
+        attention: Config of a module with ``forward(trunk, x)``, such as
+            ``dict(type='sb_mm.ShiftBalance')``. It is built with the
+            channels, and with ``depthwise=True`` if the convolution is
+            depthwise. None for no attention.
+        attention_after: What the attention stands behind: ``'conv'``,
+            ``'norm'`` or ``'act'``.
+        **kwargs: See mmcv's ``ConvModule``.
+
+    Raises:
+        ValueError: If ``attention_after`` is none of these.
+
+    Note:
+        The paper does not say where the attention enters. Behind the
+        normalisation, an initial lambda of 0.1 is a tenth of the feature's
+        standard deviation, and convolution and norm still fold into one.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        *,
+        attention: dict | None = None,
+        attention_after: str = 'norm',
+        **kwargs,
+    ) -> None:
+        check_choice('attention_after', attention_after, _STEPS)
+        super().__init__(in_channels, out_channels, kernel_size, **kwargs)
+        depthwise = 1 < self.groups == in_channels
+        self.attention = build_attention(
+            attention, in_channels, out_channels, depthwise
+        )
+        present = {
+            'attention': attention is not None,
+            'norm': self.with_norm,
+            'activate': self.with_activation,
+        }
+        self.steps = [s for s in _STEPS[attention_after] if present[s]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, Cin, H, W)`` to ``(N, Cout, H', W')``."""
+        y = self.conv(x)
+        for step in self.steps:
+            if step == 'attention':
+                y = self.attention(y, x)
+            else:
+                y = getattr(self, step)(y)
+        return y
+
+
+def build_attention(
+    attention: dict | None,
+    in_channels: int,
+    out_channels: int,
+    depthwise: bool = False,
+) -> nn.Module:
+    """Build an attention from its config, or the identity from None."""
+    if attention is None:
+        return NoAttention()
+    sizes = dict(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        depthwise=depthwise,
+    )
+    return MODELS.build({**attention, **sizes})

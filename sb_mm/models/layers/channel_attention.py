@@ -1,0 +1,74 @@
+"""What Squeeze-and-Excite and Shift-and-Balance have in common."""
+
+from torch import Tensor, nn
+
+from .arguments import check_number
+from .gate import ChannelGate
+
+
+class ChannelAttention(nn.Module):
+    """Base of the attentions that act on a layer's output channel by channel.
+
+    A subclass defines ``forward(trunk, x)``: ``trunk`` of shape
+    ``(N, Cout, H', W')`` is the output of the layer, ``x`` of shape
+    ``(N, Cin, H, W)`` its input; the result has the shape of ``trunk``.
+
+    The gate has ``out_channels`` hidden units, or
+    ``out_channels // depthwise_reduction`` behind a depthwise convolution,
+    times ``hidden_multiplier`` (Table 10 of arXiv:2103.13080).
+
+    Args:
+        in_channels: Channels of the layer's input.
+        out_channels: Channels of the layer's output.
+        depthwise: Whether the layer is a depthwise convolution.
+        depthwise_reduction: What the hidden units of a depthwise layer are
+            divided by.
+        hidden_multiplier: Factor on the hidden units.
+        dropout: Probability of dropping a hidden unit of the gate.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        depthwise: bool = False,
+        depthwise_reduction: int = 6,
+        hidden_multiplier: float = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_number('in_channels', in_channels, 1, integer=True)
+        check_number('out_channels', out_channels, 1, integer=True)
+        check_number(
+            'depthwise_reduction', depthwise_reduction, 1, integer=True
+        )
+        check_number('hidden_multiplier', hidden_multiplier, 0, open_low=True)
+        check_number('dropout', dropout, 0, 1, open_high=True)
+        reduction = depthwise_reduction if depthwise else 1
+        hidden = max(1, int(out_channels // reduction * hidden_multiplier))
+        self.gate = ChannelGate(in_channels, hidden, out_channels, dropout)
+
+    def forward(self, trunk: Tensor, x: Tensor) -> Tensor:
+        """Return ``trunk`` changed as ``x`` demands."""
+        raise NotImplementedError
+
+
+class NoAttention(nn.Module):
+    """Stands where a layer has no attention, so that it needs no branch."""
+
+    def forward(self, trunk: Tensor, x: Tensor) -> Tensor:
+        """Return ``trunk``."""
+        return trunk
+
+
+def over_pixels(values: Tensor, trunk: Tensor) -> Tensor:
+    """Shape ``(N, C)`` values for broadcasting over ``(N, C, H, W)``.
+
+    The type becomes the trunk's, so that a float32 gate does not widen a
+    network that runs in half precision.
+    """
+    return values.to(trunk.dtype)[:, :, None, None]

@@ -1,0 +1,185 @@
+"""Dynamic convolution (DyConv)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
+
+from sb_mm.registry import MODELS
+
+from .arguments import check_number
+from .gate import ChannelGate
+
+
+@MODELS.register_module()
+class DynamicConv2d(nn.Module):
+    r"""Convolve each sample with its own mixture of ``K`` kernels.
+
+    .. math:: y = (\textstyle\sum_k \pi_k(x) W_k) * x, \quad
+              \pi(x) = \mathrm{softmax}(F(x) / \tau)
+
+    *Dynamic Convolution: Attention over Convolution Kernels*
+    (arXiv:1912.03458), as compared with in arXiv:2103.13080: :math:`W` is
+    ``weight`` of shape ``(K, Cout, Cin / groups, kh, kw)``, :math:`F` is
+    ``gate`` with ``Cin // reduction`` hidden units and biases, :math:`\tau`
+    is the buffer ``temperature``, saved with the weights so that an annealed
+    one is restored.
+
+    A drop-in for ``conv_cfg=dict(type='sb_mm.DynamicConv2d')`` of any mmcv
+    ``ConvModule``. The weights of a plain convolution load into it: every
+    kernel becomes a copy, and the output is the plain convolution's.
+
+    Args:
+        in_channels: Input channels.
+        out_channels: Output channels.
+        kernel_size: Pixels, one number or (height, width).
+        stride: Pixels, one number or (height, width).
+        padding: Pixels of zeros, one number or (height, width).
+        dilation: Pixels, one number or (height, width).
+        groups: Blocked connections from input to output channels.
+        bias: Whether each kernel has a bias; the paper's have none.
+        num_kernels: :math:`K`.
+        temperature: :math:`\tau`; large values mix the kernels evenly.
+        reduction: What the input channels are divided by in the gate.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = False,
+        *,
+        num_kernels: int = 4,
+        temperature: float = 30.0,
+        reduction: int = 4,
+    ) -> None:
+        super().__init__()
+        check_number('num_kernels', num_kernels, 1, integer=True)
+        check_number('temperature', temperature, 0, open_low=True)
+        check_number('reduction', reduction, 1, integer=True)
+        check_number('groups', groups, 1, integer=True)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                'groups must divide in_channels and out_channels, but got '
+                f'groups={groups}, in_channels={in_channels} and '
+                f'out_channels={out_channels}.'
+            )
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
+        self.padding, self.dilation = _pair(padding), _pair(dilation)
+        self.groups = groups
+        # What mmcv's ConvModule reads of a convolution.
+        self.transposed, self.output_padding = False, (0, 0)
+        self.weight = nn.Parameter(
+            torch.empty(
+                num_kernels,
+                out_channels,
+                in_channels // groups,
+                *self.kernel_size,
+            )
+        )
+        self.bias = (
+            nn.Parameter(torch.empty(num_kernels, out_channels))
+            if bias
+            else None
+        )
+        self.register_buffer('temperature', torch.tensor(float(temperature)))
+        hidden = max(1, in_channels // reduction)
+        self.gate = ChannelGate(in_channels, hidden, num_kernels, bias=True)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw each kernel as mmcv draws a convolution's: He, fan-out."""
+        for kernel in self.weight:
+            nn.init.kaiming_normal_(
+                kernel, mode='fan_out', nonlinearity='relu'
+            )
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Return the shares ``(N, K)`` of the kernels, which sum to 1."""
+        return (self.gate(x) / self.temperature).softmax(dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``x`` of shape ``(N, Cin, H, W)``."""
+        shares = self.attention(x)
+        y = self._convolve(x, self._mix(shares, self.weight))
+        if self.bias is None:
+            return y
+        return y + self._mix(shares, self.bias).to(y.dtype)[:, :, None, None]
+
+    def _mix(self, shares: Tensor, bank: Tensor) -> Tensor:
+        """Return ``(N, ...)``: a sample's mixture of the ``(K, ...)`` bank."""
+        with torch.autocast(shares.device.type, enabled=False):
+            mixed = shares.to(bank.dtype) @ bank.flatten(1)
+        return mixed.view(-1, *bank.shape[1:])
+
+    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        # A (1, 1) kernel without padding is one matrix product a sample.
+        pointwise = self.kernel_size == (1, 1) and self.groups == 1
+        if pointwise and self.padding == (0, 0):
+            return self._pointwise(x, weight.flatten(2))
+        return self._grouped(x, weight)
+
+    def _pointwise(self, x: Tensor, weight: Tensor) -> Tensor:
+        x = x[:, :, :: self.stride[0], :: self.stride[1]]
+        n, _, h, w = x.shape
+        if not _is_channels_last(x):
+            return torch.bmm(weight, x.flatten(2)).view(n, -1, h, w)
+        # The pixels' rows are contiguous: multiply from the other side, and
+        # the result is channels_last without a copy.
+        rows = x.permute(0, 2, 3, 1).flatten(1, 2)
+        y = torch.bmm(rows, weight.transpose(1, 2))
+        return y.view(n, h, w, -1).permute(0, 3, 1, 2)
+
+    def _grouped(self, x: Tensor, weight: Tensor) -> Tensor:
+        # One convolution for the whole batch: a sample is a group of its own.
+        n, c, h, w = x.shape
+        y = F.conv2d(
+            x.reshape(1, n * c, h, w),
+            weight.flatten(0, 1),
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=n * self.groups,
+        )
+        y = y.view(n, self.out_channels, *y.shape[2:])
+        if _is_channels_last(x):
+            return y.contiguous(memory_format=torch.channels_last)
+        return y
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args
+    ) -> None:
+        """Accept a plain convolution's weights: copy them to every kernel."""
+        for name in ('weight', 'bias'):
+            bank = getattr(self, name)
+            plain = state_dict.get(prefix + name)
+            if bank is None or plain is None:
+                continue
+            if plain.shape == bank.shape[1:]:
+                state_dict[prefix + name] = plain.expand_as(bank)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """Describe the convolution in ``print(model)``."""
+        return (
+            f'{self.in_channels}, {self.out_channels}, '
+            f'kernel_size={self.kernel_size}, stride={self.stride}, '
+            f'padding={self.padding}, groups={self.groups}, '
+            f'num_kernels={len(self.weight)}'
+        )
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return last and not x.is_contiguous()

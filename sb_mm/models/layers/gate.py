@@ -1,0 +1,75 @@
+"""The gate F that Squeeze-and-Excite, Shift-and-Balance and DyConv share."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GateBatchNorm1d(nn.BatchNorm1d):
+    """Batch normalisation that a training batch of one image survives.
+
+    The statistics of a ``(1, C)`` tensor are undefined, and PyTorch refuses
+    to compute them. The last batch of an epoch can be that small (16,551 VOC
+    images leave one image at batch size 10, 25 or 50), so such a batch is
+    normalised with the running statistics and does not change them.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` of shape ``(N, C)``."""
+        if not (self.training and x.size(0) == 1):
+            return super().forward(x)
+        return F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training=False,
+            eps=self.eps,
+        )
+
+
+class ChannelGate(nn.Module):
+    r"""Channel logits from the globally pooled input of a layer.
+
+    .. math:: F(x) = BN(W_2\, \delta(BN(W_1\, GAP(x))))
+
+    with :math:`\delta` = ReLU, ``fc1`` = :math:`W_1`, ``fc2`` = :math:`W_2`
+    (Eq. 2 and 7 of arXiv:2103.13080). The attention that owns the gate applies
+    the gating function.
+
+    Args:
+        in_channels: Channels of the pooled input.
+        hidden_channels: Hidden units.
+        out_channels: Number of logits.
+        dropout: Probability of dropping a hidden unit (Table 7).
+        bias: Whether the two Linear layers have a bias.
+
+    Note:
+        Computes in the type of its parameters, float32 under autocast: the
+        pooled sums and the statistics of ``(N, C)`` tensors are too small a
+        part of the work to be worth the loss of precision.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        dropout: float = 0.0,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_channels, hidden_channels, bias=bias)
+        self.bn1 = GateBatchNorm1d(hidden_channels)
+        self.relu = nn.ReLU()
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.fc2 = nn.Linear(hidden_channels, out_channels, bias=bias)
+        self.bn2 = GateBatchNorm1d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` of shape ``(N, Cin, H, W)`` to logits ``(N, Cout)``."""
+        with torch.autocast(x.device.type, enabled=False):
+            pooled = x.mean((2, 3), dtype=self.fc1.weight.dtype)
+            hidden = self.relu(self.bn1(self.fc1(pooled)))
+            return self.bn2(self.fc2(self.dropout(hidden)))

@@ -1,0 +1,5 @@
+"""Necks."""
+
+from .ssdlite_neck import SSDLiteNeck
+
+__all__ = ['SSDLiteNeck']

@@ -1,0 +1,76 @@
+"""The extra feature levels of SSDLite."""
+
+from collections.abc import Sequence
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from sb_mm.registry import MODELS
+
+from ..layers.arguments import check_number
+from ..layers.inverted_residual import InvertedResidual
+
+
+@MODELS.register_module()
+class SSDLiteNeck(BaseModule):
+    """Append inverted residuals of stride 2, without attention.
+
+    Section 5.2 of arXiv:2103.13080, after the SSDLite of the
+    qfgaohao/pytorch-ssd project: 1280 -> 512 -> 256 -> 256 -> 64 channels.
+
+    Args:
+        in_channels: Channels of the backbone's outputs, passed through.
+        out_channels: Channels of the extra levels.
+        hidden_channels: Channels of their depthwise convolutions.
+        norm_cfg: Config of the normalisation; ``dict(type='BN')`` if None.
+        act_cfg: Config of the activation; ``dict(type='ReLU6')`` if None.
+        init_cfg: Initialisation; Xavier if None.
+
+    Raises:
+        ValueError: If the two lists differ in length.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int] = (576, 1280),
+        out_channels: Sequence[int] = (512, 256, 256, 64),
+        hidden_channels: Sequence[int] = (256, 128, 128, 64),
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        xavier = dict(type='Xavier', distribution='uniform', layer='Conv2d')
+        super().__init__(init_cfg or xavier)
+        check_number('len(in_channels)', len(in_channels), 1, integer=True)
+        if len(out_channels) != len(hidden_channels):
+            raise ValueError(
+                'out_channels and hidden_channels must be equally long, but '
+                f'got {out_channels!r} and {hidden_channels!r}.'
+            )
+        self.in_channels = tuple(in_channels)
+        self.extra_layers = nn.ModuleList()
+        channels = in_channels[-1]
+        for out, hidden in zip(out_channels, hidden_channels, strict=True):
+            block = InvertedResidual(
+                channels, out, 2, hidden, norm_cfg=norm_cfg, act_cfg=act_cfg
+            )
+            self.extra_layers.append(block)
+            channels = out
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the inputs, then the extra levels, each ``(N, C, H, W)``.
+
+        Raises:
+            ValueError: If the inputs' channels are not ``in_channels``.
+        """
+        channels = tuple(x.size(1) for x in inputs)
+        if channels != self.in_channels:
+            raise ValueError(
+                f'SSDLiteNeck has in_channels={self.in_channels}, but the '
+                f'backbone gave {channels} channels: set in_channels of the '
+                'neck and of the head to these.'
+            )
+        outs = list(inputs)
+        for layer in self.extra_layers:
+            outs.append(layer(outs[-1]))
+        return tuple(outs)

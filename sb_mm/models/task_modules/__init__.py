@@ -1,0 +1,5 @@
+"""Prior boxes."""
+
+from .prior_generator import SSDLitePriorGenerator
+
+__all__ = ['SSDLitePriorGenerator']

@@ -1,0 +1,38 @@
+#!/usr/bin/env python
+"""Train, test and show SB-SSDLite on drawn shapes, in a few minutes."""
+
+import argparse
+import sys
+from pathlib import Path
+
+# Python puts tools/ on the path, not the repository.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sb_mm.engine.cli import run_tool
+from sb_mm.engine.demo import run_demo
+
+
+def parse_args() -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        '--out', type=Path, default=Path('work_dirs/demo'), help='folder'
+    )
+    parser.add_argument('--epochs', type=int, default=20, help='epochs')
+    parser.add_argument(
+        '--images', type=int, default=240, help='training pictures'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='training seed')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the demo."""
+    run_demo(**vars(parse_args()))
+
+
+if __name__ == '__main__':
+    run_tool(main)

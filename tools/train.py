@@ -1,0 +1,47 @@
+#!/usr/bin/env python
+"""Train the model of an mmdet or mmpretrain config."""
+
+import argparse
+import sys
+from pathlib import Path
+
+# Python puts tools/ on the path, not the repository.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sb_mm.engine.cli import add_common_options, parse_arguments, run_tool
+from sb_mm.engine.run import train
+
+
+def parse_args() -> argparse.Namespace:
+    """Return the options, those of mmdet's ``train.py`` and a few more."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    add_common_options(parser)
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='automatic mixed precision (needs a GPU)',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the total batch size',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from CHECKPOINT, or from the newest in the work '
+        'directory',
+    )
+    return parse_arguments(parser)
+
+
+def main() -> None:
+    """Train."""
+    train(parse_args())
+
+
+if __name__ == '__main__':
+    run_tool(main)
