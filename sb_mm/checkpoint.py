@@ -11,7 +11,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from .errors import UserInputError
+from .errors import UserInputError, first_few
 
 _FORCE_SAFE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _FORCE_UNSAFE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
@@ -76,7 +76,9 @@ def load_checkpoint_file(
     """
     try:
         with weights_only(not trust):
-            content = CheckpointLoader.load_checkpoint(path, map_location)
+            content = CheckpointLoader.load_checkpoint(
+                path, map_location, logger='silent'
+            )
     except FileNotFoundError as error:
         raise UserInputError(
             f'The checkpoint {path} does not exist: check the path.'
@@ -209,13 +211,6 @@ def refuse_conflicts(
             f'network ({first_few(shown, "; ")}): use the config that it was '
             'trained with.'
         )
-
-
-def first_few(items: list[str], separator: str = ', ', limit: int = 3) -> str:
-    """Join the first items and say how many more there are."""
-    rest = len(items) - limit
-    more = f'{separator}and {rest} more' if rest > 0 else ''
-    return separator.join(items[:limit]) + more
 
 
 def _listing(names: list[str]) -> str:

@@ -1,5 +1,7 @@
 """The one exception that the command-line tools turn into exit code 2."""
 
+from collections.abc import Sequence
+
 
 class UserInputError(ValueError):
     """Something that the user gave cannot be used.
@@ -7,3 +9,12 @@ class UserInputError(ValueError):
     The message is one sentence that names what was wrong and what to do. The
     command-line tools print it without a traceback and exit with code 2.
     """
+
+
+def first_few(
+    items: Sequence[str], separator: str = ', ', limit: int = 3
+) -> str:
+    """Join the first items and say how many more there are."""
+    text = separator.join(items[:limit])
+    rest = len(items) - limit
+    return f'{text} and {rest} more' if rest > 0 else text

@@ -1,4 +1,4 @@
-# The demo: SB-SSDLite x0.35 on the drawn shapes of tools/make_synthetic_voc.py.
+# The demo: SB-SSDLite x0.35 on shapes drawn by tools/make_synthetic_voc.py.
 data_root = 'data/synthetic_voc/VOC2007/'
 classes = ('circle', 'square', 'triangle', 'star', 'cross', 'ring')
 

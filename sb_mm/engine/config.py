@@ -5,7 +5,6 @@ import os.path as osp
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from mmengine.config import Config, ConfigDict
 
 from sb_mm.errors import UserInputError
@@ -27,8 +26,6 @@ def load_config(args: argparse.Namespace) -> Config:
         set_data_root(cfg, args.data_root)
     resolve_data_roots(cfg)
     cfg.launcher = args.launcher
-    if args.launcher != 'none' and not torch.cuda.is_available():
-        cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
     # Priority as in mmdet: option, config, name of the config file.
     name = Path(args.config).stem
     default = cfg.get('work_dir') or osp.join('./work_dirs', name)

@@ -54,8 +54,8 @@ def run_demo(out: Path, epochs: int, images: int, seed: int) -> dict:
         curves=out / 'curves.png',
         sheet=out / 'detections.png',
     )
-    metrics = _test(common, checkpoint, results)
     plot_curves(run, results['curves'])
+    metrics = _test(common, checkpoint, results)
     _print_summary(metrics, seconds, results)
     return metrics
 

@@ -9,13 +9,12 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
 from sb_mm.checkpoint import (
-    first_few,
     load_checkpoint_file,
     refuse_conflicts,
     shape_conflicts,
     state_dict_of,
 )
-from sb_mm.errors import UserInputError
+from sb_mm.errors import UserInputError, first_few
 
 from .config import dataset_configs
 

@@ -86,7 +86,21 @@ def test_runner(args: argparse.Namespace) -> Runner:
 
 def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config asks for."""
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+        _join_cpu_processes(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _join_cpu_processes(cfg: Config) -> None:
+    """Let torchrun's processes train on CPUs.
+
+    MMEngine's launcher selects a CUDA device before it joins the group, and
+    hands the device's number to the wrapper; both stop without a GPU.
+    """
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    wrapper = cfg.get('model_wrapper_cfg') or dict(broadcast_buffers=False)
+    cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
 
 
 def last_metrics(runner: Runner) -> dict:

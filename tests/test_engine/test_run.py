@@ -1,0 +1,166 @@
+"""A detector is trained, tested and resumed through the tools."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mmdet
+import numpy as np
+import pytest
+import torch
+from mmengine.fileio import load
+from PIL import Image
+
+from sb_mm.engine.report import plot_curves, read_scalars
+
+from .conftest import REPOSITORY, SHORT
+
+
+@pytest.fixture
+def trained(tool, config, tmp_path) -> Path:
+    """The work directory of a finished one-epoch run."""
+    work_dir = tmp_path / 'run'
+    code, error = tool(
+        'train', config, '--work-dir', work_dir, '--cfg-options', *SHORT
+    )
+    assert code == 0, error
+    return work_dir
+
+
+def _val_records(work_dir: Path) -> list[dict]:
+    return [r for r in read_scalars(work_dir) if 'pascal_voc/mAP' in r]
+
+
+def test_training_then_testing_then_resuming(
+    tool, config, trained, tmp_path, monkeypatch
+):
+    """One run, several looks: a run is the slow part."""
+    # Best and last checkpoint, TensorBoard's file, an ETA in the log.
+    assert len(list(trained.glob('best_pascal_voc_mAP_epoch_*.pth'))) == 1
+    checkpoint = trained / 'epoch_1.pth'
+    assert checkpoint.is_file()
+    assert list(trained.glob('*/vis_data/events.out.tfevents*'))
+    log = next(trained.glob('*/*.log')).read_text()
+    assert re.search(r'eta: 0:\d\d:\d\d', log)
+    assert re.search(r'\| square +\|', log)
+    assert 'aeroplane' not in log.split('Epoch(val)')[-1]
+
+    # tools/test.py gives the number that the training run gave.
+    out = tmp_path / 'predictions.pkl'
+    code, error = tool(
+        'test', config, checkpoint, '--work-dir', tmp_path / 'test',
+        '--out', out, '--cfg-options', *SHORT,
+    )  # fmt: skip
+    assert code == 0, error
+    (tested,) = (tmp_path / 'test').glob('*/*.json')
+    expected = _val_records(trained)[-1]
+    got = load(tested)
+    for name in ('pascal_voc/mAP', 'pascal_voc/mAP_area'):
+        assert got[name] == pytest.approx(expected[name], abs=1e-6)
+    assert len(load(out)) == 2
+
+    # --resume goes on behind the last epoch, from any working directory.
+    monkeypatch.chdir(tmp_path)
+    longer = [*SHORT, 'train_cfg.max_epochs=2', 'train_cfg.val_interval=2']
+    code, error = tool(
+        'train', config, '--work-dir', trained, '--resume',
+        '--cfg-options', *longer,
+    )  # fmt: skip
+    assert code == 0, error
+    log = sorted(trained.glob('*/*.log'))[-1].read_text()
+    assert 'resumed epoch: 1' in log
+    assert 'Epoch(train) [2][1/1]' in log
+    assert 'Epoch(train) [1]' not in log
+    assert (trained / 'epoch_2.pth').is_file()
+
+    plot_curves(trained, tmp_path / 'curves.png')
+    with Image.open(tmp_path / 'curves.png') as picture:
+        assert np.asarray(picture.convert('RGB')).std() > 0
+
+
+def test_mmdets_own_tool_trains_our_config(config, tmp_path):
+    train = Path(mmdet.__file__).parent / '.mim/tools/train.py'
+    if not train.is_file():
+        pytest.skip('this mmdet was installed without its tools')
+    command = [sys.executable, train, config, '--work-dir', tmp_path / 'run']
+    command += ['--cfg-options', *SHORT]
+    # As where sb_mm is installed, which a checkout under test may not be.
+    env = {'PYTHONPATH': str(REPOSITORY), 'PATH': ''}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / 'run/epoch_1.pth').is_file()
+
+
+def test_an_mmpretrain_config_trains_with_the_same_tool(tool, tmp_path):
+    pytest.importorskip('mmpretrain')
+    rng = np.random.default_rng(0)
+    for label, level in (('dark', 40), ('light', 200)):
+        folder = tmp_path / 'pictures' / label
+        folder.mkdir(parents=True)
+        for i in range(2):
+            pixels = rng.integers(level, level + 40, (64, 64, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f'{i}.png')
+    config = tmp_path / 'classifier.py'
+    config.write_text(f"""
+default_scope = 'mmpretrain'
+custom_imports = dict(imports=['sb_mm'], allow_failed_imports=False)
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='sb_mm.SBMobileNetV2', widen_factor=0.35),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=2,
+        in_channels=1280,
+        loss=dict(type='CrossEntropyLoss'),
+        topk=(1,),
+    ),
+)
+data_preprocessor = dict(mean=[127] * 3, std=[128] * 3, num_classes=2)
+pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+train_dataloader = dict(
+    batch_size=3,  # leaves a batch of one picture
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='CustomDataset',
+        data_root={str(tmp_path / 'pictures')!r},
+        pipeline=pipeline,
+    ),
+)
+val_dataloader = dict(
+    **dict(train_dataloader, sampler=dict(type='DefaultSampler'))
+)
+val_evaluator = dict(type='Accuracy', topk=(1,))
+train_cfg = dict(by_epoch=True, max_epochs=1)
+val_cfg = dict()
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
+""")
+    code, error = tool('train', config, '--work-dir', tmp_path / 'run')
+    assert code == 0, error
+    assert (tmp_path / 'run/epoch_1.pth').is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(config, tmp_path):
+    script = REPOSITORY / 'tools/dist_train.sh'
+    bin_dir = Path(sys.executable).parent
+    if not (bin_dir / 'torchrun').is_file():
+        pytest.skip('torchrun is not beside this Python')
+    env = {
+        'PATH': f'{bin_dir}:/usr/bin:/bin',
+        'PORT': '29617',
+        'OMP_NUM_THREADS': '1',
+    }
+    done = subprocess.run(
+        ['bash', script, config, '2', '--work-dir', tmp_path / 'run',
+         '--cfg-options', *SHORT],
+        cwd=tmp_path, env=env, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    # 3 pictures on 2 processes: 2 each, one batch.
+    state = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)
+    assert state['meta']['iter'] == 1
