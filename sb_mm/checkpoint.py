@@ -1,9 +1,11 @@
 """Loading of checkpoints without running code from them."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,21 +19,41 @@ _FORCE_SAFE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _FORCE_UNSAFE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 
 
+# How PyTorch says that a file wants more than it allows; any other complaint of
+# its unpickler means damage.
+_NEEDS_MORE = re.compile(
+    r'unsupported (global|class)|is blocked|call reduce|can only (build|create)',
+    re.IGNORECASE,
+)
+
+
+def _history_method(owner: object, name: str) -> Any:
+    """Stand in for ``getattr``, for the one use that MMEngine makes of it.
+
+    The real one would be a way to run code: from any allowed object it
+    reaches the ``__globals__`` of PyTorch's own functions.
+    """
+    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
+        return getattr(owner, name)
+    raise UnpicklingError(
+        f'Unsupported global: getattr of {owner!r} and {name!r}'
+    )
+
+
 def allow_mmengine_classes() -> None:
     """Let ``torch.load(weights_only=True)`` read MMEngine's checkpoints.
 
     MMEngine keeps its log history in a checkpoint: ``HistoryBuffer`` objects,
-    which hold NumPy arrays and refer to their own methods by ``getattr``.
-    MMEngine 0.10.7 does not tell torch >= 2.6 about them, and therefore cannot
-    load its own checkpoints. None of these runs code from the file: what
-    ``getattr`` returns cannot be called by the weights-only unpickler.
+    which hold NumPy arrays and refer to their own methods. MMEngine 0.10.7
+    does not tell torch >= 2.6 about them, and therefore cannot load its own
+    checkpoints.
     """
     core = getattr(np, '_core', None) or np.core
     dtypes = {type(np.dtype(t)) for t in ('f4', 'f8', 'i4', 'i8', 'u4', '?')}
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,
-            getattr,
+            (_history_method, 'builtins.getattr'),
             slice,
             np.ndarray,
             np.dtype,
@@ -76,24 +98,13 @@ def load_checkpoint_file(
     """
     try:
         with weights_only(not trust):
-            content = CheckpointLoader.load_checkpoint(
-                path, map_location, logger='silent'
-            )
+            content = _read(path, map_location)
     except FileNotFoundError as error:
         raise UserInputError(
             f'The checkpoint {path} does not exist: check the path.'
         ) from error
-    except UnpicklingError as error:
-        raise UserInputError(
-            f'The checkpoint {path} holds more than tensors and '
-            f'MMEngine records ({_reason(error)}), and loading it could run '
-            'code from it: if you trust its source, add --trust-checkpoint.'
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserInputError(
-            f'The checkpoint {path} cannot be read ({_reason(error)}): it is '
-            'damaged or no checkpoint.'
-        ) from error
+    except Exception as error:  # a damaged file can raise anything
+        raise _refusal(path, error, trust) from error
     if not isinstance(content, dict):
         raise UserInputError(
             f'The checkpoint {path} holds a {type(content).__name__} instead '
@@ -103,13 +114,28 @@ def load_checkpoint_file(
     return content
 
 
-def _reason(error: Exception) -> str:
-    """Return what matters of PyTorch's page-long message."""
-    text = str(error) or type(error).__name__
-    for line in text.splitlines():
-        if 'Unsupported' in line or 'WeightsUnpickler error' in line:
-            text = line.split('WeightsUnpickler error:')[-1]
-    return text.strip().splitlines()[0].rstrip('. ')
+def _read(path: str, map_location: str) -> object:
+    # Not through MMEngine's loader for local files: the maintained one allows
+    # `getattr`, and tries again after a refusal.
+    if '://' not in path:
+        return torch.load(os.path.expanduser(path), map_location)
+    return CheckpointLoader.load_checkpoint(path, map_location, 'silent')
+
+
+def _refusal(path: str, error: Exception, trusted: bool) -> UserInputError:
+    # PyTorch's message is a page; what matters stands behind this mark.
+    text = str(error).split('WeightsUnpickler error:')[-1].strip()
+    reason = (text or type(error).__name__).splitlines()[0].rstrip('. ')
+    if _NEEDS_MORE.search(reason) and not trusted:
+        return UserInputError(
+            f"The checkpoint {path} holds more than tensors and MMEngine's "
+            f'records ({reason}), and loading it could run code from it: if '
+            'you trust its source, add --trust-checkpoint.'
+        )
+    return UserInputError(
+        f'The checkpoint {path} cannot be read ({reason}): it is damaged or '
+        'no checkpoint.'
+    )
 
 
 def state_dict_of(content: dict) -> dict[str, Tensor]:
@@ -129,21 +155,15 @@ def shape_conflicts(
     A plain convolution's kernel fits a bank of kernels of that shape, see
     :class:`~sb_mm.models.layers.dynamic_conv.DynamicConv2d`.
     """
-    own = {k: tuple(v.shape) for k, v in module.state_dict().items()}
-    banks = {
-        f'{name}.weight'
-        for name, part in module.named_modules()
-        if type(part).__name__ == 'DynamicConv2d'
-    }
-    conflicts = []
-    for name, tensor in state.items():
-        given = tuple(tensor.shape)
-        fits = given == own.get(name, given)
-        if name in banks:
-            fits = given in (own[name], own[name][1:])
-        if not fits:
-            conflicts.append((name, given, own[name]))
-    return conflicts
+    own = {k: [tuple(v.shape)] for k, v in module.state_dict().items()}
+    for prefix, part in module.named_modules():
+        for name, shape in getattr(part, 'plain_shapes', dict)().items():
+            own[f'{prefix}.{name}'].append(shape)
+    return [
+        (name, tuple(tensor.shape), own[name][0])
+        for name, tensor in state.items()
+        if name in own and tuple(tensor.shape) not in own[name]
+    ]
 
 
 def load_pretrained(

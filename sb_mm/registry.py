@@ -6,7 +6,6 @@ because MMEngine imports ``<scope>.registry`` for an unknown scope and then the
 """
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
@@ -28,17 +27,11 @@ DATASETS = Registry(
     'dataset',
     parent=MMENGINE_DATASETS,
     scope='sb_mm',
-    locations=['sb_mm.datasets'],
+    locations=['sb_mm.datasets.voc_devkit'],
 )
 METRICS = Registry(
     'metric',
     parent=MMENGINE_METRICS,
     scope='sb_mm',
-    locations=['sb_mm.evaluation'],
-)
-HOOKS = Registry(
-    'hook',
-    parent=MMENGINE_HOOKS,
-    scope='sb_mm',
-    locations=['sb_mm.engine'],
+    locations=['sb_mm.evaluation.voc_metric'],
 )

@@ -1,10 +1,1 @@
-"""Data sets; the ones built on mmdet are there when mmdet is installed."""
-
-from importlib.util import find_spec
-
-__all__: list[str] = []
-
-if find_spec('mmdet') is not None:
-    from .voc_devkit import VOCDevkitDataset, check_pictures
-
-    __all__ += ['VOCDevkitDataset', 'check_pictures']
+"""Data sets. ``voc_devkit`` is built on mmdet, the others need neither."""

@@ -106,7 +106,7 @@ def test_an_mmpretrain_config_trains_with_the_same_tool(tool, tmp_path):
     config = tmp_path / 'classifier.py'
     config.write_text(f"""
 default_scope = 'mmpretrain'
-custom_imports = dict(imports=['sb_mm'], allow_failed_imports=False)
+custom_imports = dict(imports=['sb_mm.models'], allow_failed_imports=False)
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='sb_mm.SBMobileNetV2', widen_factor=0.35),

@@ -13,7 +13,7 @@ from mmdet.structures import DetDataSample  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
 
 from sb_mm.errors import UserInputError  # noqa: E402
-from sb_mm.evaluation import PascalVOCMetric  # noqa: E402
+from sb_mm.evaluation.voc_metric import PascalVOCMetric  # noqa: E402
 
 CLASSES = ('cat', 'dog')
 

@@ -1,5 +1,12 @@
 # An import error inside sb_mm would otherwise read "not in the registry".
-custom_imports = dict(imports=['sb_mm'], allow_failed_imports=False)
+custom_imports = dict(
+    imports=[
+        'sb_mm.models',
+        'sb_mm.datasets.voc_devkit',
+        'sb_mm.evaluation.voc_metric',
+    ],
+    allow_failed_imports=False,
+)
 default_scope = 'mmdet'
 
 default_hooks = dict(

@@ -117,6 +117,8 @@ class AttentionMobileNetV2(AttentionBackbone):
             channels = out_channels
         last = int(1280 * max(1.0, widen_factor))
         self._add_stage('conv2', ConvModule(channels, last, 1, **conv_cfgs))
+        # Now too, not only in train(): a distributed wrapper looks before.
+        self._freeze_stages()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the chosen features of images ``(N, 3, H, W)``.

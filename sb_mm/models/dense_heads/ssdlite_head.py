@@ -77,6 +77,15 @@ class SSDLiteHead(SSDHead):
             build_activation_layer(self.act_cfg),
         )
 
+    def get_targets(self, *args, **kwargs) -> tuple:
+        """Return mmdet's targets, divided by the number of positives.
+
+        mmdet counts a picture without objects as one.
+        """
+        *targets, _ = super().get_targets(*args, **kwargs)
+        positives = sum((t < self.num_classes).sum() for t in targets[0])
+        return (*targets, positives.clamp(min=1))
+
     def _bbox_post_process(
         self, results: InstanceData, cfg: dict, *args, **kwargs
     ) -> InstanceData:

@@ -12,7 +12,7 @@ def check_choice(name: str, value: object, allowed: Collection) -> None:
     Raises:
         UserInputError: Names the argument, the value and what is allowed.
     """
-    if value not in allowed:
+    if not any(value == item for item in allowed):
         raise UserInputError(
             f'{name} must be one of {_listed(allowed)}, but got {value!r}.'
         )
@@ -24,9 +24,10 @@ def check_subset(name: str, values: Sequence, allowed: Collection) -> None:
     Raises:
         UserInputError: Names the argument, the value and what is allowed.
     """
-    given = [] if isinstance(values, str) else list(values)
-    distinct = len(set(given)) == len(given)
-    if not given or not distinct or any(v not in allowed for v in given):
+    listed = isinstance(values, (list, tuple))
+    chosen = [item for item in allowed if item in values] if listed else []
+    # Fewer: an item stands twice, or is none of the allowed ones.
+    if not chosen or len(chosen) < len(values):
         raise UserInputError(
             f'{name} must be a non-empty sequence of distinct items from '
             f'{_listed(allowed)}, but got {values!r}.'

@@ -37,7 +37,8 @@ class AttentionConvModule(ConvModule):
         **kwargs: See mmcv's ``ConvModule``.
 
     Raises:
-        ValueError: If ``attention_after`` is none of these.
+        ValueError: If ``attention_after`` is none of these, or for the
+            arguments of ``ConvModule`` that have no place here.
 
     Note:
         The paper does not say where the attention enters. Behind the
@@ -56,6 +57,12 @@ class AttentionConvModule(ConvModule):
         **kwargs,
     ) -> None:
         check_choice('attention_after', attention_after, _STEPS)
+        for name in ('order', 'efficient_conv_bn_eval'):
+            if name in kwargs:
+                raise ValueError(
+                    f'{name} of ConvModule has no place here: the order is '
+                    'conv, norm, act with attention_after.'
+                )
         super().__init__(in_channels, out_channels, kernel_size, **kwargs)
         depthwise = 1 < self.groups == in_channels
         self.attention = build_attention(
@@ -70,7 +77,8 @@ class AttentionConvModule(ConvModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, Cin, H, W)`` to ``(N, Cout, H', W')``."""
-        y = self.conv(x)
+        y = self.padding_layer(x) if self.with_explicit_padding else x
+        y = self.conv(y)
         for step in self.steps:
             if step == 'attention':
                 y = self.attention(y, x)

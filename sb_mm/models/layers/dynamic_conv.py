@@ -20,7 +20,7 @@ class DynamicConv2d(nn.Module):
 
     *Dynamic Convolution: Attention over Convolution Kernels*
     (arXiv:1912.03458), as compared with in arXiv:2103.13080: :math:`W` is
-    ``weight`` of shape ``(K, Cout, Cin / groups, kh, kw)``, :math:`F` is
+    ``weight`` of shape ``(K * Cout, Cin / groups, kh, kw)``, :math:`F` is
     ``gate`` with ``Cin // reduction`` hidden units and biases, :math:`\tau`
     is the buffer ``temperature``, saved with the weights so that an annealed
     one is restored.
@@ -65,6 +65,8 @@ class DynamicConv2d(nn.Module):
         check_number('num_kernels', num_kernels, 1, integer=True)
         check_number('temperature', temperature, 0, open_low=True)
         check_number('reduction', reduction, 1, integer=True)
+        check_number('in_channels', in_channels, 1, integer=True)
+        check_number('out_channels', out_channels, 1, integer=True)
         check_number('groups', groups, 1, integer=True)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
@@ -75,22 +77,16 @@ class DynamicConv2d(nn.Module):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
         self.padding, self.dilation = _pair(padding), _pair(dilation)
-        self.groups = groups
+        self.groups, self.num_kernels = groups, num_kernels
         # What mmcv's ConvModule reads of a convolution.
         self.transposed, self.output_padding = False, (0, 0)
+        # The kernels lie along the first axis, as a fifth one would stop
+        # `model.to(memory_format=torch.channels_last)`.
+        bank = num_kernels * out_channels
         self.weight = nn.Parameter(
-            torch.empty(
-                num_kernels,
-                out_channels,
-                in_channels // groups,
-                *self.kernel_size,
-            )
+            torch.empty(bank, in_channels // groups, *self.kernel_size)
         )
-        self.bias = (
-            nn.Parameter(torch.empty(num_kernels, out_channels))
-            if bias
-            else None
-        )
+        self.bias = nn.Parameter(torch.empty(bank)) if bias else None
         self.register_buffer('temperature', torch.tensor(float(temperature)))
         hidden = max(1, in_channels // reduction)
         self.gate = ChannelGate(in_channels, hidden, num_kernels, bias=True)
@@ -98,7 +94,7 @@ class DynamicConv2d(nn.Module):
 
     def init_weights(self) -> None:
         """Draw each kernel as mmcv draws a convolution's: He, fan-out."""
-        for kernel in self.weight:
+        for kernel in self.weight.chunk(self.num_kernels):
             nn.init.kaiming_normal_(
                 kernel, mode='fan_out', nonlinearity='relu'
             )
@@ -111,6 +107,8 @@ class DynamicConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x`` of shape ``(N, Cin, H, W)``."""
+        if x.size(0) == 0:
+            return self._empty(x)
         shares = self.attention(x)
         y = self._convolve(x, self._mix(shares, self.weight))
         if self.bias is None:
@@ -118,10 +116,11 @@ class DynamicConv2d(nn.Module):
         return y + self._mix(shares, self.bias).to(y.dtype)[:, :, None, None]
 
     def _mix(self, shares: Tensor, bank: Tensor) -> Tensor:
-        """Return ``(N, ...)``: a sample's mixture of the ``(K, ...)`` bank."""
+        """Return ``(N, Cout, ...)``: a sample's mixture of the kernels."""
+        kernels = bank.unflatten(0, (self.num_kernels, self.out_channels))
         with torch.autocast(shares.device.type, enabled=False):
-            mixed = shares.to(bank.dtype) @ bank.flatten(1)
-        return mixed.view(-1, *bank.shape[1:])
+            mixed = shares.to(bank.dtype) @ kernels.flatten(1)
+        return mixed.unflatten(1, kernels.shape[1:])
 
     def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         # A (1, 1) kernel without padding is one matrix product a sample.
@@ -131,43 +130,58 @@ class DynamicConv2d(nn.Module):
         return self._grouped(x, weight)
 
     def _pointwise(self, x: Tensor, weight: Tensor) -> Tensor:
+        # Before striding, behind which neither layout is contiguous.
+        channels_last = _is_channels_last(x)
         x = x[:, :, :: self.stride[0], :: self.stride[1]]
-        n, _, h, w = x.shape
-        if not _is_channels_last(x):
-            return torch.bmm(weight, x.flatten(2)).view(n, -1, h, w)
+        if not channels_last:
+            return torch.bmm(weight, x.flatten(2)).unflatten(2, x.shape[2:])
         # The pixels' rows are contiguous: multiply from the other side, and
         # the result is channels_last without a copy.
         rows = x.permute(0, 2, 3, 1).flatten(1, 2)
         y = torch.bmm(rows, weight.transpose(1, 2))
-        return y.view(n, h, w, -1).permute(0, 3, 1, 2)
+        return y.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
     def _grouped(self, x: Tensor, weight: Tensor) -> Tensor:
         # One convolution for the whole batch: a sample is a group of its own.
         n, c, h, w = x.shape
-        y = F.conv2d(
-            x.reshape(1, n * c, h, w),
-            weight.flatten(0, 1),
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=n * self.groups,
+        y = self._conv2d(
+            x.reshape(1, n * c, h, w), weight.flatten(0, 1), n * self.groups
         )
         y = y.view(n, self.out_channels, *y.shape[2:])
         if _is_channels_last(x):
             return y.contiguous(memory_format=torch.channels_last)
         return y
 
+    def _empty(self, x: Tensor) -> Tensor:
+        """Return no output for no sample, as a plain convolution does."""
+        return self._conv2d(x, self.weight[: self.out_channels], self.groups)
+
+    def _conv2d(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+        return F.conv2d(
+            x,
+            weight,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=groups,
+        )
+
+    def plain_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a plain convolution's weights, which load."""
+        shapes = dict(weight=(self.out_channels, *self.weight.shape[1:]))
+        if self.bias is not None:
+            shapes['bias'] = (self.out_channels,)
+        return shapes
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args
     ) -> None:
         """Accept a plain convolution's weights: copy them to every kernel."""
-        for name in ('weight', 'bias'):
-            bank = getattr(self, name)
+        for name, shape in self.plain_shapes().items():
             plain = state_dict.get(prefix + name)
-            if bank is None or plain is None:
-                continue
-            if plain.shape == bank.shape[1:]:
-                state_dict[prefix + name] = plain.expand_as(bank)
+            if plain is not None and tuple(plain.shape) == shape:
+                copies = torch.cat([plain] * self.num_kernels)
+                state_dict[prefix + name] = copies
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
@@ -176,7 +190,7 @@ class DynamicConv2d(nn.Module):
             f'{self.in_channels}, {self.out_channels}, '
             f'kernel_size={self.kernel_size}, stride={self.stride}, '
             f'padding={self.padding}, groups={self.groups}, '
-            f'num_kernels={len(self.weight)}'
+            f'num_kernels={self.num_kernels}'
         )
 
 

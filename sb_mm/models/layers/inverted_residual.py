@@ -66,6 +66,11 @@ class InvertedResidual(BaseModule):
         check_choice('stride', stride, (1, 2))
         check_number('hidden_channels', hidden_channels, 1, integer=True)
         check_subset('attention_layers', attention_layers, ATTENTION_LAYERS)
+        if not expand and hidden_channels != in_channels:
+            raise ValueError(
+                'hidden_channels must equal in_channels without an expand '
+                f'convolution, but got {hidden_channels} and {in_channels}.'
+            )
         self.with_cp = with_cp
         self.use_res_connect = stride == 1 and in_channels == out_channels
         norm_cfg = norm_cfg or dict(type='BN')

@@ -1,0 +1,398 @@
+"""Loading of checkpoints: nothing of the file is run."""
+
+import logging
+import os
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer, MMLogger
+from torch import nn
+
+from sb_mm.checkpoint import (
+    allow_mmengine_classes,
+    first_few,
+    load_checkpoint_file,
+    load_pretrained,
+    refuse_conflicts,
+    shape_conflicts,
+    state_dict_of,
+    weights_only,
+)
+from sb_mm.errors import UserInputError
+from sb_mm.models.layers import DynamicConv2d, ShiftBalance
+
+ROOT = Path(__file__).parents[1]
+FORCE = ('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD')
+
+
+class Bomb:
+    """Leave a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.fixture
+def bomb(tmp_path):
+    trace = tmp_path / 'ran'
+    path = str(tmp_path / 'bomb.pth')
+    torch.save({'state_dict': {}, 'extra': Bomb(trace)}, path)
+    return path, trace
+
+
+@pytest.fixture
+def log():
+    records = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+
+
+# ---- what may be loaded ------------------------------------------------
+
+
+def test_a_checkpoint_with_mmengine_s_log_history_loads(tmp_path):
+    buffer = HistoryBuffer([1.0, 2.0, 6.0], [1, 1, 1])
+    buffer.update(3.0)
+    path = str(tmp_path / 'epoch_1.pth')
+    content = dict(
+        state_dict={'w': torch.ones(2)},
+        message_hub=dict(
+            log_scalars=OrderedDict({'train/loss': buffer}),
+            runtime_info=OrderedDict(best=np.float64(0.5), epoch=np.int64(3)),
+            resumed_keys={'train/loss': True},
+        ),
+        meta=dict(seed=1, classes=('a', 'b'), shape=np.ones((2, 2), 'f4')),
+    )
+    torch.save(content, path)
+    loaded = load_checkpoint_file(path)
+    hub = loaded['message_hub']
+    restored = hub['log_scalars']['train/loss']
+    assert restored.data[0].tolist() == [1, 2, 6, 3]
+    assert restored.mean() == 3
+    assert hub['runtime_info']['best'] == 0.5
+    assert loaded['state_dict']['w'].tolist() == [1, 1]
+
+
+def test_a_runner_s_own_checkpoint_loads(tmp_path):
+    from mmengine.logging import MessageHub
+
+    hub = MessageHub('test_checkpoint_hub')
+    hub.update_scalar('train/loss', 1.5)
+    hub.update_info('iter', 7)
+    path = str(tmp_path / 'iter_7.pth')
+    torch.save(dict(message_hub=hub.state_dict(), state_dict={}), path)
+    loaded = load_checkpoint_file(path)['message_hub']
+    assert loaded['log_scalars']['train/loss'].current() == 1.5
+
+
+# ---- what may not ------------------------------------------------------
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(bomb):
+    path, trace = bomb
+    with pytest.raises(UserInputError, match='add --trust-checkpoint') as e:
+        load_checkpoint_file(path)
+    assert not trace.exists()
+    assert path in str(e.value)
+    assert '\n' not in str(e.value)
+
+
+def test_the_message_names_what_the_checkpoint_wants_to_run(bomb):
+    with pytest.raises(UserInputError, match='mkdir'):
+        load_checkpoint_file(bomb[0])
+
+
+def test_the_message_names_the_culprit_behind_a_log_history(tmp_path):
+    """The host's second attempt must not hide the first one's reason."""
+    path = str(tmp_path / 'both.pth')
+    buffer = HistoryBuffer([1.0], [1])
+    torch.save({'hub': buffer, 'extra': Bomb(tmp_path / 'ran')}, path)
+    with pytest.raises(UserInputError, match='mkdir'):
+        load_checkpoint_file(path)
+
+
+def test_trust_lets_the_code_run(bomb):
+    path, trace = bomb
+    assert load_checkpoint_file(path, trust=True)['state_dict'] == {}
+    assert trace.is_dir()
+
+
+def put_pickle(path, program):
+    """Write a checkpoint whose pickle is ``program``."""
+    torch.save({'w': torch.ones(1)}, path)
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as file:
+        for name, data in parts.items():
+            data = program if name.endswith('data.pkl') else data
+            file.writestr(name, data)
+
+
+def getattr_program(code):
+    """Reach ``eval`` by ``getattr`` alone, and have PyTorch call it.
+
+    ``getattr.__self__`` is the module ``builtins``. PyTorch's own function
+    ``_rebuild_device_tensor_from_numpy``, which a checkpoint may call, calls
+    ``torch.from_numpy``: the program puts an object with ``from_numpy=eval``
+    into its global variables as ``torch``.
+    """
+
+    def name(module, attribute):
+        return f'c{module}\n{attribute}\n'.encode()
+
+    def text(value):
+        data = value.encode()
+        return b'X' + len(data).to_bytes(4, 'little') + data
+
+    def attribute(owner, key):
+        return name('builtins', 'getattr') + owner + text(key) + b'\x86R'
+
+    def namespace(**values):
+        items = b''.join(text(k) + v for k, v in values.items())
+        buffer = name('mmengine.logging.history_buffer', 'HistoryBuffer')
+        return buffer + b')\x81}(' + items + b'ub'
+
+    builtins = attribute(name('builtins', 'getattr'), '__self__')
+    rebuild = name('torch._utils', '_rebuild_device_tensor_from_numpy')
+    fake = namespace(
+        from_numpy=attribute(builtins, 'eval'),
+        serialization=namespace(
+            _serialization_tls=namespace(map_location=b'N')
+        ),
+    )
+    poison = attribute(rebuild, '__globals__') + text('torch') + fake + b's'
+    return b'\x80\x02(' + poison + rebuild + b'(' + text(code) + b'NN\x89tRt.'
+
+
+def test_getattr_in_a_checkpoint_is_no_way_to_run_code(tmp_path):
+    trace, path = tmp_path / 'ran', tmp_path / 'getattr.pth'
+    code = f'__import__("os").mkdir({str(trace)!r})'
+    put_pickle(path, getattr_program(code))
+    # In another process: it leaves PyTorch's own variables changed.
+    script = (
+        f'import sys; sys.path.insert(0, {str(ROOT)!r})\n'
+        'from sb_mm.checkpoint import load_checkpoint_file\n'
+        f'load_checkpoint_file({str(path)!r})'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', script], capture_output=True, text=True
+    )
+    assert not trace.exists()
+    assert 'UserInputError' in done.stderr
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    path = str(tmp_path / 'no.pth')
+    with pytest.raises(UserInputError, match=r'no\.pth does not exist'):
+        load_checkpoint_file(path)
+
+
+def damage_text(path):
+    path.write_text('hello, this is no checkpoint\n' * 9)
+
+
+def damage_empty(path):
+    path.write_bytes(b'')
+
+
+def damage_truncated(path):
+    torch.save({'w': torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+@pytest.mark.parametrize(
+    'damage', [damage_text, damage_empty, damage_truncated]
+)
+@pytest.mark.parametrize('trust', [False, True])
+def test_a_damaged_file_is_called_damaged_and_not_to_be_trusted(
+    damage, trust, tmp_path
+):
+    path = tmp_path / 'damaged.pth'
+    damage(path)
+    with pytest.raises(UserInputError, match='damaged') as error:
+        load_checkpoint_file(str(path), trust=trust)
+    assert '--trust-checkpoint' not in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_a_file_that_holds_no_dictionary_is_refused(tmp_path):
+    path = str(tmp_path / 'list.pth')
+    torch.save([torch.ones(1)], path)
+    with pytest.raises(UserInputError, match='holds a list instead'):
+        load_checkpoint_file(path)
+
+
+# ---- the context -------------------------------------------------------
+
+
+def test_the_context_leaves_the_environment_as_it_was(monkeypatch):
+    monkeypatch.setenv(FORCE[0], '0')
+    monkeypatch.setenv(FORCE[1], '1')
+    with weights_only():
+        assert os.environ[FORCE[0]] == '1'
+        assert FORCE[1] not in os.environ
+    assert [os.environ.get(k) for k in FORCE] == ['0', '1']
+    with weights_only(False):
+        assert os.environ[FORCE[1]] == '1'
+        assert FORCE[0] not in os.environ
+    monkeypatch.delenv(FORCE[0])
+    monkeypatch.delenv(FORCE[1])
+    with weights_only():
+        pass
+    assert not [k for k in FORCE if k in os.environ]
+
+
+def test_the_context_cleans_up_behind_an_error():
+    before = {k: os.environ.get(k) for k in FORCE}
+    with pytest.raises(FileNotFoundError), weights_only():
+        torch.load('no such file')
+    assert {k: os.environ.get(k) for k in FORCE} == before
+
+
+def test_inside_the_context_even_an_explicitly_unsafe_load_is_safe(bomb):
+    path, trace = bomb
+    with weights_only(), pytest.raises(Exception, match='weights_only|load'):
+        torch.load(path, weights_only=False)
+    assert not trace.exists()
+
+
+def test_after_allowing_mmengine_a_plain_torch_load_reads_its_history(
+    tmp_path,
+):
+    path = tmp_path / 'history.pth'
+    torch.save({'h': HistoryBuffer([1.0], [1])}, path)
+    allow_mmengine_classes()
+    assert torch.load(path, weights_only=True)['h'].current() == 1
+
+
+# ---- weights -----------------------------------------------------------
+
+
+@pytest.mark.parametrize('key', ['state_dict', 'model', None])
+def test_weights_are_found_where_checkpoints_keep_them(key):
+    weights = {'module.a.w': torch.ones(1), 'module.b': torch.ones(2)}
+    content = {key: weights, 'epoch': 3} if key else {**weights, 'epoch': 3}
+    assert list(state_dict_of(content)) == ['a.w', 'b']
+
+
+def test_only_a_leading_module_is_removed():
+    assert list(state_dict_of({'a.module.w': torch.ones(1)})) == ['a.module.w']
+
+
+def test_shapes_that_differ_are_listed_and_others_are_not():
+    module = nn.Sequential(nn.Linear(2, 3), DynamicConv2d(4, 4, 1))
+    state = {
+        '0.weight': torch.ones(4, 2),
+        '0.bias': torch.ones(3),
+        '1.weight': torch.ones(4, 4, 1, 1),
+        'unknown': torch.ones(9),
+    }
+    assert shape_conflicts(module, state) == [('0.weight', (4, 2), (3, 2))]
+    bank = DynamicConv2d(4, 4, 1).weight
+    assert not shape_conflicts(module, {'1.weight': bank.detach()})
+    conflicts = shape_conflicts(module, {'1.weight': torch.ones(4, 3, 1, 1)})
+    assert conflicts[0][:2] == ('1.weight', (4, 3, 1, 1))
+
+
+def test_the_biases_of_a_plain_convolution_fit_a_bank_too():
+    module = DynamicConv2d(4, 4, 1, bias=True)
+    plain = nn.Conv2d(4, 4, 1).state_dict()
+    assert shape_conflicts(nn.Sequential(module), {
+        f'0.{k}': v for k, v in plain.items()
+    }) == []  # fmt: skip
+
+
+def test_conflicts_are_refused_with_the_first_few_names():
+    refuse_conflicts('a.pth', [])
+    conflicts = [(f'layer{i}', (1,), (2,)) for i in range(5)]
+    with pytest.raises(UserInputError) as error:
+        refuse_conflicts('a.pth', conflicts)
+    message = str(error.value)
+    assert '5 tensors of a.pth' in message
+    assert 'layer0 is (1,) instead of (2,); layer1' in message
+    assert 'and 2 more' in message
+    assert 'layer3' not in message
+
+
+def test_first_few_counts_the_rest():
+    assert first_few(['a', 'b', 'c']) == 'a, b, c'
+    assert first_few(['a', 'b', 'c', 'd']) == 'a, b, c and 1 more'
+    assert first_few([]) == ''
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 1)
+        self.attention = ShiftBalance(2, 3)
+
+
+def save_conv(path, prefix='net.', **extra):
+    weights = {'weight': torch.ones(3, 2, 1, 1), 'bias': torch.zeros(3)}
+    state = {f'{prefix}conv.{k}': v for k, v in weights.items()}
+    torch.save({'state_dict': {**state, **extra}}, path)
+    return str(path)
+
+
+def test_loading_says_what_came_in_and_what_did_not(tmp_path, log):
+    path = save_conv(tmp_path / 'a.pth', **{'net.fc': torch.ones(1)})
+    network = Network()
+    load_pretrained(network, path, prefix='net')
+    assert network.conv.weight.eq(1).all()
+    message = next(m for m in log if 'loaded' in m)
+    # SB: 2 Linear, 2 norms of 5 tensors, lambda
+    assert f'{path}: loaded 2 of 15 tensors' in message
+    assert '13 attention tensors keep their start values (attention.' in (
+        message
+    )
+    assert 'and 10 more)' in message
+    assert '; 0 trunk tensors were not in the file;' in message
+    assert '1 tensors of the file were not used' in message
+
+
+def test_loading_names_the_trunk_tensors_that_are_missing(tmp_path, log):
+    path = str(tmp_path / 'a.pth')
+    torch.save({'conv.bias': torch.zeros(3)}, path)
+    load_pretrained(Network(), path)
+    message = next(m for m in log if 'loaded' in m)
+    assert '1 trunk tensors were not in the file (conv.weight)' in message
+
+
+def test_a_prefix_ends_at_a_dot(tmp_path):
+    path = save_conv(tmp_path / 'a.pth', prefix='network.')
+    with pytest.raises(UserInputError, match='No tensor of'):
+        load_pretrained(Network(), path, prefix='net')
+
+
+def test_a_file_of_which_nothing_fits_is_refused(tmp_path):
+    path = save_conv(tmp_path / 'a.pth')
+    with pytest.raises(UserInputError) as error:
+        load_pretrained(Network(), path)
+    message = str(error.value)
+    assert f'No tensor of {path} fits Network with prefix=None' in message
+    assert 'the file has net.conv.weight, net.conv.bias' in message
+    assert 'the network conv.weight' in message
+
+
+def test_shapes_that_do_not_fit_change_nothing(tmp_path):
+    path = str(tmp_path / 'a.pth')
+    state = {'conv.weight': torch.ones(5, 2, 1, 1), 'conv.bias': torch.ones(3)}
+    torch.save(state, path)
+    network = Network()
+    before = network.conv.bias.clone()
+    with pytest.raises(UserInputError, match=r'conv\.weight is \(5, 2, 1, 1'):
+        load_pretrained(network, path)
+    assert network.conv.bias.equal(before)

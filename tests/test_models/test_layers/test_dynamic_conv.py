@@ -1,0 +1,264 @@
+"""Dynamic convolution: each sample has its own mixture of kernels."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from torch import nn
+
+from sb_mm.models.layers import DynamicConv2d
+
+FORMS = {
+    'pointwise': dict(kernel_size=1),
+    'pointwise with bias': dict(kernel_size=1, bias=True),
+    'strided pointwise': dict(kernel_size=1, stride=(2, 3)),
+    'padded pointwise': dict(kernel_size=1, padding=1),
+    'grouped pointwise': dict(kernel_size=1, groups=2),
+    'depthwise': dict(kernel_size=3, padding=1, groups=8),
+    'strided depthwise': dict(kernel_size=3, padding=1, stride=2, groups=8),
+    'grouped': dict(kernel_size=3, groups=4, bias=True),
+    'plain': dict(kernel_size=(3, 2), padding=(2, 1)),
+    'dilated': dict(kernel_size=3, dilation=2, padding=1),
+}
+forms = pytest.mark.parametrize('form', list(FORMS))
+
+
+def build(form, **kwargs):
+    return DynamicConv2d(8, 8, **FORMS[form], **kwargs)
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(1)
+    return torch.randn(5, 8, 6, 7) * 4 + 1
+
+
+def sample_loop(conv, x, shares):
+    """Mix the kernels and convolve, one sample after the other."""
+    outs = []
+    for n in range(len(x)):
+        kernel, bias = 0, None
+        for k in range(len(conv.weight)):
+            kernel = kernel + shares[n, k] * conv.weight[k]
+            if conv.bias is not None:
+                bias = (0 if k == 0 else bias) + shares[n, k] * conv.bias[k]
+        outs.append(
+            F.conv2d(
+                x[n : n + 1],
+                kernel,
+                bias,
+                conv.stride,
+                conv.padding,
+                conv.dilation,
+                conv.groups,
+            )
+        )
+    return torch.cat(outs)
+
+
+@pytest.mark.parametrize('batch', [1, 2, 5])
+@forms
+def test_dyconv_is_a_loop_over_the_samples(
+    form, batch, x, randomise, gate_formula
+):
+    conv = randomise(build(form, temperature=3.0)).eval()
+    x = x[:batch]
+    scores = (gate_formula(conv.gate, x)[0] / 3.0).exp()
+    shares = scores / scores.sum(1, keepdim=True)
+    assert shares.std() > 0.05
+    torch.testing.assert_close(
+        conv(x), sample_loop(conv, x, shares), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_training_uses_the_statistics_of_the_batch(x, randomise, gate_formula):
+    conv = randomise(build('depthwise', temperature=3.0)).train()
+    scores = (gate_formula(conv.gate, x, training=True)[0] / 3.0).exp()
+    shares = scores / scores.sum(1, keepdim=True)
+    torch.testing.assert_close(
+        conv(x), sample_loop(conv, x, shares), rtol=1e-4, atol=1e-3
+    )
+
+
+@forms
+def test_logits_of_zero_are_the_mean_kernel(form, x, randomise):
+    conv = randomise(build(form)).eval()
+    conv.gate.bn2.weight.data.zero_()
+    conv.gate.bn2.bias.data.zero_()
+    expected = sample_loop(conv, x, torch.full((5, 4), 0.25))
+    torch.testing.assert_close(conv(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@forms
+@pytest.mark.parametrize('kernels', [1, 3])
+def test_equal_kernels_are_a_plain_convolution(form, kernels, x, randomise):
+    conv = randomise(build(form, num_kernels=kernels)).eval()
+    plain = nn.Conv2d(8, 8, **{'bias': False, **FORMS[form]})
+    conv.load_state_dict(plain.state_dict(), strict=False)
+    assert conv.weight.shape == (kernels, *plain.weight.shape)
+    torch.testing.assert_close(conv(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'count'),
+    [
+        # 4 * (8 * 12) kernels; hidden 8 // 4 = 2: 8 * 2 + 2, 2 * 4 + 4
+        # Linear with bias, 2 * (2 + 4) BN
+        (dict(kernel_size=1), 426),
+        # 4 * 12 biases more
+        (dict(kernel_size=1, bias=True), 474),
+        # 2 * (4 * 12 * 9) kernels; 8 * 2 + 2, 2 * 2 + 2, 2 * (2 + 2)
+        (dict(kernel_size=3, groups=2, num_kernels=2), 896),
+        # hidden 8: 384 kernels; 8 * 8 + 8, 8 * 4 + 4, 2 * (8 + 4)
+        (dict(kernel_size=1, reduction=1), 516),
+        # hidden at least 1: 384; 8 + 1, 4 + 4, 2 * (1 + 4)
+        (dict(kernel_size=1, reduction=99), 411),
+    ],
+    ids=repr,
+)
+def test_dyconv_has_exactly_its_parameters(kwargs, count, parameter_count):
+    assert parameter_count(DynamicConv2d(8, 12, **kwargs)) == count
+
+
+@pytest.mark.parametrize('batch', [1, 5])
+@pytest.mark.parametrize('form', ['pointwise with bias', 'grouped'])
+def test_every_parameter_gets_a_gradient(
+    form, batch, x, randomise, all_gradients
+):
+    conv = randomise(build(form)).train()
+    out = conv(x[:batch])
+    (out * torch.randn_like(out)).sum().backward()
+    # The batch norm takes the bias of the Linear before it away again.
+    lost = [] if batch == 1 else ['gate.fc1.bias', 'gate.fc2.bias']
+    rest = [n for n in all_gradients(conv) if n not in lost]
+    assert rest == []
+    assert conv.gate.fc1.bias.grad is not None
+
+
+@forms
+def test_one_training_image_leaves_the_statistics_alone(form, x, randomise):
+    conv = randomise(build(form)).train()
+    before = {k: v.clone() for k, v in conv.named_buffers()}
+    out = conv(x[:1])
+    torch.testing.assert_close(out, conv.eval()(x[:1]))
+    for name, value in conv.named_buffers():
+        assert value.equal(before[name]), name
+
+
+def test_the_temperature_is_saved_and_restored(x, randomise):
+    hot = randomise(build('pointwise', temperature=30.0)).eval()
+    cold = build('pointwise', temperature=2.0).eval()
+    assert hot.state_dict()['temperature'] == 30
+    assert 'temperature' not in dict(hot.named_parameters())
+    state = {**hot.state_dict(), 'temperature': torch.tensor(2.0)}
+    cold.load_state_dict(hot.state_dict())
+    assert cold.temperature == 30
+    torch.testing.assert_close(cold(x), hot(x))
+    cold.load_state_dict(state)
+    assert (cold(x) - hot(x)).abs().max() > 0.1
+
+
+def test_the_shares_of_the_kernels_sum_to_one_for_every_sample(x, randomise):
+    conv = randomise(build('pointwise', temperature=3.0)).eval()
+    shares = conv.attention(x)
+    assert shares.shape == (5, 4)
+    torch.testing.assert_close(shares.sum(1), torch.ones(5))
+
+
+@forms
+def test_dyconv_keeps_channels_last(form, x, randomise, is_channels_last):
+    conv = randomise(build(form)).eval()
+    out = conv(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(out, conv(x), rtol=1e-4, atol=1e-3)
+    assert is_channels_last(out)
+    assert conv(x).is_contiguous()
+
+
+@forms
+def test_the_module_itself_can_be_made_channels_last(
+    form, x, randomise, is_channels_last
+):
+    conv = randomise(build(form)).eval()
+    expected = conv(x)
+    conv.to(memory_format=torch.channels_last)
+    out = conv(x.to(memory_format=torch.channels_last))
+    assert is_channels_last(out)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-3)
+
+
+@forms
+def test_autocast_gives_the_output_but_not_the_gate_in_bfloat16(
+    form, x, randomise, gate_dtypes
+):
+    conv = randomise(build(form)).eval()
+    seen = gate_dtypes(conv)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        out = conv(x)
+    assert out.dtype == torch.bfloat16
+    assert seen == {torch.float32}
+    error = (out.float() - conv(x)).abs().max()
+    assert error < 0.05 * conv(x).abs().max()
+
+
+@forms
+@pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16])
+def test_a_converted_dyconv_computes_in_its_own_type(form, dtype, x):
+    conv = build(form).to(dtype).eval()
+    assert conv(x.to(dtype)).dtype == dtype
+
+
+def test_an_empty_batch_gives_an_empty_output():
+    conv = build('pointwise').eval()
+    x = torch.randn(0, 8, 6, 7)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        assert conv(x.to(memory_format=layout)).shape == (0, 8, 6, 7)
+    conv = build('strided depthwise').eval()
+    assert conv(x).shape == (0, 8, 3, 4)
+
+
+@pytest.mark.parametrize('norm_cfg', [None, dict(type='BN')], ids=repr)
+def test_an_mmcv_conv_module_takes_dyconv_by_its_conv_cfg(
+    norm_cfg, x, randomise
+):
+    cfg = dict(type='sb_mm.DynamicConv2d', num_kernels=3, temperature=5.0)
+    module = ConvModule(
+        8, 6, 3, padding=1, conv_cfg=cfg, norm_cfg=norm_cfg, inplace=False
+    )
+    conv = randomise(module).eval().conv
+    assert isinstance(conv, DynamicConv2d)
+    assert (len(conv.weight), conv.temperature) == (3, 5)
+    assert (conv.bias is None) == (norm_cfg is not None)
+    expected = conv(x)
+    if norm_cfg:
+        expected = module.bn(expected)
+    assert expected.min() < 0
+    torch.testing.assert_close(module(x), expected.clamp(min=0))
+    assert module(x).shape == (5, 6, 6, 7)
+
+
+def test_kernels_start_as_mmcv_draws_a_convolution():
+    torch.manual_seed(0)
+    conv = DynamicConv2d(64, 32, 3)
+    # He, fan-out: variance 2 / (Cout * kh * kw)
+    expected = (2 / (32 * 9)) ** 0.5
+    for kernel in conv.weight:
+        assert kernel.std().item() == pytest.approx(expected, rel=0.03)
+    assert not conv.weight[0].equal(conv.weight[1])
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(num_kernels=0), r'num_kernels must be an integer in \[1'),
+        (dict(num_kernels=2.5), 'num_kernels must be an integer'),
+        (dict(temperature=0), r'temperature must be a number in \(0, inf\)'),
+        (dict(temperature=float('inf')), 'temperature must be a number'),
+        (dict(reduction=0), r'reduction must be an integer in \[1'),
+        (dict(groups=3), 'groups must divide in_channels and out_channels'),
+        (dict(groups=0), r'groups must be an integer in \[1'),
+    ],
+    ids=repr,
+)
+def test_arguments_out_of_range_name_what_is_allowed(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        DynamicConv2d(8, 8, 3, **kwargs)

@@ -1,0 +1,99 @@
+"""The extra levels of SSDLite."""
+
+import pytest
+import torch
+
+from sb_mm.models import SSDLiteNeck
+
+
+def inputs(channels=(576, 1280)):
+    torch.manual_seed(1)
+    return (
+        torch.randn(2, channels[0], 19, 19),
+        torch.randn(2, channels[1], 10, 10),
+    )
+
+
+def test_six_levels_of_19_10_5_3_2_1():
+    outs = SSDLiteNeck().eval()(inputs())
+    assert [tuple(o.shape[1:]) for o in outs] == [
+        (576, 19, 19),
+        (1280, 10, 10),
+        (512, 5, 5),
+        (256, 3, 3),
+        (256, 2, 2),
+        (64, 1, 1),
+    ]
+
+
+def test_the_inputs_pass_through_and_each_level_feeds_the_next():
+    neck = SSDLiteNeck((4, 6), (8, 8), (16, 16)).eval()
+    given = inputs((4, 6))
+    outs = neck(given)
+    assert len(outs) == 4
+    assert outs[0] is given[0]
+    assert outs[1] is given[1]
+    torch.testing.assert_close(outs[2], neck.extra_layers[0](given[1]))
+    # Stride 2 and equal channels: nothing is added.
+    layers = outs[2]
+    for layer in neck.extra_layers[1].conv:
+        layers = layer(layers)
+    torch.testing.assert_close(outs[3], layers)
+
+
+def test_the_extra_levels_have_exactly_their_parameters(parameter_count):
+    # A block: Cin * h + 9 * h + h * Cout, 2 * (h + h + Cout) of BN
+    # 1280-256-512: 461,056 + 2,048; 512-128-256: 99,456 + 1,024;
+    # 256-128-256: 66,688 + 1,024; 256-64-64: 21,056 + 384
+    assert parameter_count(SSDLiteNeck()) == 652736
+
+
+def test_the_extra_levels_hold_no_attention():
+    names = SSDLiteNeck().state_dict()
+    assert not [n for n in names if 'attention' in n or 'gate' in n]
+
+
+def test_every_parameter_gets_a_gradient(all_gradients):
+    neck = SSDLiteNeck((4, 6), (8, 8), (16, 16)).train()
+    out = neck(inputs((4, 6)))[-1]
+    (out * torch.randn_like(out)).sum().backward()
+    assert all_gradients(neck) == []
+
+
+def test_norm_and_activation_can_be_chosen():
+    neck = SSDLiteNeck(
+        (4, 6),
+        (8,),
+        (16,),
+        norm_cfg=dict(type='BN', eps=0.25),
+        act_cfg=dict(type='LeakyReLU'),
+    )
+    kinds = {type(m).__name__ for m in neck.modules()}
+    assert 'LeakyReLU' in kinds
+    assert 'ReLU6' not in kinds
+    assert neck.extra_layers[0].conv[0].bn.eps == 0.25
+
+
+def test_the_convolutions_start_as_xavier_draws_them():
+    neck = SSDLiteNeck()
+    neck.init_weights()
+    weight = neck.extra_layers[0].conv[0].conv.weight
+    # uniform: sqrt(6 / (fan_in + fan_out))
+    bound = (6 / (1280 + 256)) ** 0.5
+    assert weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
+
+
+def test_lists_of_different_lengths_are_refused():
+    with pytest.raises(ValueError, match='out_channels and hidden_channels'):
+        SSDLiteNeck(out_channels=(8, 8), hidden_channels=(8,))
+
+
+def test_no_input_at_all_is_refused():
+    with pytest.raises(ValueError, match='in_channels'):
+        SSDLiteNeck(in_channels=())
+
+
+def test_a_backbone_of_another_width_is_named():
+    neck = SSDLiteNeck((4, 6), (8,), (16,))
+    with pytest.raises(ValueError, match=r'in_channels=\(4, 6\).*\(5, 6\)'):
+        neck(inputs((5, 6)))

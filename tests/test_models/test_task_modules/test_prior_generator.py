@@ -1,0 +1,87 @@
+"""The 3,000 priors of SSDLite."""
+
+import numpy as np
+import pytest
+import torch
+
+TASK_UTILS = pytest.importorskip('mmdet.registry').TASK_UTILS
+SIDES = (19, 10, 5, 3, 2, 1)
+STRIDES = (16, 32, 64, 100, 150, 300)
+MIN = (60, 105, 150, 195, 240, 285)
+MAX = (105, 150, 195, 240, 285, 330)
+
+
+def build(**kwargs):
+    cfg = dict(
+        type='sb_mm.SSDLitePriorGenerator',
+        scale_major=False,
+        input_size=300,
+        strides=STRIDES,
+        ratios=[[2, 3]] * 6,
+        min_sizes=MIN,
+        max_sizes=MAX,
+    )
+    return TASK_UTILS.build({**cfg, **kwargs})
+
+
+def listed_priors():
+    """Write ARCHITECTURE's list: centre and size in pixels, 6 a cell."""
+    boxes = []
+    for side, stride, low, high in zip(SIDES, STRIDES, MIN, MAX, strict=True):
+        sizes = [(low, low), ((low * high) ** 0.5,) * 2]
+        for ratio in (2, 3):
+            root = ratio**0.5
+            sizes += [(low * root, low / root), (low / root, low * root)]
+        for row in range(side):
+            for column in range(side):
+                x, y = (column + 0.5) * stride, (row + 0.5) * stride
+                for w, h in sizes:
+                    boxes.append((x, y, min(w, 300), min(h, 300)))
+    return np.array(boxes)
+
+
+def in_order(boxes):
+    boxes = np.asarray(boxes, dtype=np.float64).round(3)
+    return boxes[np.lexsort(boxes.T)]
+
+
+def test_there_are_3000_priors_and_they_are_the_listed_ones():
+    levels = build().grid_priors([(s, s) for s in SIDES], device='cpu')
+    assert [len(level) for level in levels] == [2166, 600, 150, 54, 24, 6]
+    boxes = torch.cat(levels).double().numpy()
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    ours = np.hstack([centres, boxes[:, 2:] - boxes[:, :2]])
+    expected = listed_priors()
+    assert len(expected) == 3000
+    np.testing.assert_allclose(
+        in_order(ours), in_order(expected), rtol=0, atol=2e-3
+    )
+
+
+def test_cells_are_listed_row_by_row_with_six_priors_each():
+    """The order in which the head's 1x1 convolutions predict them."""
+    boxes = build().grid_priors([(s, s) for s in SIDES], device='cpu')[0]
+    centres = ((boxes[:, :2] + boxes[:, 2:]) / 2).view(19, 19, 6, 2)
+    steps = (torch.arange(19) + 0.5) * 16
+    for prior in range(6):
+        expected = torch.stack(torch.meshgrid(steps, steps, indexing='xy'), 2)
+        torch.testing.assert_close(centres[:, :, prior], expected)
+
+
+def test_the_clamp_keeps_the_centre_and_the_short_side():
+    boxes = build().base_anchors[5]
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    # 285 * sqrt(2) and 285 * sqrt(3) exceed 300
+    assert sizes.max() == 300
+    assert sizes.min().item() == pytest.approx(285 / 3**0.5, abs=1e-3)
+    torch.testing.assert_close(
+        (boxes[:, :2] + boxes[:, 2:]) / 2, torch.full((6, 2), 150.0)
+    )
+    unclamped = build(input_size=3000).base_anchors[5]
+    assert (unclamped[:, 2:] - unclamped[:, :2]).max() > 490
+
+
+def test_priors_may_stick_out_of_the_picture():
+    boxes = build().grid_priors([(s, s) for s in SIDES], device='cpu')[0]
+    assert boxes.min() < 0
+    assert boxes.max() > 300

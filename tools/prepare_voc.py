@@ -1,0 +1,76 @@
+"""Bring PASCAL VOC 2007 and 2012 into a devkit folder."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sb_mm.datasets.prepare_voc import MIRRORS, VOC_YEARS, VOCPreparer
+from sb_mm.errors import UserInputError
+
+DESCRIPTION = """\
+Bring PASCAL VOC into OUT/VOC2007 (trainval, test) and OUT/VOC2012 (trainval).
+Downloads 2.9 GB, goes on where an earlier call stopped, checks checksums and
+picture counts, and leaves nothing half-unpacked. A year that is there is
+checked and left alone."""
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION,
+        epilog='Mirrors tried by default: ' + ' '.join(MIRRORS),
+    )
+    add = parser.add_argument
+    add('--out', default='data/VOCdevkit', help='the devkit (%(default)s)')
+    text = 'no download: a folder with the official tar files, or an '
+    text += 'unpacked VOCdevkit, whose years are linked, not copied'
+    add('--from-dir', help=text)
+    add(
+        '--years',
+        type=int,
+        nargs='+',
+        default=VOC_YEARS,
+        choices=VOC_YEARS,
+        help='the years to bring (all)',
+    )
+    text = 'web folders with the tar files, tried in this order; {year} in '
+    text += 'one becomes 2007 or 2012'
+    add('--mirrors', nargs='+', default=MIRRORS, metavar='URL', help=text)
+    add('--keep-archives', action='store_true', help='keep OUT/archives')
+    add('--download-dir', help='where tar files go and stay (OUT/archives)')
+    add(
+        '--expect-counts',
+        choices=['official', 'none'],
+        default='official',
+        help='none: take a subset with the same layout, whatever its '
+        'checksums and picture counts (%(default)s)',
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Bring the years and return the exit code."""
+    args = parse_args()
+    try:
+        VOCPreparer(
+            args.out,
+            from_dir=args.from_dir,
+            mirrors=args.mirrors,
+            keep_archives=args.keep_archives,
+            download_dir=args.download_dir,
+            official=args.expect_counts == 'official',
+            years={year: VOC_YEARS[year] for year in args.years},
+        ).run()
+    except UserInputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('Stopped; call it again to go on from here.', file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
