@@ -19,10 +19,11 @@ _FORCE_SAFE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _FORCE_UNSAFE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 
 
-# How PyTorch says that a file wants more than it allows; any other complaint of
-# its unpickler means damage.
+# How PyTorch says that a file wants more than it allows; any other complaint
+# of its unpickler means damage.
 _NEEDS_MORE = re.compile(
-    r'unsupported (global|class)|is blocked|call reduce|can only (build|create)',
+    r'unsupported (global|class)|is blocked|call reduce'
+    r'|can only (build|create)',
     re.IGNORECASE,
 )
 

@@ -14,8 +14,8 @@ model = dict(
     ),
 )
 
-# Few pictures and epochs: no expanded pictures, whose objects would be too small
-# to learn in that time, and a higher rate after a warm-up.
+# Few pictures and epochs: no expanded pictures, whose objects would be too
+# small to learn in that time, and a higher rate after a warm-up.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
