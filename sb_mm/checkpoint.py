@@ -19,6 +19,7 @@ _FORCE_SAFE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _FORCE_UNSAFE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 
 
+_MARK = 'WeightsUnpickler error:'
 # How PyTorch says that a file wants more than it allows; any other complaint
 # of its unpickler means damage.
 _NEEDS_MORE = re.compile(
@@ -90,13 +91,15 @@ def load_checkpoint_file(
     Args:
         path: Anything that MMEngine's ``CheckpointLoader`` understands.
         map_location: See ``torch.load``.
-        trust: Run the code that the file may bring with it.
+        trust: Run the code that the file may bring with it; so does an
+            enclosing ``weights_only(False)``.
 
     Raises:
         UserInputError: If there is no such file, if it is not a checkpoint, or
             if it needs more than tensors and MMEngine's classes and is not
             trusted.
     """
+    trust = trust or os.environ.get(_FORCE_UNSAFE) == '1'
     try:
         with weights_only(not trust):
             content = _read(path, map_location)
@@ -124,9 +127,7 @@ def _read(path: str, map_location: str) -> object:
 
 
 def _refusal(path: str, error: Exception, trusted: bool) -> UserInputError:
-    # PyTorch's message is a page; what matters stands behind this mark.
-    text = str(error).split('WeightsUnpickler error:')[-1].strip()
-    reason = (text or type(error).__name__).splitlines()[0].rstrip('. ')
+    reason = _reason(error)
     if _NEEDS_MORE.search(reason) and not trusted:
         return UserInputError(
             f"The checkpoint {path} holds more than tensors and MMEngine's "
@@ -137,6 +138,15 @@ def _refusal(path: str, error: Exception, trusted: bool) -> UserInputError:
         f'The checkpoint {path} cannot be read ({reason}): it is damaged or '
         'no checkpoint.'
     )
+
+
+def _reason(error: Exception) -> str:
+    """Return the line that matters of PyTorch's page-long message."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    marked = [line for line in lines if _MARK in line]
+    wanted = [line for line in lines if _NEEDS_MORE.search(line)]
+    line = [*wanted, *marked, *lines, type(error).__name__][0]
+    return line.split(_MARK)[-1].split('. ')[0].strip(' .')
 
 
 def state_dict_of(content: dict) -> dict[str, Tensor]:

@@ -26,10 +26,10 @@ SYNTHETIC_CLASSES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring')
 
 MANIFEST = 'synthetic_voc.json'
 YEAR_FOLDER = 'VOC2007'
-GENERATOR_VERSION = 1  # to be raised when the same seed draws other pictures
+GENERATOR_VERSION = 2  # to be raised when the same seed draws other pictures
 
 COUNT_WEIGHTS = (0.1, 0.2, 0.3, 0.4)  # of pictures with 1, 2, 3, 4 shapes
-SIDE_RANGE = (0.15, 0.55)  # longer side of a box / shorter side of a picture
+SIDE_RANGE = (0.22, 0.6)  # longer side of a box / shorter side of a picture
 MAX_OVERLAP = 0.15  # intersection / smaller box, which keeps IoU below 0.2
 MAX_ROTATION = 20.0  # degrees, so that a square stays apart from a diamond
 ASPECT_RANGE = (0.8, 1.25)

@@ -1,7 +1,7 @@
 """Checks of data and checkpoint, before a model is built or trained."""
 
 import os.path as osp
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -138,6 +138,18 @@ def _classes_of(cfg: Config) -> list[str]:
         if classes and not isinstance(classes, str):
             return [str(c) for c in classes]
     return []
+
+
+def pretrained_files(config: object) -> Iterator[str]:
+    """Yield the checkpoint of every ``type='Pretrained'`` in a config."""
+    if isinstance(config, dict):
+        if config.get('type') == 'Pretrained':
+            yield config['checkpoint']
+        for value in config.values():
+            yield from pretrained_files(value)
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            yield from pretrained_files(value)
 
 
 def _skeleton(cfg: Config) -> nn.Module:

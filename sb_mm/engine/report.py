@@ -106,4 +106,6 @@ def _fit(picture: np.ndarray, width: int) -> np.ndarray:
     height = width // 2
     scaled = mmcv.imrescale(picture, (width, height))
     bottom, right = height - scaled.shape[0], width - scaled.shape[1]
-    return mmcv.impad(scaled, padding=(0, 0, right, bottom), pad_val=255)
+    return mmcv.impad(
+        scaled, padding=(0, 0, right, bottom), pad_val=(255, 255, 255)
+    )

@@ -13,7 +13,7 @@ from sb_mm.errors import UserInputError
 
 from .config import load_config
 from .memory import keep_freed_memory
-from .preflight import check_checkpoint, check_data
+from .preflight import check_checkpoint, check_data, pretrained_files
 
 
 def train(args: argparse.Namespace) -> dict:
@@ -117,14 +117,15 @@ def last_metrics(runner: Runner) -> dict:
 
 
 def _check_start(cfg: Config, trust: bool) -> None:
-    """Check the checkpoint that a run continues or starts from."""
+    """Check the checkpoints that a run continues or starts from."""
+    path = cfg.get('load_from')
     if not cfg.get('resume'):
         # Fine-tuning: another head is what the user wants, so only that the
-        # file can be loaded is checked; MMEngine logs what does not fit.
-        if cfg.get('load_from'):
-            load_checkpoint_file(cfg.load_from, trust=trust)
+        # files can be loaded is checked; MMEngine logs what does not fit.
+        for file in [path, *pretrained_files(cfg.model)]:
+            if file and '://' not in file:
+                load_checkpoint_file(file, trust=trust)
         return
-    path = cfg.get('load_from')
     if path is None and osp.isdir(cfg.work_dir):
         path = find_latest_checkpoint(cfg.work_dir)
     if path is not None:

@@ -137,8 +137,8 @@ def test_shapes_have_the_promised_sizes_and_places(pictures):
             if shape.truncated:
                 assert touches
             else:
-                assert side >= 0.15 * min(height, width) - 4
-            assert side <= 0.55 * min(height, width) + 2
+                assert side >= 0.22 * min(height, width) - 4
+            assert side <= 0.6 * min(height, width) + 2
 
 
 def test_boxes_of_a_picture_hardly_overlap(pictures):

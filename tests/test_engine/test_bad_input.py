@@ -169,7 +169,7 @@ class _Evil:
         return open, (str(self.path), 'w')
 
 
-@pytest.mark.parametrize('how', ['test', 'resume', 'load_from'])
+@pytest.mark.parametrize('how', ['test', 'resume', 'load_from', 'init_cfg'])
 def test_a_checkpoint_with_code_is_refused(tool, config, tmp_path, how):
     trace = tmp_path / 'trace'
     path = _save(tmp_path / 'x.pth', config, evil=_Evil(trace))
@@ -177,6 +177,12 @@ def test_a_checkpoint_with_code_is_refused(tool, config, tmp_path, how):
         result = _test(tool, config, path)
     elif how == 'resume':
         result = tool('train', config, '--resume', path)
+    elif how == 'init_cfg':
+        pretrained = [
+            'model.init_cfg.type=Pretrained',
+            f'model.init_cfg.checkpoint={path}',
+        ]
+        result = tool('train', config, '--cfg-options', *pretrained)
     else:
         result = tool('train', config, '--cfg-options', f'load_from={path}')
     _one_sentence(result, 'x.pth', '--trust-checkpoint')

@@ -24,7 +24,7 @@ def check_subset(name: str, values: Sequence, allowed: Collection) -> None:
     Raises:
         UserInputError: Names the argument, the value and what is allowed.
     """
-    listed = isinstance(values, (list, tuple))
+    listed = isinstance(values, Sequence) and not isinstance(values, str)
     chosen = [item for item in allowed if item in values] if listed else []
     # Fewer: an item stands twice, or is none of the allowed ones.
     if not chosen or len(chosen) < len(values):

@@ -342,7 +342,7 @@ def test_presets_pass_their_arguments_to_the_layers():
     assert (gate.fc1.out_features, gate.dropout.p) == (24, 0.5)
     conv = build('dyconv', num_kernels=2, temperature=3.0)
     conv = conv.layer2[0].conv[0].conv
-    assert (len(conv.weight), conv.temperature.item()) == (2, 3)
+    assert (conv.num_kernels, conv.temperature.item()) == (2, 3)
 
 
 def test_host_settings_reach_every_layer():

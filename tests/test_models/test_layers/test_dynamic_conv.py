@@ -35,13 +35,14 @@ def x():
 
 def sample_loop(conv, x, shares):
     """Mix the kernels and convolve, one sample after the other."""
-    outs = []
+    outs, size = [], conv.out_channels
     for n in range(len(x)):
         kernel, bias = 0, None
-        for k in range(len(conv.weight)):
-            kernel = kernel + shares[n, k] * conv.weight[k]
+        for k in range(shares.size(1)):
+            of_k = slice(k * size, (k + 1) * size)
+            kernel = kernel + shares[n, k] * conv.weight[of_k]
             if conv.bias is not None:
-                bias = (0 if k == 0 else bias) + shares[n, k] * conv.bias[k]
+                bias = (0 if k == 0 else bias) + shares[n, k] * conv.bias[of_k]
         outs.append(
             F.conv2d(
                 x[n : n + 1],
@@ -95,7 +96,8 @@ def test_equal_kernels_are_a_plain_convolution(form, kernels, x, randomise):
     conv = randomise(build(form, num_kernels=kernels)).eval()
     plain = nn.Conv2d(8, 8, **{'bias': False, **FORMS[form]})
     conv.load_state_dict(plain.state_dict(), strict=False)
-    assert conv.weight.shape == (kernels, *plain.weight.shape)
+    assert len(conv.weight) == kernels * 8
+    assert conv.weight.shape[1:] == plain.weight.shape[1:]
     torch.testing.assert_close(conv(x), plain(x), rtol=1e-4, atol=1e-4)
 
 
@@ -226,7 +228,7 @@ def test_an_mmcv_conv_module_takes_dyconv_by_its_conv_cfg(
     )
     conv = randomise(module).eval().conv
     assert isinstance(conv, DynamicConv2d)
-    assert (len(conv.weight), conv.temperature) == (3, 5)
+    assert (len(conv.weight), conv.temperature) == (3 * 6, 5)
     assert (conv.bias is None) == (norm_cfg is not None)
     expected = conv(x)
     if norm_cfg:
@@ -241,9 +243,10 @@ def test_kernels_start_as_mmcv_draws_a_convolution():
     conv = DynamicConv2d(64, 32, 3)
     # He, fan-out: variance 2 / (Cout * kh * kw)
     expected = (2 / (32 * 9)) ** 0.5
-    for kernel in conv.weight:
+    kernels = conv.weight.chunk(4)
+    for kernel in kernels:
         assert kernel.std().item() == pytest.approx(expected, rel=0.03)
-    assert not conv.weight[0].equal(conv.weight[1])
+    assert not kernels[0].equal(kernels[1])
 
 
 @pytest.mark.parametrize(
