@@ -10,12 +10,27 @@ from typing import Any
 
 from .version import __version__
 
-__all__ = ['__version__']
+_CLASSES = (
+    'AttentionConvModule',
+    'AttentionMobileNetV2',
+    'DyConvMobileNetV2',
+    'DynamicConv2d',
+    'SBMobileNetV2',
+    'SEMobileNetV2',
+    'SSDLiteHead',
+    'SSDLiteNeck',
+    'SSDLitePriorGenerator',
+    'ShiftBalance',
+    'SqueezeExcite',
+)
+__all__ = ['__version__', *_CLASSES]
 
 
 def __getattr__(name: str) -> Any:
-    if not name.startswith('_'):
-        models = import_module('.models', __name__)
-        if hasattr(models, name):
-            return getattr(models, name)
+    if name in _CLASSES:
+        return getattr(import_module('.models', __name__), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_CLASSES])

@@ -50,6 +50,11 @@ def allow_mmengine_classes() -> None:
     does not tell torch >= 2.6 about them, and therefore cannot load its own
     checkpoints.
     """
+    if torch.__version__ < '2.6':
+        raise UserInputError(
+            f'Loading checkpoints safely needs torch 2.6 or later, but this '
+            f'is {torch.__version__}: upgrade torch.'
+        )
     core = getattr(np, '_core', None) or np.core
     dtypes = {type(np.dtype(t)) for t in ('f4', 'f8', 'i4', 'i8', 'u4', '?')}
     torch.serialization.add_safe_globals(
@@ -128,6 +133,15 @@ def _read(path: str, map_location: str) -> object:
 
 def _refusal(path: str, error: Exception, trusted: bool) -> UserInputError:
     reason = _reason(error)
+    if '://' in path:
+        return UserInputError(
+            f'The checkpoint {path} cannot be fetched or read ({reason}): '
+            'check the address and the network, or give a local file.'
+        )
+    if os.path.isdir(path):
+        return UserInputError(
+            f'The checkpoint {path} is a folder: give a file in it.'
+        )
     if _NEEDS_MORE.search(reason) and not trusted:
         return UserInputError(
             f"The checkpoint {path} holds more than tensors and MMEngine's "

@@ -1,7 +1,7 @@
 """Fixtures that several test modules share."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -107,3 +107,11 @@ def tiny_devkit(tmp_path) -> Callable[..., Path]:
         return root
 
     return build
+
+
+@pytest.fixture(autouse=True)
+def _scope_of_mmdet() -> Iterator[None]:
+    """A run in this process leaves its scope behind; others need mmdet's."""
+    mmengine = pytest.importorskip('mmengine.registry')
+    with mmengine.DefaultScope.overwrite_default_scope('mmdet'):
+        yield

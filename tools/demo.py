@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sb_mm.engine.cli import run_tool
-from sb_mm.engine.demo import run_demo
+from sb_mm.engine.demo import DemoFailedError, run_demo
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,12 +26,18 @@ def parse_args() -> argparse.Namespace:
         '--images', type=int, default=240, help='training pictures'
     )
     parser.add_argument('--seed', type=int, default=0, help='training seed')
+    parser.add_argument(
+        '--min-map', type=float, default=0.6, help='fail below this mAP'
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     """Run the demo."""
-    run_demo(**vars(parse_args()))
+    try:
+        run_demo(**vars(parse_args()))
+    except DemoFailedError as error:
+        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ import colorsys
 import logging
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -128,7 +129,10 @@ class VOCDevkitDataset(XMLDataset):
         path = img_info['xml_path']
         size, objects = read_annotation(path)
         known = [obj for obj in objects if self._is_known(obj.name, path)]
-        width, height = size or picture_size(img_info['img_path'])
+        if size is None or any(_sticks_out(obj.box, size) for obj in known):
+            # Annotation programs write wrong sizes: do not clip to one.
+            size = picture_size(img_info['img_path'])
+        width, height = size
         boxes = [_to_bbox(obj.box, width, height) for obj in known]
         instances = [
             self._to_instance(obj, bbox)
@@ -159,21 +163,32 @@ class VOCDevkitDataset(XMLDataset):
         return kept
 
     def check_pictures(self) -> None:
-        """Checks that every picture is whole and as large as annotated.
+        """Checks that every picture is whole, and warns of wrong sizes.
 
         Reads the head and the tail of each file; decodes only those that
-        do not end as they should.
+        do not end as they should. The size in an annotation is used for
+        nothing else than ``filter_cfg``: pictures of another size are
+        counted in a warning.
 
         Raises:
-            UserInputError: Pictures cannot be read or differ in size.
+            UserInputError: Pictures cannot be read.
         """
-        infos = (self.get_data_info(i) for i in range(len(self)))
-        found = (
-            _picture_fault(i['img_path'], (i['width'], i['height']))
-            for i in infos
-        )
-        if faults := [fault for fault in found if fault is not None]:
+        faults, others = [], []
+        for info in (self.get_data_info(i) for i in range(len(self))):
+            try:
+                size = _whole_picture_size(info['img_path'])
+            except FileFault as fault:
+                faults.append(fault)
+                continue
+            if size != (info['width'], info['height']):
+                others.append(info['xml_path'])
+        if faults:
             raise_faults(faults)
+        if others:
+            _warn(
+                f'{len(others)} annotations give another size than their '
+                f'picture has: {first_few(others)}.'
+            )
 
     def _folders(self) -> tuple[str, str]:
         root = self.sub_data_root
@@ -210,8 +225,8 @@ class VOCDevkitDataset(XMLDataset):
                 f'and {self._folders()[1]}/<name>.jpg (or .jpeg, .png)'
             )
         return (
-            f'run `python tools/prepare_voc.py --out {root}` or set '
-            'data_root to the folder that holds VOC2007 and VOC2012'
+            f'run `python tools/prepare_voc.py --out {shlex.quote(root)}` or '
+            'set data_root to the folder that holds VOC2007 and VOC2012'
         )
 
     def _find_files(self) -> list[dict]:
@@ -330,6 +345,10 @@ def _warn(message: str) -> None:
     print_log(message, logger='current', level=logging.WARNING)
 
 
+def _sticks_out(box: Sequence[float], size: tuple[int, int]) -> bool:
+    return box[2] > size[0] or box[3] > size[1]
+
+
 def _to_bbox(box: Sequence[float], width: int, height: int) -> list[int]:
     """Counts pixels from 0, as mmdet does, and clips to the picture."""
     bounds = (width, height, width, height)
@@ -395,22 +414,20 @@ def picture_size(path: str) -> tuple[int, int]:
         raise _unreadable(path, error) from None
 
 
-def _picture_fault(path: str, size: tuple[int, int]) -> FileFault | None:
+def _whole_picture_size(path: str) -> tuple[int, int]:
+    """(width, height) in pixels of a picture that is not cut off.
+
+    Raises:
+        FileFault: The file is not a readable picture.
+    """
     try:
         with open(path, 'rb') as file, Image.open(file) as picture:
-            found = _oriented_size(picture)
+            size = _oriented_size(picture)
             if not _is_complete(file, picture.format):
                 picture.load()
     except Exception as error:  # Pillow's decoders raise many types
-        return _unreadable(path, error)
-    if found == size:
-        return None
-    return FileFault(
-        path,
-        f'is {found[0]} x {found[1]} pixels, but its annotation says '
-        f'{size[0]} x {size[1]}',
-        'correct <size> in the annotation if its boxes fit the picture',
-    )
+        raise _unreadable(path, error) from None
+    return size
 
 
 def _unreadable(path: str, error: Exception) -> FileFault:

@@ -14,6 +14,16 @@ from sb_mm.errors import UserInputError
 _INTERRUPTED = 130
 
 
+class _Options(DictAction):
+    """MMEngine's action, with a sentence for what is no ``key=value``."""
+
+    def __call__(self, *args, **kwargs) -> None:
+        try:
+            super().__call__(*args, **kwargs)
+        except ValueError as error:
+            raise argparse.ArgumentError(self, 'write key=value') from error
+
+
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of both mmdet's ``train.py`` and ``test.py``."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
@@ -29,7 +39,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_Options,
         help='override settings of the config: key=value, with lists as '
         'key="[a,b]" or key=a,b and no white space',
     )

@@ -20,17 +20,33 @@ def load_config(args: argparse.Namespace) -> Config:
         UserInputError: If the config does not exist or cannot be read.
     """
     cfg = read_config(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
-    if args.data_root is not None:
-        set_data_root(cfg, args.data_root)
+    options = dict(args.cfg_options or {})
+    # On its own, the variable would reach no loader.
+    root = args.data_root or options.pop('data_root', None)
+    _override(cfg, options)
+    if root is not None:
+        set_data_root(cfg, root)
     resolve_data_roots(cfg)
     cfg.launcher = args.launcher
     # Priority as in mmdet: option, config, name of the config file.
     name = Path(args.config).stem
     default = cfg.get('work_dir') or osp.join('./work_dirs', name)
     cfg.work_dir = args.work_dir or default
+    if osp.isfile(cfg.work_dir):
+        raise UserInputError(
+            f'--work-dir {cfg.work_dir} is a file: give a folder.'
+        )
     return cfg
+
+
+def _override(cfg: Config, options: dict) -> None:
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserInputError(
+            f'--cfg-options {options} do not fit the config ({error}): use '
+            'the names of its settings.'
+        ) from error
 
 
 def read_config(path: str) -> Config:
@@ -46,12 +62,19 @@ def read_config(path: str) -> Config:
             'file, such as configs/ssd_sb_voc.py.'
         )
     try:
-        return Config.fromfile(path)
-    except (OSError, SyntaxError, ImportError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is code, and can raise anything
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserInputError(
-            f'The config {path} cannot be read: {reason}.'
+            f'The config {path} cannot be read ({lines[0].rstrip(".!")}): '
+            'correct it and the files and packages that it names.'
         ) from error
+    if not cfg.get('model'):
+        raise UserInputError(
+            f'The config {path} has no model: give a whole config, such as '
+            'configs/ssd_sb_voc.py.'
+        )
+    return cfg
 
 
 def dataset_configs(cfg: Config) -> Iterator[tuple[str, ConfigDict]]:
@@ -73,22 +96,24 @@ def _leaves(dataset: ConfigDict) -> Iterator[ConfigDict]:
 
 def set_data_root(cfg: Config, root: str) -> None:
     """Let every loader and the evaluators' annotation files use ``root``."""
-    old = cfg.get('data_root')
+    for old in {d.get('data_root') for _, d in dataset_configs(cfg)}:
+        _move_annotations(cfg, old, root)
     for _, dataset in dataset_configs(cfg):
         dataset.data_root = root
-    if old is not None:
+    if 'data_root' in cfg:
         cfg.data_root = root
-        for name in ('val_evaluator', 'test_evaluator'):
-            _move_annotations(cfg.get(name), old, root)
 
 
-def _move_annotations(evaluators: object, old: str, root: str) -> None:
+def _move_annotations(cfg: Config, old: str | None, root: str) -> None:
     """COCO-like evaluators name an annotation file of their own."""
-    several = isinstance(evaluators, (list, tuple))
-    for evaluator in evaluators if several else [evaluators or {}]:
-        file = evaluator.get('ann_file')
-        if file and file.startswith(old):
-            evaluator['ann_file'] = osp.join(root, file.removeprefix(old))
+    for name in ('val_evaluator', 'test_evaluator'):
+        evaluators = cfg.get(name) or []
+        several = isinstance(evaluators, (list, tuple))
+        for evaluator in evaluators if several else [evaluators]:
+            file = evaluator.get('ann_file')
+            if old and file and file.startswith(old):
+                relative = file.removeprefix(old).lstrip('/')
+                evaluator['ann_file'] = osp.join(root, relative)
 
 
 def resolve_data_roots(cfg: Config) -> None:
@@ -101,3 +126,4 @@ def resolve_data_roots(cfg: Config) -> None:
         root = dataset.get('data_root')
         if root and not osp.exists(root) and (_REPOSITORY / root).exists():
             dataset.data_root = str(_REPOSITORY / root)
+            _move_annotations(cfg, root, dataset.data_root)

@@ -10,16 +10,25 @@ from rich.table import Table
 
 from sb_mm.checkpoint import weights_only
 from sb_mm.datasets.synthetic_voc import make_synthetic_voc
+from sb_mm.errors import UserInputError
+from sb_mm.models.layers.arguments import check_number
 
 from .report import draw_sheet, plot_curves
 from .run import test_runner, train
+
+
+class DemoFailedError(RuntimeError):
+    """The demo ran, but its detector is not as good as it should be."""
+
 
 _CONFIG = (
     Path(__file__).resolve().parents[2] / 'configs/voc/ssd_sb_synthetic.py'
 )
 
 
-def run_demo(out: Path, epochs: int, images: int, seed: int) -> dict:
+def run_demo(
+    out: Path, epochs: int, images: int, seed: int, min_map: float
+) -> dict:
     """Run the demo.
 
     Args:
@@ -27,15 +36,23 @@ def run_demo(out: Path, epochs: int, images: int, seed: int) -> dict:
         epochs: Training epochs.
         images: Training pictures.
         seed: Seed of the training; the pictures are always the same.
+        min_map: The 11-point mAP, 0 to 1, that the detector must reach.
 
     Returns:
         The test's metrics.
+
+    Raises:
+        UserInputError: If an argument is out of its range.
+        DemoFailedError: If the detector stayed below ``min_map``.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    devkit, run = out / 'devkit', out / 'run'
+    check_number('--epochs', epochs, 1, integer=True)
+    check_number('--images', images, 8, 9999, integer=True)
+    check_number('--min-map', min_map, 0, 1)
+    _make_folder(out)
+    devkit = out / 'devkit'
     make_synthetic_voc(devkit, num_train=images, force=True, progress=True)
-    # A new run: --resume is what continues an old one.
-    shutil.rmtree(run, ignore_errors=True)
+    # A new folder each time: nothing of an earlier run is deleted.
+    run = out / 'runs' / time.strftime('%Y%m%d_%H%M%S')
     common = dict(
         config=str(_CONFIG),
         work_dir=str(run),
@@ -57,11 +74,31 @@ def run_demo(out: Path, epochs: int, images: int, seed: int) -> dict:
     plot_curves(run, results['curves'])
     metrics = _test(common, checkpoint, results)
     _print_summary(metrics, seconds, results)
+    if metrics['pascal_voc/mAP'] < min_map:
+        raise DemoFailedError(
+            f'The mAP of {metrics["pascal_voc/mAP"]:.3f} is below the '
+            f'{min_map} that the demo asks for.'
+        )
     return metrics
 
 
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserInputError(
+            f'The folder {out} cannot be made ({error.strerror}): choose '
+            'another --out.'
+        ) from error
+
+
 def _train_args(common: dict, epochs: int, seed: int) -> argparse.Namespace:
-    options = {'train_cfg.max_epochs': epochs, 'randomness.seed': seed}
+    options = {
+        'train_cfg.max_epochs': epochs,
+        'randomness.seed': seed,
+        # MMEngine keeps one visualiser a name and process.
+        'visualizer.name': common['work_dir'],
+    }
     return argparse.Namespace(
         **common,
         cfg_options=options,
@@ -78,7 +115,7 @@ def _best_checkpoint(run: Path) -> Path:
 def _test(common: dict, checkpoint: Path, results: dict) -> dict:
     table = results['table'].with_suffix('.json')
     args = argparse.Namespace(
-        **{**common, 'work_dir': f'{common["work_dir"]}_test'},
+        **{**common, 'work_dir': f'{common["work_dir"]}/test'},
         cfg_options={'test_evaluator.out_file': str(table)},
         checkpoint=str(checkpoint),
         out=None,

@@ -1,7 +1,9 @@
 """Checks of data and checkpoint, before a model is built or trained."""
 
+import os
 import os.path as osp
 from collections.abc import Collection, Iterator, Sequence
+from inspect import signature
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -53,15 +55,31 @@ def _check_dataset(cfg: Config, dataset: dict) -> None:
 
 
 def _check_paths(dataset: dict) -> None:
-    root, file = dataset.get('data_root') or '', dataset.get('ann_file') or ''
-    # mmpretrain's data sets that can download themselves need no folder yet.
-    needed = [osp.join(root, file)] if file else []
-    missing = [p for p in needed if '://' not in p and not osp.exists(p)]
-    if missing:
+    """Check that the folder and the files of a host's data set are there."""
+    root = dataset.get('data_root') or ''
+    prefixes = dataset.get('data_prefix') or {}
+    prefixes = {'': prefixes} if isinstance(prefixes, str) else prefixes
+    parts = [dataset.get('ann_file') or '', *prefixes.values()]
+    needed = [root, *(osp.join(root, part) for part in parts if part)]
+    missing = [path for path in needed if path and not _is_there(path)]
+    if missing and not _can_download(dataset):
         raise UserInputError(
-            f'{missing[0]} does not exist: set --data-root to the folder of '
-            'the data.'
+            f'{first_few(missing)} not found or empty: set --data-root to the '
+            'folder of the data.'
         )
+
+
+def _is_there(path: str) -> bool:
+    if '://' in path or osp.isfile(path):
+        return True
+    return osp.isdir(path) and len(os.listdir(path)) > 0
+
+
+def _can_download(dataset: dict) -> bool:
+    """Whether it is one of mmpretrain's data sets that fetch themselves."""
+    cls = DATASETS.get(dataset['type'])
+    accepts = cls and 'download' in signature(cls.__init__).parameters
+    return bool(accepts and dataset.get('download', True))
 
 
 def check_class_count(cfg: Config, classes: Sequence[str]) -> None:
@@ -97,10 +115,13 @@ def check_checkpoint(cfg: Config, path: str, trust: bool = False) -> None:
     model = _skeleton(cfg)
     refuse_conflicts(path, shape_conflicts(model, state))
     own = model.state_dict().keys()
-    _refuse_names(path, [k for k in own if k not in state], 'are missing')
-    _refuse_names(
-        path, [k for k in state if k not in own], 'are not of this network'
-    )
+    # A counter that no network of these needs; old files lack it.
+    missing = [k for k in own if k not in state]
+    missing = [k for k in missing if not k.endswith('num_batches_tracked')]
+    _refuse_names(path, missing, 'are missing')
+    extra = [k for k in state if k not in own]
+    extra = [k for k in extra if not k.startswith('data_preprocessor.')]
+    _refuse_names(path, extra, 'are not of this network')
 
 
 def _refuse_names(path: str, names: list[str], what: str) -> None:

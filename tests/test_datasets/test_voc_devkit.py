@@ -415,13 +415,23 @@ def test_a_whole_picture_with_data_behind_its_end_passes(flat):
     load(flat).check_pictures()
 
 
-def test_a_picture_of_another_size_is_found(flat, make_xml):
+def test_a_wrong_size_in_an_annotation_is_a_warning(
+    flat, make_xml, warnings_of
+):
     annotate(flat, 'a', make_xml([('disc', (1, 1, 9, 9))], (48, 64)))
-    with pytest.raises(UserInputError) as caught:
-        load(flat).check_pictures()
-    message = str(caught.value)
-    assert 'a.jpg is 64 x 48 pixels' in message
-    assert 'says 48 x 64' in message
+    load(flat).check_pictures()
+    (message,) = warnings_of
+    assert '1 annotations give another size' in message
+    assert 'a.xml' in message
+
+
+def test_boxes_are_clipped_to_the_picture_and_not_to_a_wrong_size(
+    flat, make_xml
+):
+    annotate(flat, 'a', make_xml([('disc', (20, 1, 60, 99))], (32, 24)))
+    info = load(flat).get_data_info(0)
+    assert (info['width'], info['height']) == (64, 48)
+    assert info['instances'][0]['bbox'] == [19, 0, 59, 47]
 
 
 @pytest.mark.parametrize('orientation', [3, 6, 8])

@@ -11,7 +11,7 @@ CUSTOM = REPOSITORY / 'configs/voc/ssd_sb_custom.py'
 # What makes a run fit for a test; nothing of the model.
 SHORT = (
     'train_cfg.max_epochs=1',
-    'train_dataloader.batch_size=3',
+    'train_dataloader.batch_size=2',  # of 3: leaves a batch of one
     *(
         f'{loader}_dataloader.{key}'
         for loader in ('train', 'val', 'test')
@@ -37,6 +37,9 @@ def config(devkit, tmp_path) -> Path:
     text = text.replace("'data/my_devkit/'", repr(f'{devkit}/'))
     text = text.replace("('cat', 'dog')", "('square', 'disc')")
     text = text.replace("'../ssd_sb_voc.py'", repr(_main_config()))
+    # MMEngine keeps one visualiser a name and process: without this, the next
+    # test's curves would go to the folder of the first one.
+    text += f'visualizer = dict(name={tmp_path.name!r})\n'
     path = tmp_path / 'mine.py'
     path.write_text(text)
     return path

@@ -203,3 +203,56 @@ def test_the_exit_code_reaches_the_shell():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip().startswith('error: The config nothing.py')
+
+
+def test_a_checkpoint_folder(tool, config, tmp_path):
+    _one_sentence(_test(tool, config, tmp_path), 'is a folder')
+
+
+def test_an_option_without_a_value(tool, config):
+    code, error = tool('train', config, '--cfg-options', 'train_cfg')
+    assert code == 2
+    assert 'write key=value' in error
+
+
+def test_a_config_with_an_undefined_name(tool, tmp_path):
+    config = tmp_path / 'broken.py'
+    config.write_text('model = dict(type=nothing)\n')
+    _one_sentence(tool('train', config), 'broken.py', 'nothing')
+
+
+def test_a_config_without_a_model(tool, tmp_path):
+    config = tmp_path / 'empty.py'
+    config.write_text('x = 1\n')
+    _one_sentence(tool('train', config), 'has no model')
+
+
+def test_a_work_dir_that_is_a_file(tool, config):
+    _one_sentence(tool('train', config, '--work-dir', config), 'is a file')
+
+
+def test_the_data_root_may_also_come_as_an_option_of_the_config(
+    tool, tmp_path
+):
+    config = REPOSITORY / 'configs/ssd_sb_voc.py'
+    root = tmp_path / 'devkit'
+    result = tool('train', config, '--cfg-options', f'data_root={root}')
+    _one_sentence(result, f'{root}/VOC2007', f'prepare_voc.py --out {root}')
+
+
+def test_the_command_in_the_message_can_be_copied(tool, tmp_path):
+    config = REPOSITORY / 'configs/ssd_sb_voc.py'
+    root = tmp_path / 'my devkit'
+    result = tool('train', config, '--data-root', root)
+    _one_sentence(result, f"prepare_voc.py --out '{root}'")
+
+
+def test_a_host_data_set_without_its_folder(tool, tmp_path):
+    config = tmp_path / 'coco.py'
+    config.write_text("""
+_base_ = 'mmdet::_base_/datasets/coco_detection.py'
+default_scope = 'mmdet'
+model = dict(type='RetinaNet')
+""")
+    result = tool('train', config, '--data-root', tmp_path / 'coco')
+    _one_sentence(result, 'instances_train2017.json', '--data-root')

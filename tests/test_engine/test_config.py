@@ -64,3 +64,16 @@ def test_a_relative_root_of_the_working_directory_wins(tmp_path, monkeypatch):
     set_data_root(cfg, 'configs/voc')
     resolve_data_roots(cfg)
     assert {root for _, root in _roots(cfg)} == {'configs/voc'}
+
+
+def test_an_evaluators_file_follows_a_relative_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    leaf = dict(type='CocoDataset', data_root='configs/')
+    cfg = Config(
+        dict(
+            val_dataloader=dict(dataset=leaf),
+            val_evaluator=dict(ann_file='configs/val.json'),
+        )
+    )
+    resolve_data_roots(cfg)
+    assert cfg.val_evaluator.ann_file == str(REPOSITORY / 'configs/val.json')

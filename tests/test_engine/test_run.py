@@ -50,9 +50,10 @@ def test_training_then_testing_then_resuming(
     out = tmp_path / 'predictions.pkl'
     code, error = tool(
         'test', config, checkpoint, '--work-dir', tmp_path / 'test',
-        '--out', out, '--cfg-options', *SHORT,
+        '--out', out, '--show-dir', 'painted', '--cfg-options', *SHORT,
     )  # fmt: skip
     assert code == 0, error
+    assert len(list((tmp_path / 'test').glob('*/painted/*'))) == 2
     (tested,) = (tmp_path / 'test').glob('*/*.json')
     expected = _val_records(trained)[-1]
     got = load(tested)
@@ -70,7 +71,7 @@ def test_training_then_testing_then_resuming(
     assert code == 0, error
     log = sorted(trained.glob('*/*.log'))[-1].read_text()
     assert 'resumed epoch: 1' in log
-    assert 'Epoch(train) [2][1/1]' in log
+    assert 'Epoch(train) [2][2/2]' in log
     assert 'Epoch(train) [1]' not in log
     assert (trained / 'epoch_2.pth').is_file()
 
@@ -161,6 +162,45 @@ def test_two_processes_train_one_model(config, tmp_path):
         cwd=tmp_path, env=env, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    # 3 pictures on 2 processes: 2 each, one batch.
+    # 3 pictures on 2 processes: 2 each, one batch of 2.
     state = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)
     assert state['meta']['iter'] == 1
+
+
+def test_scaling_the_rate_reaches_the_optimizer(tool, config, tmp_path):
+    code, error = tool(
+        'train', config, '--work-dir', tmp_path / 'run', '--auto-scale-lr',
+        '--cfg-options', *SHORT, 'val_dataloader=None', 'val_cfg=None',
+        'val_evaluator=None', 'default_hooks.checkpoint.save_best=None',
+    )  # fmt: skip
+    assert code == 0, error
+    rates = [r['lr'] for r in read_scalars(tmp_path / 'run') if 'lr' in r]
+    # batch 2 instead of 32
+    assert rates[0] == pytest.approx(0.01 * 2 / 32)
+
+
+def test_slurm_gets_the_tool_and_its_options(tmp_path):
+    fake = tmp_path / 'srun'
+    fake.write_text('#!/bin/sh\necho "$@"\n')
+    fake.chmod(0o755)
+    script = REPOSITORY / 'tools/slurm_train.sh'
+    done = subprocess.run(
+        ['bash', script, 'part', 'job', 'my config.py', 'out', '--amp'],
+        env={'PATH': f'{tmp_path}:/usr/bin:/bin', 'GPUS': '2'},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert '--partition=part --job-name=job' in done.stdout
+    assert '--ntasks=2' in done.stdout
+    assert done.stdout.strip().endswith(
+        'train.py my config.py --work-dir out --launcher slurm --amp'
+    )
+
+
+@pytest.mark.parametrize('script', ['dist_train', 'dist_test', 'slurm_train'])
+def test_a_script_without_arguments_says_how_it_is_used(script):
+    path = REPOSITORY / f'tools/{script}.sh'
+    done = subprocess.run(['bash', path], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith('usage: ')

@@ -36,6 +36,11 @@ class AttentionBackbone(BaseModule):
         random = [c for c in given if c['type'] != 'Pretrained']
         super().__init__(random or [dict(c) for c in _DEFAULT_INIT])
         self.pretrained = [c for c in given if c['type'] == 'Pretrained']
+        if any('checkpoint' not in cfg for cfg in self.pretrained):
+            raise ValueError(
+                "init_cfg=dict(type='Pretrained') needs checkpoint=<file or "
+                'URL>.'
+            )
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.stage_names: list[str] = []

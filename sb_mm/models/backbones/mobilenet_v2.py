@@ -87,7 +87,9 @@ class AttentionMobileNetV2(AttentionBackbone):
             check_subset('out_indices', out_indices, range(8))
         if expand_indices:
             check_subset('expand_indices', expand_indices, range(1, 7))
-        check_subset('attention_layers', attention_layers, ATTENTION_LAYERS)
+        # The block's output has no convolution of its own.
+        places = ATTENTION_LAYERS[: 3 if attention_conv_cfg else 4]
+        check_subset('attention_layers', attention_layers, places)
         self.out_indices = tuple(out_indices)
         self.expand_indices = tuple(expand_indices)
         conv_cfgs = dict(
@@ -253,9 +255,6 @@ class DyConvMobileNetV2(AttentionMobileNetV2):
         attention_layers: Sequence[str] = ('expand', 'depthwise', 'project'),
         **kwargs,
     ) -> None:
-        check_subset(
-            'attention_layers', attention_layers, ATTENTION_LAYERS[:3]
-        )
         conv_cfg = dict(
             type='sb_mm.DynamicConv2d',
             num_kernels=num_kernels,

@@ -24,7 +24,8 @@ class SSDLiteHead(SSDHead):
     Args:
         num_classes: Classes without the background.
         in_channels: Channels of the levels.
-        norm_cfg: Config of the normalisation; ``dict(type='BN')`` if None.
+        norm_cfg: Config of the normalisation; if None, batch normalisation
+            that a batch of one picture survives on a level of one cell.
         act_cfg: Config of the activation; ``dict(type='ReLU6')`` if None.
         test_cfg: mmdet's, plus ``candidates_per_class``: how many of the best
             boxes of a class enter its non-maximum suppression (all if
@@ -44,7 +45,7 @@ class SSDLiteHead(SSDHead):
             num_classes,
             in_channels,
             use_depthwise=True,
-            norm_cfg=norm_cfg or dict(type='BN'),
+            norm_cfg=norm_cfg or dict(type='sb_mm.LevelBatchNorm2d'),
             act_cfg=act_cfg or dict(type='ReLU6'),
             **kwargs,
         )

@@ -68,6 +68,14 @@ class DynamicConv2d(nn.Module):
         check_number('in_channels', in_channels, 1, integer=True)
         check_number('out_channels', out_channels, 1, integer=True)
         check_number('groups', groups, 1, integer=True)
+        for name, value, low in (
+            ('kernel_size', kernel_size, 1),
+            ('stride', stride, 1),
+            ('padding', padding, 0),
+            ('dilation', dilation, 1),
+        ):
+            for number in _pair(value):
+                check_number(name, number, low, integer=True)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 'groups must divide in_channels and out_channels, but got '

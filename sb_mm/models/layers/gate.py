@@ -1,32 +1,9 @@
 """The gate F that Squeeze-and-Excite, Shift-and-Balance and DyConv share."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class GateBatchNorm1d(nn.BatchNorm1d):
-    """Batch normalisation that a training batch of one image survives.
-
-    The statistics of a ``(1, C)`` tensor are undefined, and PyTorch refuses
-    to compute them. The last batch of an epoch can be that small (16,551 VOC
-    images leave one image at batch size 10, 25 or 50), so such a batch is
-    normalised with the running statistics and does not change them.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x`` of shape ``(N, C)``."""
-        if not (self.training and x.size(0) == 1):
-            return super().forward(x)
-        return F.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            training=False,
-            eps=self.eps,
-        )
+from .batch_norm import GateBatchNorm1d
 
 
 class ChannelGate(nn.Module):

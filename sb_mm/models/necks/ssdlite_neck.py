@@ -22,7 +22,8 @@ class SSDLiteNeck(BaseModule):
         in_channels: Channels of the backbone's outputs, passed through.
         out_channels: Channels of the extra levels.
         hidden_channels: Channels of their depthwise convolutions.
-        norm_cfg: Config of the normalisation; ``dict(type='BN')`` if None.
+        norm_cfg: Config of the normalisation; if None, batch normalisation
+            that a batch of one picture survives on a level of one cell.
         act_cfg: Config of the activation; ``dict(type='ReLU6')`` if None.
         init_cfg: Initialisation; Xavier if None.
 
@@ -49,6 +50,7 @@ class SSDLiteNeck(BaseModule):
             )
         self.in_channels = tuple(in_channels)
         self.extra_layers = nn.ModuleList()
+        norm_cfg = norm_cfg or dict(type='sb_mm.LevelBatchNorm2d')
         channels = in_channels[-1]
         for out, hidden in zip(out_channels, hidden_channels, strict=True):
             block = InvertedResidual(

@@ -196,7 +196,11 @@ def test_taps_alone_can_be_asked_for():
 def test_frozen_stages_neither_learn_nor_move_their_statistics(
     network, frozen
 ):
-    model = build(network, frozen_stages=frozen, out_indices=(6, 7)).train()
+    model = build(network, frozen_stages=frozen, out_indices=(6, 7))
+    # At once: a distributed wrapper looks before the first train().
+    if frozen >= 0:
+        assert not model.conv1.conv.weight.requires_grad
+    model.train()
     before = {k: v.clone() for k, v in model.named_buffers()}
     sum(o.square().mean() for o in model(images(4))).backward()
     names = ['conv1', *(f'layer{i}' for i in range(1, 8)), 'conv2']

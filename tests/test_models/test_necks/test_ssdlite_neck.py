@@ -97,3 +97,19 @@ def test_a_backbone_of_another_width_is_named():
     neck = SSDLiteNeck((4, 6), (8,), (16,))
     with pytest.raises(ValueError, match=r'in_channels=\(4, 6\).*\(5, 6\)'):
         neck(inputs((5, 6)))
+
+
+def test_a_training_batch_of_one_picture_passes_the_level_of_one_cell():
+    neck = SSDLiteNeck((4, 6), (8, 8), (16, 16)).train()
+    torch.manual_seed(0)
+    features = (torch.randn(1, 4, 4, 4), torch.randn(1, 6, 3, 3))
+    last = neck.extra_layers[1].conv[1].bn
+    before = last.running_mean.clone()
+    outs = neck(features)
+    assert outs[-1].shape == (1, 8, 1, 1)
+    assert last.running_mean.equal(before)
+    outs[-1].sum().backward()
+    assert neck.extra_layers[0].conv[0].conv.weight.grad.any()
+    # With two pictures there are statistics.
+    neck(tuple(torch.cat([x, x + 1]) for x in features))
+    assert not last.running_mean.equal(before)

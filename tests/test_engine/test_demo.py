@@ -1,0 +1,80 @@
+"""The demo leaves what it promises, and says when it fails."""
+
+import ctypes
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sb_mm.engine.memory import keep_freed_memory
+
+from .conftest import load_tool
+
+
+@pytest.fixture
+def demo(tool):
+    """Run tools/demo.py on few pictures."""
+
+    def run(out, *more):
+        few = ['--images', 8, '--epochs', 1]
+        return tool('demo', '--out', out, *few, *more)
+
+    return run
+
+
+def test_the_demo_leaves_its_results_in_one_folder(demo, tmp_path, capsys):
+    precious = tmp_path / 'run/mine.txt'
+    precious.parent.mkdir()
+    precious.write_text('not of the demo')
+    code, error = demo(tmp_path, '--min-map', 0)
+    assert code == 0, error
+    assert precious.read_text() == 'not of the demo'
+    assert (tmp_path / 'checkpoint.pth').is_file()
+    rows = json.loads((tmp_path / 'per_class.json').read_text())
+    assert [r['name'] for r in rows['classes']][:2] == ['circle', 'square']
+    assert '| circle' in (tmp_path / 'per_class.md').read_text()
+    for name in ('curves', 'detections'):
+        with Image.open(tmp_path / f'{name}.png') as picture:
+            pixels = np.asarray(picture.convert('RGB'))
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+    # 4 rows of 2 cells, each a pair in a frame of 640 x 320.
+    assert pixels.shape == (4 * 320, 2 * 640, 3)
+
+
+def test_a_detector_that_learnt_too_little_fails_the_demo(
+    monkeypatch, tmp_path
+):
+    module = load_tool('demo')
+    monkeypatch.setattr(module.sys, 'argv', ['demo.py'])
+
+    def run_demo(**kwargs):
+        assert kwargs['min_map'] == 0.6
+        raise module.DemoFailedError('too little')
+
+    monkeypatch.setattr(module, 'run_demo', run_demo)
+    with pytest.raises(SystemExit, match='too little'):
+        module.main()
+
+
+@pytest.mark.parametrize(
+    ('option', 'value'),
+    [('--images', 1), ('--epochs', 0), ('--min-map', 2)],
+)
+def test_an_option_out_of_range_is_named(tool, tmp_path, option, value):
+    code, error = tool('demo', '--out', tmp_path / 'x', option, value)
+    assert code == 2
+    assert f'error: {option} must be' in error
+    assert not (tmp_path / 'x').exists()
+
+
+def test_a_file_in_place_of_the_folder_is_named(demo, tmp_path):
+    (tmp_path / 'x').touch()
+    code, error = demo(tmp_path / 'x')
+    assert code == 2
+    assert 'cannot be made' in error
+
+
+def test_freed_memory_is_kept_where_the_allocator_is_glibcs():
+    libc = ctypes.CDLL(None)
+    assert keep_freed_memory() == hasattr(libc, 'mallopt')
