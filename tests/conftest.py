@@ -110,8 +110,10 @@ def tiny_devkit(tmp_path) -> Callable[..., Path]:
 
 
 @pytest.fixture(autouse=True)
-def _scope_of_mmdet() -> Iterator[None]:
-    """A run in this process leaves its scope behind; others need mmdet's."""
-    mmengine = pytest.importorskip('mmengine.registry')
-    with mmengine.DefaultScope.overwrite_default_scope('mmdet'):
-        yield
+def _no_scope_stays_behind() -> Iterator[None]:
+    """A run in this process leaves its default scope to the next test."""
+    scope = pytest.importorskip('mmengine.registry').DefaultScope
+    before = dict(scope._instance_dict)
+    yield
+    scope._instance_dict.clear()
+    scope._instance_dict.update(before)
