@@ -27,6 +27,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--seed', type=int, default=0, help='training seed')
     parser.add_argument(
+        '--workers', type=int, default=2, help='processes that load pictures'
+    )
+    parser.add_argument(
         '--min-map', type=float, default=0.6, help='fail below this mAP'
     )
     return parser.parse_args()

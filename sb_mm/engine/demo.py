@@ -27,7 +27,12 @@ _CONFIG = (
 
 
 def run_demo(
-    out: Path, epochs: int, images: int, seed: int, min_map: float
+    out: Path,
+    epochs: int,
+    images: int,
+    seed: int,
+    workers: int,
+    min_map: float,
 ) -> dict:
     """Run the demo.
 
@@ -36,6 +41,7 @@ def run_demo(
         epochs: Training epochs.
         images: Training pictures.
         seed: Seed of the training; the pictures are always the same.
+        workers: Processes that load pictures; 0 loads them in this one.
         min_map: The 11-point mAP, 0 to 1, that the detector must reach.
 
     Returns:
@@ -47,6 +53,7 @@ def run_demo(
     """
     check_number('--epochs', epochs, 1, integer=True)
     check_number('--images', images, 8, 9999, integer=True)
+    check_number('--workers', workers, 0, 64, integer=True)
     check_number('--min-map', min_map, 0, 1)
     _make_folder(out)
     devkit = out / 'devkit'
@@ -59,6 +66,7 @@ def run_demo(
         data_root=str(devkit / 'VOC2007'),
         launcher='none',
         trust_checkpoint=False,
+        cfg_options=_loader_options(workers),
     )
     start = time.perf_counter()
     train(_train_args(common, epochs, seed))
@@ -92,16 +100,24 @@ def _make_folder(out: Path) -> None:
         ) from error
 
 
+def _loader_options(workers: int) -> dict:
+    options = {}
+    for loader in ('train', 'val', 'test'):
+        options[f'{loader}_dataloader.num_workers'] = workers
+        options[f'{loader}_dataloader.persistent_workers'] = workers > 0
+    return options
+
+
 def _train_args(common: dict, epochs: int, seed: int) -> argparse.Namespace:
     options = {
+        **common['cfg_options'],
         'train_cfg.max_epochs': epochs,
         'randomness.seed': seed,
         # MMEngine keeps one visualiser a name and process.
         'visualizer.name': common['work_dir'],
     }
     return argparse.Namespace(
-        **common,
-        cfg_options=options,
+        **{**common, 'cfg_options': options},
         amp=False,
         auto_scale_lr=False,
         resume=None,
@@ -114,9 +130,13 @@ def _best_checkpoint(run: Path) -> Path:
 
 def _test(common: dict, checkpoint: Path, results: dict) -> dict:
     table = results['table'].with_suffix('.json')
+    options = {
+        **common['cfg_options'],
+        'test_evaluator.out_file': str(table),
+    }
+    work_dir = f'{common["work_dir"]}/test'
     args = argparse.Namespace(
-        **{**common, 'work_dir': f'{common["work_dir"]}/test'},
-        cfg_options={'test_evaluator.out_file': str(table)},
+        **{**common, 'work_dir': work_dir, 'cfg_options': options},
         checkpoint=str(checkpoint),
         out=None,
         show=False,

@@ -17,7 +17,7 @@ def demo(tool):
     """Run tools/demo.py on few pictures."""
 
     def run(out, *more):
-        few = ['--images', 8, '--epochs', 1]
+        few = ['--images', 8, '--epochs', 1, '--workers', 0]
         return tool('demo', '--out', out, *few, *more)
 
     return run
