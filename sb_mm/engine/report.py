@@ -60,7 +60,7 @@ def draw_sheet(
     out: str | Path,
     rows: int = 4,
     columns: int = 2,
-    score_thr: float = 0.4,
+    score_thr: float = 0.3,
     cell_width: int = 640,
 ) -> None:
     """Draw the first test pictures, true boxes left and detected ones right.
