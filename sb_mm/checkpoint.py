@@ -160,7 +160,8 @@ def _reason(error: Exception) -> str:
     marked = [line for line in lines if _MARK in line]
     wanted = [line for line in lines if _NEEDS_MORE.search(line)]
     line = [*wanted, *marked, *lines, type(error).__name__][0]
-    return line.split(_MARK)[-1].split('. ')[0].strip(' .')
+    line = line.split(_MARK)[-1].strip().split('. ')[0].rstrip('.')
+    return line or type(error).__name__
 
 
 def state_dict_of(content: dict) -> dict[str, Tensor]:
@@ -254,7 +255,7 @@ def refuse_conflicts(
         raise UserInputError(
             f'{len(conflicts)} tensors of {checkpoint} do not fit the '
             f'network ({first_few(shown, "; ")}): use the config that it was '
-            'trained with.'
+            'trained with, or weights of the same width.'
         )
 
 
