@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out', type=Path, default=Path('work_dirs/demo'), help='folder'
     )
-    parser.add_argument('--epochs', type=int, default=18, help='epochs')
+    parser.add_argument('--epochs', type=int, default=24, help='epochs')
     parser.add_argument(
         '--images', type=int, default=240, help='training pictures'
     )
