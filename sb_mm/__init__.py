@@ -12,7 +12,10 @@ from .version import __version__
 
 _CLASSES = (
     'AttentionConvModule',
+    'AttentionMnasNet',
     'AttentionMobileNetV2',
+    'AttentionMobileNetV2CIFAR',
+    'AttentionShuffleNetV2',
     'DyConvMobileNetV2',
     'DynamicConv2d',
     'SBMobileNetV2',

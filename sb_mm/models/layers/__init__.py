@@ -7,6 +7,7 @@ from .dynamic_conv import DynamicConv2d
 from .gate import ChannelGate
 from .inverted_residual import InvertedResidual
 from .shift_balance import ShiftBalance
+from .shuffle_block import ShuffleBlock
 from .squeeze_excite import SqueezeExcite
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     'LevelBatchNorm2d',
     'NoAttention',
     'ShiftBalance',
+    'ShuffleBlock',
     'SqueezeExcite',
 ]

@@ -34,6 +34,8 @@ class AttentionConvModule(ConvModule):
             depthwise. None for no attention.
         attention_after: What the attention stands behind: ``'conv'``,
             ``'norm'`` or ``'act'``.
+        reduce_depthwise: Tell the attention of a depthwise convolution that
+            it is one, so that its gate gets fewer hidden units.
         **kwargs: See mmcv's ``ConvModule``.
 
     Raises:
@@ -54,6 +56,7 @@ class AttentionConvModule(ConvModule):
         *,
         attention: dict | None = None,
         attention_after: str = 'norm',
+        reduce_depthwise: bool = True,
         **kwargs,
     ) -> None:
         check_choice('attention_after', attention_after, _STEPS)
@@ -64,7 +67,7 @@ class AttentionConvModule(ConvModule):
                     'conv, norm, act with attention_after.'
                 )
         super().__init__(in_channels, out_channels, kernel_size, **kwargs)
-        depthwise = 1 < self.groups == in_channels
+        depthwise = reduce_depthwise and 1 < self.groups == in_channels
         self.attention = build_attention(
             attention, in_channels, out_channels, depthwise
         )

@@ -1,5 +1,7 @@
 """What Squeeze-and-Excite and Shift-and-Balance have in common."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from .arguments import check_number
@@ -15,7 +17,8 @@ class ChannelAttention(nn.Module):
 
     The gate has ``out_channels`` hidden units, or
     ``out_channels // depthwise_reduction`` behind a depthwise convolution,
-    times ``hidden_multiplier`` (Table 10 of arXiv:2103.13080).
+    times ``hidden_multiplier`` (Table 10 of arXiv:2103.13080). A subclass sets
+    ``gate_function``, which maps the gate's logits to what is applied.
 
     Args:
         in_channels: Channels of the layer's input.
@@ -51,6 +54,7 @@ class ChannelAttention(nn.Module):
         reduction = depthwise_reduction if depthwise else 1
         hidden = max(1, int(out_channels // reduction * hidden_multiplier))
         self.gate = ChannelGate(in_channels, hidden, out_channels, dropout)
+        self.gate_function: Callable[[Tensor], Tensor]
 
     def forward(self, trunk: Tensor, x: Tensor) -> Tensor:
         """Return ``trunk`` changed as ``x`` demands."""

@@ -1,4 +1,4 @@
-"""The block of MobileNetV2, with a place for attention at every layer."""
+"""The block of MobileNetV2 and MnasNet, with attention at any layer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +14,11 @@ ATTENTION_LAYERS = ('expand', 'depthwise', 'project', 'block')
 
 
 class InvertedResidual(BaseModule):
-    """Expand (1x1), depthwise (3x3), project (1x1, no activation), add.
+    """Expand (1x1), depthwise, project (1x1, no activation), add.
 
     The ``state_dict`` keys are those of mmpretrain's block (``conv.0.*``,
-    ...), plus ``conv.<i>.attention.*`` or ``attention.*`` of the block.
+    ...), plus ``conv.<i>.attention.*``, ``attention.*`` of the block, and
+    ``shortcut.*``.
 
     Args:
         in_channels: Input channels.
@@ -25,6 +26,9 @@ class InvertedResidual(BaseModule):
         stride: 1 or 2 pixels, of the depthwise convolution. The input is
             added to the output where the stride is 1 and the channels agree.
         hidden_channels: Channels between expand and project.
+        kernel_size: 3 or 5 pixels, of the depthwise convolution.
+        shortcut: Where the stride is 1 and the channels differ, add the input
+            too, through a 1x1 convolution with norm (the CIFAR-10 network).
         expand: Whether there is an expand convolution; without one,
             ``hidden_channels`` must equal ``in_channels``.
         attention: Config of the attention, or None.
@@ -51,6 +55,8 @@ class InvertedResidual(BaseModule):
         stride: int,
         hidden_channels: int,
         *,
+        kernel_size: int = 3,
+        shortcut: bool = False,
         expand: bool = True,
         attention: dict | None = None,
         attention_conv_cfg: dict | None = None,
@@ -64,6 +70,7 @@ class InvertedResidual(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         check_choice('stride', stride, (1, 2))
+        check_choice('kernel_size', kernel_size, (3, 5))
         check_number('hidden_channels', hidden_channels, 1, integer=True)
         check_subset('attention_layers', attention_layers, ATTENTION_LAYERS)
         if not expand and hidden_channels != in_channels:
@@ -72,7 +79,8 @@ class InvertedResidual(BaseModule):
                 f'convolution, but got {hidden_channels} and {in_channels}.'
             )
         self.with_cp = with_cp
-        self.use_res_connect = stride == 1 and in_channels == out_channels
+        same_channels = in_channels == out_channels
+        self.use_res_connect = stride == 1 and (same_channels or shortcut)
         norm_cfg = norm_cfg or dict(type='BN')
         act_cfg = act_cfg or dict(type='ReLU6')
 
@@ -90,15 +98,28 @@ class InvertedResidual(BaseModule):
             )
 
         hidden = hidden_channels
-        shape = dict(stride=stride, padding=1, groups=hidden)
-        layers = [
-            conv('depthwise', hidden, hidden, 3, act_cfg=act_cfg, **shape),
-            conv('project', hidden, out_channels, 1, act_cfg=None),
-        ]
+        depthwise = conv(
+            'depthwise',
+            hidden,
+            hidden,
+            kernel_size,
+            stride=stride,
+            padding=kernel_size // 2,
+            groups=hidden,
+            act_cfg=act_cfg,
+        )
+        project = conv('project', hidden, out_channels, 1, act_cfg=None)
+        layers = [depthwise, project]
         if expand:
             first = conv('expand', in_channels, hidden, 1, act_cfg=act_cfg)
             layers.insert(0, first)
         self.conv = nn.Sequential(*layers)
+        if self.use_res_connect and not same_channels:
+            self.shortcut = conv(
+                'shortcut', in_channels, out_channels, 1, act_cfg=None
+            )
+        else:
+            self.shortcut = nn.Identity()
         self.attention = build_attention(
             attention if 'block' in attention_layers else None,
             out_channels,
@@ -127,7 +148,7 @@ class InvertedResidual(BaseModule):
 
     def _finish(self, x: Tensor, y: Tensor) -> Tensor:
         y = self.attention(y, y)
-        return x + y if self.use_res_connect else y
+        return self.shortcut(x) + y if self.use_res_connect else y
 
     def _run(self, function: Callable[..., Tensor], *args: Tensor) -> Tensor:
         if self.with_cp and any(a.requires_grad for a in args):

@@ -1,5 +1,6 @@
 """Squeeze-and-Excite."""
 
+import torch
 from torch import Tensor
 
 from sb_mm.registry import MODELS
@@ -27,6 +28,11 @@ class SqueezeExcite(ChannelAttention):
         hold for this form only.
     """
 
+    def __init__(self, in_channels: int, out_channels: int, **kwargs) -> None:
+        super().__init__(in_channels, out_channels, **kwargs)
+        self.gate_function = torch.sigmoid
+
     def forward(self, trunk: Tensor, x: Tensor) -> Tensor:
         """Scale ``trunk`` of shape ``(N, Cout, H', W')``."""
-        return trunk * over_pixels(self.gate(x).sigmoid(), trunk)
+        scale = self.gate_function(self.gate(x))
+        return trunk * over_pixels(scale, trunk)

@@ -27,7 +27,7 @@ networks = pytest.mark.parametrize('network', list(NETWORKS))
 
 
 # Every kind of block: without expand, of stride 2, with an addition.
-SHORT = ((1, 16, 1, 1), (6, 24, 2, 2))
+SHORT = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3))
 TAPS = dict(out_indices=(1, 2), expand_indices=(1,))
 
 
