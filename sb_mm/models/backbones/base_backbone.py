@@ -1,7 +1,5 @@
 """What the attention backbones share: stages, freezing, published weights."""
 
-from collections.abc import Sequence
-
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
@@ -32,11 +30,10 @@ TORCH_INIT = (
 class AttentionBackbone(BaseModule):
     """A stem and stages, of which some may be frozen.
 
-    A subclass builds ``conv1`` and adds its stages with :meth:`_add_stage`,
-    then calls :meth:`_freeze_stages`.
+    A subclass sets ``out_indices``, builds ``conv1``, adds its stages with
+    :meth:`_add_stage`, then calls :meth:`_freeze_stages`.
 
     Args:
-        out_indices: Stages whose output is returned.
         frozen_stages: Freezes the stem (0) and as many stages; -1 nothing.
         norm_eval: Keep batch normalisation on its running statistics.
         init_cfg: Initialisation; ``default_init_cfg`` if None.
@@ -50,11 +47,11 @@ class AttentionBackbone(BaseModule):
 
     # The last convolution is one of them.
     num_stages: int
+    out_indices: tuple[int, ...]
     default_init_cfg: tuple[dict, ...] = HE_INIT
 
     def __init__(
         self,
-        out_indices: Sequence[int],
         frozen_stages: int,
         norm_eval: bool,
         init_cfg: dict | list | None,
@@ -71,7 +68,6 @@ class AttentionBackbone(BaseModule):
         # Not the last convolution, as in mmpretrain.
         most = self.num_stages - 1
         check_number('frozen_stages', frozen_stages, -1, most, integer=True)
-        self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.stage_names: list[str] = []

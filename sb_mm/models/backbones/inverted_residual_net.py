@@ -75,7 +75,7 @@ class InvertedResidualNet(AttentionBackbone):
         with_cp: bool = False,
         init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(out_indices, frozen_stages, norm_eval, init_cfg)
+        super().__init__(frozen_stages, norm_eval, init_cfg)
         check_number('widen_factor', widen_factor, 0, open_low=True)
         if out_indices or not expand_indices:
             check_subset('out_indices', out_indices, range(self.num_stages))
@@ -84,6 +84,7 @@ class InvertedResidualNet(AttentionBackbone):
         # The block's output has no convolution of its own.
         places = ATTENTION_LAYERS[: 3 if attention_conv_cfg else 4]
         check_subset('attention_layers', attention_layers, places)
+        self.out_indices = tuple(out_indices)
         self.expand_indices = tuple(expand_indices)
         conv_cfgs = dict(
             conv_cfg=conv_cfg,

@@ -78,10 +78,11 @@ class AttentionShuffleNetV2(AttentionBackbone):
         with_cp: bool = False,
         init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(out_indices, frozen_stages, norm_eval, init_cfg)
+        super().__init__(frozen_stages, norm_eval, init_cfg)
         check_choice('widen_factor', widen_factor, self.widths)
         check_subset('out_indices', out_indices, range(self.num_stages))
         check_subset('attention_layers', attention_layers, SHUFFLE_LAYERS)
+        self.out_indices = tuple(out_indices)
         conv_cfgs = dict(
             conv_cfg=conv_cfg,
             norm_cfg=norm_cfg or dict(type='BN'),
