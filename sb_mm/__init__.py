@@ -16,6 +16,7 @@ _CLASSES = (
     'AttentionMobileNetV2',
     'AttentionMobileNetV2CIFAR',
     'AttentionShuffleNetV2',
+    'AveragePoolDropout',
     'DyConvMobileNetV2',
     'DynamicConv2d',
     'SBMobileNetV2',

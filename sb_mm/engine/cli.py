@@ -15,13 +15,24 @@ _INTERRUPTED = 130
 
 
 class _Options(DictAction):
-    """MMEngine's action, with a sentence for what is no ``key=value``."""
+    """MMEngine's action, with a sentence for what is no ``key=value``.
 
-    def __call__(self, *args, **kwargs) -> None:
+    Given twice, the second adds to the first instead of replacing it.
+    """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        *args,
+    ) -> None:
+        before = getattr(namespace, self.dest) or {}
         try:
-            super().__call__(*args, **kwargs)
+            super().__call__(parser, namespace, *args)
         except ValueError as error:
             raise argparse.ArgumentError(self, 'write key=value') from error
+        given = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, {**before, **given})
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

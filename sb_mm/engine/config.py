@@ -9,6 +9,8 @@ from mmengine.config import Config, ConfigDict
 
 from sb_mm.errors import UserInputError
 
+from .overrides import apply_overrides
+
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -23,7 +25,7 @@ def load_config(args: argparse.Namespace) -> Config:
     options = dict(args.cfg_options or {})
     # On its own, the variable would reach no loader.
     root = args.data_root or options.pop('data_root', None)
-    _override(cfg, options)
+    apply_overrides(cfg, options)
     if root is not None:
         set_data_root(cfg, root)
     resolve_data_roots(cfg)
@@ -37,16 +39,6 @@ def load_config(args: argparse.Namespace) -> Config:
             f'--work-dir {cfg.work_dir} is a file: give a folder.'
         )
     return cfg
-
-
-def _override(cfg: Config, options: dict) -> None:
-    try:
-        cfg.merge_from_dict(options)
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserInputError(
-            f'--cfg-options {options} do not fit the config ({error}): use '
-            'the names of its settings.'
-        ) from error
 
 
 def read_config(path: str) -> Config:

@@ -1,5 +1,6 @@
 """Necks."""
 
+from .average_pool_dropout import AveragePoolDropout
 from .ssdlite_neck import SSDLiteNeck
 
-__all__ = ['SSDLiteNeck']
+__all__ = ['AveragePoolDropout', 'SSDLiteNeck']

@@ -1,0 +1,14 @@
+# MnasNet-B1 for 224x224 pixels. Without attention; 2,218,512 parameters at
+# width 0.5 with 1,000 classes.
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='sb_mm.AttentionMnasNet', widen_factor=0.5),
+    neck=dict(type='sb_mm.AveragePoolDropout', dropout=0.2),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=1000,
+        in_channels=1280,
+        loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
+        topk=(1, 5),
+    ),
+)

@@ -1,0 +1,11 @@
+# Tables 5 and 7 of arXiv:2103.13080, MobileNetV2 x1.0 SE on CIFAR-10.
+_base_ = [
+    '../_base_/models/mobilenetv2_cifar.py',
+    '../_base_/datasets/cifar10.py',
+    '../_base_/schedules/cifar10_200e.py',
+    '../_base_/runtime/classification_runtime.py',
+]
+
+model = dict(
+    backbone=dict(widen_factor=1.0, attention=dict(type='sb_mm.SqueezeExcite'))
+)

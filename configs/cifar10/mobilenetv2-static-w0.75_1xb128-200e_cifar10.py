@@ -1,0 +1,9 @@
+# Table 6 of arXiv:2103.13080, MobileNetV2 x0.75 static on CIFAR-10.
+_base_ = [
+    '../_base_/models/mobilenetv2_cifar.py',
+    '../_base_/datasets/cifar10.py',
+    '../_base_/schedules/cifar10_200e.py',
+    '../_base_/runtime/classification_runtime.py',
+]
+
+model = dict(backbone=dict(widen_factor=0.75))

@@ -1,0 +1,14 @@
+# Beside Table 3 of arXiv:2103.13080: ShuffleNetV2 x0.5 DyConv, no row of it.
+_base_ = [
+    '../_base_/models/shufflenetv2.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/imagenet_300e.py',
+    '../_base_/runtime/classification_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        widen_factor=0.5,
+        attention_conv_cfg=dict(type='sb_mm.DynamicConv2d'),
+    )
+)
