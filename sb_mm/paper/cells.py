@@ -5,6 +5,7 @@ file plus overrides; leaves of ``configs/`` exist for network x width x
 attention, and the ablations differ from a leaf by an argument or two.
 """
 
+import copy
 import json
 import re
 from collections.abc import Iterable
@@ -136,9 +137,14 @@ class Cell:
             UserInputError: If the config is not there, or an override names
                 nothing in it.
         """
-        cfg = read_config(str(REPOSITORY / self.config))
+        cfg = copy.deepcopy(_leaf(self.config))
         apply_overrides(cfg, self.overrides)
         return cfg
+
+
+@cache
+def _leaf(config: str) -> Config:
+    return read_config(str(REPOSITORY / config))
 
 
 def _as_option(value: object) -> str:

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from mmengine.config import Config
 
 from sb_mm.engine.config import read_config
-from sb_mm.engine.report import read_scalars
 from sb_mm.errors import UserInputError, first_few
 
 from .cells import REPOSITORY, Cell, find_cell
@@ -79,7 +79,7 @@ class Record:
         hardware: GPU, or processor.
         versions: Of Python and the packages.
         commit: Of this repository, with ``+`` if files were changed.
-        date: Of the training's start, ISO.
+        date: Of the last (re)start, ISO.
     """
 
     cell: str
@@ -228,26 +228,23 @@ def record_run(cell: Cell, work_dir: Path, parameters: int) -> Record:
 def _history(work_dir: Path, cell: Cell) -> tuple[list[list[float]], float]:
     """Return (epoch, percent) of every validation, and seconds of training."""
     key, factor = _METRICS[cell.dataset]
-    try:
-        logged = read_scalars(work_dir)
-    except FileNotFoundError as error:
-        raise UserInputError(
-            f'The run in {work_dir} logged nothing: give the work directory '
-            'of a finished training.'
-        ) from error
-    values = {r['step']: r[key] for r in logged if key in r}
+    lines = [
+        json.loads(line)
+        for file in _scalar_files(work_dir)
+        for line in file.read_text().splitlines()
+    ]
+    # A resumed run repeats what came after its checkpoint: the later holds.
+    values = {r['step']: r[key] for r in lines if key in r}
+    times = {r['step']: r['time'] for r in lines if 'loss' in r}
     history = [[e, round(v * factor, 3)] for e, v in sorted(values.items())]
-    return history, _seconds(logged)
+    return history, _seconds(times)
 
 
-def _seconds(logged: list[dict]) -> float:
-    """Return iterations times their logged time; a resumed run's sum."""
-    seconds, before = 0.0, 0
-    for entry in logged:
-        if 'loss' in entry:
-            seconds += (entry['step'] - before) * entry['time']
-            before = entry['step']
-    return seconds
+def _seconds(times: dict[int, float]) -> float:
+    """Sum up the logged seconds an iteration, by the iteration's number."""
+    steps = sorted(times)
+    spans = [b - a for a, b in pairwise([0, *steps])]
+    return sum(n * times[s] for n, s in zip(spans, steps, strict=True))
 
 
 def deviations(cell_cfg: Config, run_cfg: Config) -> list[str]:
@@ -317,13 +314,13 @@ def _commit() -> str:
 
 def _date(work_dir: Path) -> str:
     """Return the day from the newest log folder, ``20261123_080256``."""
-    folders = sorted(p.parents[1].name for p in _scalar_files(work_dir))
-    day = folders[-1][:8]
+    day = _scalar_files(work_dir)[-1].parents[1].name[:8]
     return f'{day[:4]}-{day[4:6]}-{day[6:]}'
 
 
 def _scalar_files(work_dir: Path) -> list[Path]:
-    return list(work_dir.glob('*/vis_data/scalars.json'))
+    """Return the logs of a run, one for every start of it."""
+    return sorted(work_dir.glob('*/vis_data/scalars.json'))
 
 
 def append_record(record: Record, folder: Path = RESULTS) -> Path:

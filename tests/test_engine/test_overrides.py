@@ -1,0 +1,125 @@
+"""An override that names nothing is an error, with the closest name."""
+
+import copy
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from sb_mm.engine.overrides import apply_overrides, arguments_of
+from sb_mm.errors import UserInputError
+
+from .conftest import REPOSITORY
+
+VOC = Config.fromfile(REPOSITORY / 'configs/ssd_sb_voc.py')
+
+
+def _apply(**options):
+    cfg = copy.deepcopy(VOC)
+    apply_overrides(cfg, {k.replace('__', '.'): v for k, v in options.items()})
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ('key', 'message'),
+    [
+        ('traincfg__max_epochs', "no setting 'traincfg': did you mean train_"),
+        ('train_cfg__max_epoch', 'did you mean max_epochs'),
+        ('model__backbone__lamda_init', 'SBMobileNetV2.* mean lambda_init'),
+        ('model__backbone__norm_eva', 'did you mean norm_eval'),
+        ('model__backbon', 'model .SingleStageDetector.* mean backbone'),
+        ('train_dataloader__batchsize', 'did you mean batch_size'),
+        ('val_dataloader__dataset__indexes', 'did you mean indices'),
+        (
+            'train_dataloader__dataset__datasets__0__ann_fil',
+            'datasets.0 .sb_mm.VOCDevkitDataset.* ann_file',
+        ),
+        ('default_hooks__checkpiont__interval', 'did you mean checkpoint'),
+        ('optim_wrapper__optimizer__nestrov', 'did you mean nesterov'),
+        ('optim_wrapper__clipgrad', 'did you mean clip_grad'),
+        ('param_scheduler__0__T_maxx', 'did you mean T_max'),
+        ('log_processor__windowsize', 'did you mean window_size'),
+        ('model__bbox_head__zzz', "no setting 'zzz': it has"),
+        ('train_pipeline', 'this variable of the config file'),
+        ('input_size', 'this variable of the config file'),
+    ],
+)
+def test_a_name_that_nothing_reads_is_refused(key, message):
+    with pytest.raises(UserInputError, match=message):
+        _apply(**{key: 1})
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(model__backbone__lambda_init=0.5),  # not written in the config
+        dict(model__backbone__norm_eval=True),  # of the base class
+        dict(train_dataloader__dataset__datasets__0__indices=8),
+        dict(train_dataloader__pin_memory=True),
+        dict(train_dataloader__num_batch_per_epoch=2),
+        dict(default_hooks__ema__type='EMAHook', default_hooks__ema__begin=1),
+        dict(optim_wrapper__clip_grad__max_norm=3),
+        dict(optim_wrapper__paramwise_cfg__norm_decay_mult=0),
+        dict(optim_wrapper__optimizer__nesterov=True),
+        dict(param_scheduler__0__convert_to_iter_based=True),
+        dict(randomness__seed=0),
+        dict(compile=True),
+        dict(model__test_cfg__anything=1),  # read by the head, not typed
+        {
+            'optim_wrapper.optimizer._delete_': True,
+            'optim_wrapper.optimizer.type': 'AdamW',
+            'optim_wrapper.optimizer.betas': (0.9, 0.99),
+        },
+    ],
+    ids=str,
+)
+def test_a_name_that_is_read_is_merged(options):
+    cfg = _apply(**options)
+    for key, value in options.items():
+        node = cfg
+        for part in key.replace('__', '.').split('.')[:-1]:
+            node = node[int(part)] if part.isdigit() else node[part]
+        last = key.replace('__', '.').split('.')[-1]
+        if last != '_delete_':
+            assert node[last] == value
+
+
+def test_nothing_is_merged_if_one_name_is_wrong():
+    cfg = copy.deepcopy(VOC)
+    options = {'train_cfg.max_epochs': 3, 'train_cfg.nonsense': 1}
+    with pytest.raises(UserInputError):
+        apply_overrides(cfg, options)
+    assert cfg.train_cfg.max_epochs == 200
+
+
+def test_the_hosts_scope_finds_its_classes_and_is_given_back():
+    pytest.importorskip('mmpretrain')
+    path = 'configs/cifar10/mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py'
+    before = DefaultScope.get_current_instance()
+    cfg = Config.fromfile(REPOSITORY / path)
+    with pytest.raises(UserInputError, match='did you mean num_classes'):
+        apply_overrides(cfg, {'model.head.numclasses': 3})
+    assert DefaultScope.get_current_instance() is before
+
+
+class _Base:
+    def __init__(self, one, two=2):
+        pass
+
+
+class _Passes(_Base):
+    def __init__(self, *args, three=3, **kwargs):
+        pass
+
+
+class _SwallowsAll:
+    def __init__(self, **kwargs):
+        pass
+
+
+def test_arguments_are_those_of_the_class_and_what_it_passes_on():
+    assert {'one', 'two'} <= arguments_of(_Base)
+    assert {'one', 'two', 'three'} <= arguments_of(_Passes)
+    assert 'three' not in arguments_of(_Base)
+    assert 'self' not in arguments_of(_Base)
+    assert arguments_of(_SwallowsAll) is None
