@@ -42,6 +42,7 @@ setup(
     ],
     python_requires='>=3.10',
     packages=find_packages(include=['sb_mm', 'sb_mm.*']),
+    package_data={'sb_mm.paper': ['tables.json']},
     # Neither torch nor an OpenMMLab package: pip must not replace the ones
     # of the environment that sb_mm is added to. The extras pin one family.
     install_requires=requirements('runtime'),

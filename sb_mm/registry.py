@@ -5,11 +5,17 @@ because MMEngine imports ``<scope>.registry`` for an unknown scope and then the
 ``locations`` given here on the first look-up.
 """
 
+from importlib.util import find_spec
+
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import Registry
+
+# Whoever classifies only has no mmdet.
+_NEED_MMDET = ['sb_mm.datasets.voc_devkit'] if find_spec('mmdet') else []
 
 MODELS = Registry(
     'model',
@@ -27,11 +33,17 @@ DATASETS = Registry(
     'dataset',
     parent=MMENGINE_DATASETS,
     scope='sb_mm',
-    locations=['sb_mm.datasets.voc_devkit'],
+    locations=['sb_mm.datasets.packed_cifar10', *_NEED_MMDET],
 )
 METRICS = Registry(
     'metric',
     parent=MMENGINE_METRICS,
     scope='sb_mm',
     locations=['sb_mm.evaluation.voc_metric'],
+)
+HOOKS = Registry(
+    'hook',
+    parent=MMENGINE_HOOKS,
+    scope='sb_mm',
+    locations=['sb_mm.engine.attention_stats_hook'],
 )

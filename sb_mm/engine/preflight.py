@@ -2,11 +2,12 @@
 
 import os
 import os.path as osp
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from inspect import signature
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
@@ -18,6 +19,11 @@ from sb_mm.checkpoint import (
 )
 from sb_mm.errors import UserInputError, first_few
 
+from .classification_data import (
+    check_class_count,
+    check_classification_data,
+    dataset_class,
+)
 from .config import dataset_configs
 
 
@@ -25,7 +31,9 @@ def check_data(cfg: Config, loaders: Collection[str]) -> None:
     """Look at every file that the given loaders will read.
 
     Data sets of sb_mm are checked whole: lists, annotations, pictures. Of
-    others, the data root and the annotation file must exist.
+    mmpretrain's CIFAR and folders of pictures, files and classes are, as in
+    :func:`check_classification_data`. Of others, the data root and the
+    annotation file must exist.
 
     Args:
         cfg: Config of the run.
@@ -43,10 +51,11 @@ def check_data(cfg: Config, loaders: Collection[str]) -> None:
         if key not in checked:
             checked.append(key)
             _check_dataset(cfg, key)
+    check_classification_data(cfg, checked)
 
 
 def _check_dataset(cfg: Config, dataset: dict) -> None:
-    if not str(dataset['type']).startswith('sb_mm.'):
+    if not dataset_class(dataset).__module__.startswith('sb_mm.'):
         _check_paths(dataset)
         return
     built = DATASETS.build(dict(dataset, pipeline=[]))
@@ -77,25 +86,8 @@ def _is_there(path: str) -> bool:
 
 def _can_download(dataset: dict) -> bool:
     """Whether it is one of mmpretrain's data sets that fetch themselves."""
-    cls = DATASETS.get(dataset['type'])
-    accepts = cls and 'download' in signature(cls.__init__).parameters
-    return bool(accepts and dataset.get('download', True))
-
-
-def check_class_count(cfg: Config, classes: Sequence[str]) -> None:
-    """Raise if the head's classes are not as many as the data set's.
-
-    Raises:
-        UserInputError: Names both numbers.
-    """
-    head = cfg.model.get('bbox_head') or {}
-    count = head.get('num_classes', len(classes))
-    if count != len(classes):
-        raise UserInputError(
-            f'The head has num_classes={count}, but the data set has '
-            f'{len(classes)} classes ({first_few(list(classes))}): set '
-            'model.bbox_head.num_classes to that number.'
-        )
+    accepted = signature(dataset_class(dataset).__init__).parameters
+    return 'download' in accepted and dataset.get('download', True)
 
 
 def check_checkpoint(cfg: Config, path: str, trust: bool = False) -> None:
@@ -109,6 +101,7 @@ def check_checkpoint(cfg: Config, path: str, trust: bool = False) -> None:
     Raises:
         UserInputError: Names the first few classes or tensors that differ.
     """
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
     content = load_checkpoint_file(path, trust=trust)
     _check_classes(cfg, path, content)
     state = state_dict_of(content)
@@ -154,8 +147,10 @@ def _classes_of(cfg: Config) -> list[str]:
     """Return the class names of the test data, as far as they are known."""
     for _, dataset in reversed(list(dataset_configs(cfg))):
         given = (dataset.get('metainfo') or {}).get('classes')
-        cls = DATASETS.get(dataset['type'])
+        cls = dataset_class(dataset)
         classes = given or getattr(cls, 'METAINFO', {}).get('classes')
+        if isinstance(classes, str) and osp.isfile(classes):
+            classes = list_from_file(classes)
         if classes and not isinstance(classes, str):
             return [str(c) for c in classes]
     return []
@@ -175,7 +170,6 @@ def pretrained_files(config: object) -> Iterator[str]:
 
 def _skeleton(cfg: Config) -> nn.Module:
     """Build the network without memory for its weights."""
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
     try:
         with torch.device('meta'):
             return MODELS.build(cfg.model)

@@ -2,6 +2,8 @@
 custom_imports = dict(
     imports=[
         'sb_mm.models',
+        'sb_mm.datasets.packed_cifar10',
+        'sb_mm.engine.attention_stats_hook',
     ],
     allow_failed_imports=False,
 )

@@ -3,6 +3,7 @@ custom_imports = dict(
     imports=[
         'sb_mm.models',
         'sb_mm.datasets.voc_devkit',
+        'sb_mm.engine.attention_stats_hook',
         'sb_mm.evaluation.voc_metric',
     ],
     allow_failed_imports=False,
@@ -23,6 +24,8 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'),
 )
+# Layer by layer, what tools/plot.py attention draws.
+custom_hooks = [dict(type='sb_mm.AttentionStatsHook')]
 
 env_cfg = dict(
     cudnn_benchmark=True,  # every picture has the same size
