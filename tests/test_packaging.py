@@ -26,7 +26,7 @@ from environment.state import NAME, State  # noqa: E402
 
 HOSTS = {'torch', 'torchvision', 'mmcv', 'mmengine', 'mmdet', 'mmpretrain'}
 # What the hosts require themselves, so that it is there with either family.
-OF_HOSTS = {'cv2', 'rich', 'terminaltables'}
+OF_HOSTS = {'cv2', 'rich', 'terminaltables', 'yaml'}
 DISTRIBUTION = {'PIL': 'pillow'}
 
 

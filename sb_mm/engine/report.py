@@ -1,6 +1,5 @@
 """Pictures of a finished run: its curves and its detections."""
 
-import json
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +9,8 @@ import torch
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
+
+from .records import read_records
 
 matplotlib.use('Agg')  # no display is needed
 
@@ -22,10 +23,7 @@ def read_scalars(work_dir: str | Path) -> list[dict]:
     Raises:
         FileNotFoundError: If no run logged anything there.
     """
-    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
-    if not files:
-        raise FileNotFoundError(f'{work_dir} holds no vis_data/scalars.json.')
-    return [json.loads(line) for line in files[-1].read_text().splitlines()]
+    return read_records(work_dir, 'scalars.json')
 
 
 def plot_curves(work_dir: str | Path, out: str | Path) -> None:

@@ -23,13 +23,14 @@ PUBLIC = [*COMMON, 'SSDLiteHead']
 SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
-from {host}.registry import DATASETS, METRICS, MODELS, TASK_UTILS
+from {host}.registry import DATASETS, HOOKS, METRICS, MODELS, TASK_UTILS
 assert 'sb_mm' not in sys.modules
 priors = TASK_UTILS.get('sb_mm.SSDLitePriorGenerator')
 missing = [n for n in {names!r} if MODELS.get('sb_mm.' + n) is None]
 print('missing:', missing + ([] if priors else ['SSDLitePriorGenerator']))
 assert DATASETS.get('sb_mm.VOCDevkitDataset')
 assert METRICS.get('sb_mm.PascalVOCMetric')
+assert HOOKS.get('sb_mm.AttentionStatsHook')
 import sb_mm
 assert all(hasattr(sb_mm, n) for n in {names!r})
 """

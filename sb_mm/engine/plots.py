@@ -1,0 +1,383 @@
+"""Figures of what attention does: layer by layer, and point by point."""
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from sb_mm.errors import UserInputError, first_few
+from sb_mm.models.layers import ChannelAttention, ShiftBalance, SqueezeExcite
+from sb_mm.models.layers.shift_balance import GATES
+
+from .attention_stats_hook import (
+    GATE_ENDS,
+    STATS_FILE,
+    ObservedLayer,
+    attention_layers,
+    run_batch,
+)
+from .records import read_records
+from .trained_run import check_work_dir, load_trained
+
+MAX_POINTS = 20_000
+_UNBOUNDED = (-torch.inf, torch.inf)
+_RANGES = {
+    **GATE_ENDS,
+    GATES['softmax']: (0.0, 1.0),
+    GATES['relu']: (0.0, torch.inf),
+    GATES['none']: _UNBOUNDED,
+}
+# What of a layer's name is not the name of its block.
+_IN_BLOCK = re.compile(r'\.(conv|branch\d|shortcut)(\.\d+)?$')
+
+
+def plot_attention(
+    work_dirs: Sequence[str],
+    out: str | None = None,
+    epoch: int | None = None,
+    labels: Sequence[str] | None = None,
+) -> Path:
+    """Draw the attention statistics of runs side by side.
+
+    Args:
+        work_dirs: Work directories of runs with ``sb_mm.AttentionStatsHook``.
+        out: File of the figure; ``attention.png`` in the first work
+            directory if None.
+        epoch: Counted from 1; each run's last if None.
+        labels: Names of the runs; those of their folders if None.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserInputError: If a run has no such statistics, or ``out`` cannot be
+            written.
+    """
+    labels = labels or [Path(d).resolve().name for d in work_dirs]
+    if len(labels) != len(work_dirs):
+        raise UserInputError(
+            f'--labels must be as many as the work directories, '
+            f'{len(work_dirs)}, but got {len(labels)}.'
+        )
+    records = [read_attention_stats(d, epoch) for d in work_dirs]
+    figure = attention_figure(list(zip(labels, records, strict=True)))
+    return _save(figure, out or Path(work_dirs[0], 'attention.png'))
+
+
+def plot_shift(
+    work_dirs: Sequence[str],
+    layer: str | None = None,
+    checkpoint: str | None = None,
+    out: str | None = None,
+    data_root: str | None = None,
+    trust_checkpoint: bool = False,
+) -> Path:
+    """Draw a layer's output against its trunk, for trained networks.
+
+    Args:
+        work_dirs: Work directories of runs.
+        layer: Dotted path in the network; its last attention if None.
+        checkpoint: File of the weights, for a single run; the newest of each
+            run if None.
+        out: File of the figure; ``shift.png`` in the first work directory if
+            None.
+        data_root: Folder of the validation data, if it is not where the
+            configs say.
+        trust_checkpoint: Run the code that a checkpoint may bring with it.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserInputError: If config, data, checkpoint or layer are missing or do
+            not fit, or ``out`` cannot be written.
+    """
+    if checkpoint and len(work_dirs) > 1:
+        raise UserInputError(
+            '--checkpoint is for a single work directory, but got '
+            f'{len(work_dirs)}: leave it out for the newest of each.'
+        )
+    panels = []
+    for folder in work_dirs:
+        loaded = load_trained(folder, checkpoint, data_root, trust_checkpoint)
+        points = layer_points(*loaded, layer)
+        panels.append((Path(folder).resolve().name, points))
+    return _save(shift_figure(panels), out or Path(work_dirs[0], 'shift.png'))
+
+
+def read_attention_stats(
+    work_dir: str | Path, epoch: int | None = None
+) -> dict:
+    """Return an epoch's record of the newest run of a work directory.
+
+    Args:
+        work_dir: Work directory of a run with ``sb_mm.AttentionStatsHook``.
+        epoch: Counted from 1; the last if None.
+
+    Raises:
+        UserInputError: If there is no such folder, file or epoch.
+    """
+    check_work_dir(work_dir)
+    try:
+        records = read_records(work_dir, STATS_FILE)
+    except FileNotFoundError as error:
+        raise UserInputError(
+            f'{work_dir} holds no {STATS_FILE}: train with custom_hooks = '
+            "[dict(type='sb_mm.AttentionStatsHook')] in the config."
+        ) from error
+    by_epoch = {record['epoch']: record for record in records}
+    chosen = records[-1]['epoch'] if epoch is None else epoch
+    if chosen not in by_epoch:
+        raise UserInputError(
+            f'--epoch {epoch} is not in the {STATS_FILE} of {work_dir}, which '
+            f'has epochs {min(by_epoch)} to {max(by_epoch)}: choose one.'
+        )
+    return by_epoch[chosen]
+
+
+def attention_figure(runs: Sequence[tuple[str, dict]]) -> Figure:
+    """Draw the metrics of runs layer by layer.
+
+    Args:
+        runs: Labels and records of ``attention_stats.json``.
+
+    Returns:
+        A column for each run, a row for each kind of metric that a run has.
+    """
+    rows = [row for row in _ROWS if any(_has(r, row.metric) for _, r in runs)]
+    figure = Figure((1 + 5 * len(runs), 1 + 2.2 * len(rows)), dpi=120)
+    figure.set_layout_engine('constrained')
+    grid = figure.subplots(
+        len(rows), len(runs), sharex='col', sharey='row', squeeze=False
+    )
+    for i, row in enumerate(rows):
+        grid[i, 0].set_ylabel(row.title)
+        for j, (_, record) in enumerate(runs):
+            _draw_cell(grid[i, j], row, record, f'C{j}')
+    for column, (label, record) in zip(grid.T, runs, strict=True):
+        column[0].set_title(f'{label}, epoch {record["epoch"]}')
+        column[-1].set_xlabel('layer, by its block')
+    return figure
+
+
+@dataclass
+class _Row:
+    """One kind of metric, and the function that draws it."""
+
+    title: str
+    metric: str
+    draw: Callable[[Axes, dict, str, str], None]
+
+
+def _draw_cell(axes: Axes, row: _Row, record: dict, colour: str) -> None:
+    if _has(record, row.metric):
+        row.draw(axes, record, row.metric, colour)
+    else:
+        axes.text(0.5, 0.5, 'none', transform=axes.transAxes)
+    axes.axhline(0, color='black', linewidth=0.5)
+    _mark_blocks(axes, list(record['layers']))
+    axes.grid(alpha=0.3)
+
+
+def _has(record: dict, metric: str) -> bool:
+    return any(metric in layer for layer in record['layers'].values())
+
+
+def _series(record: dict, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return (numbers of the layers that have it, values)."""
+    layers = enumerate(record['layers'].values())
+    found = [(i, layer[metric]) for i, layer in layers if metric in layer]
+    # None, which stands for what is not finite, becomes NaN: a gap.
+    x, y = np.array(found, dtype=float).T
+    return x, y
+
+
+def _draw_std(axes: Axes, record: dict, metric: str, colour: str) -> None:
+    axes.plot(
+        *_series(record, metric), '.-', color=colour, label='layer output'
+    )
+    trunk = _series(record, 'trunk_std')
+    axes.plot(*trunk, '--', color='black', linewidth=1, label='trunk T(x)')
+    axes.legend()
+
+
+def _draw_share(axes: Axes, record: dict, metric: str, colour: str) -> None:
+    axes.plot(*_series(record, metric), '.-', color=colour)
+
+
+def _draw_lambda(axes: Axes, record: dict, metric: str, colour: str) -> None:
+    spread = _series(record, 'lambda_std')[1]
+    axes.errorbar(*_series(record, metric), spread, fmt='.', color=colour)
+
+
+_ROWS = (
+    _Row('standard deviation', 'output_std', _draw_std),
+    _Row('share of channels\ninactivated (SE)', 'inactivated', _draw_share),
+    _Row('share of gate values\nsaturated', 'saturated', _draw_share),
+    _Row('lambda (SB)\nmean and deviation', 'lambda_mean', _draw_lambda),
+)
+
+
+def _mark_blocks(axes: Axes, layers: Sequence[str]) -> None:
+    """Put a tick at the first layer of each block."""
+    blocks = [
+        _IN_BLOCK.sub('', name).removeprefix('backbone.') for name in layers
+    ]
+    groups = groupby(range(len(blocks)), blocks.__getitem__)
+    starts = [next(group) for _, group in groups]
+    names = [blocks[i] for i in starts]
+    axes.set_xticks(starts, names, rotation=90, fontsize=7)
+
+
+@dataclass
+class LayerPoints:
+    """Elements of a layer's trunk and output in a trained network.
+
+    Attributes:
+        layer: Name of the layer.
+        attention: Its attention.
+        trunk: ``(P,)`` elements of T(x), at most ``MAX_POINTS``.
+        output: ``(P,)``, what became of them.
+    """
+
+    layer: str
+    attention: ChannelAttention
+    trunk: Tensor
+    output: Tensor
+
+
+@torch.no_grad()
+def layer_points(
+    model: BaseModel, batch: dict, layer: str | None = None
+) -> LayerPoints:
+    """Run a batch and pick elements of a layer at random, always the same.
+
+    Args:
+        model: The network, in evaluation mode.
+        batch: A batch of its loader.
+        layer: Dotted path in the network; its last attention if None.
+
+    Raises:
+        UserInputError: If the network has no such layer.
+    """
+    observed = _find_layer(model, layer)
+    picked = []
+
+    def pick(trunk: Tensor, output: Tensor) -> None:
+        size = trunk.numel()
+        chosen = random.Random(0).sample(range(size), min(size, MAX_POINTS))
+        picked[:] = [t.flatten()[chosen] for t in (trunk, output)]
+
+    with observed.observe(pick):
+        run_batch(model, batch)
+    return LayerPoints(observed.name, observed.attention, *picked)
+
+
+def _find_layer(model: BaseModel, name: str | None) -> ObservedLayer:
+    layers = {
+        layer.name: layer
+        for layer in attention_layers(model)
+        if isinstance(layer.attention, ChannelAttention)
+    }
+    if not layers:
+        raise UserInputError(
+            'The network has no layer with attention, whose output could be '
+            'compared with its trunk: give the run of one that has.'
+        )
+    chosen = name or list(layers)[-1]
+    if chosen not in layers:
+        raise UserInputError(
+            f'--layer {name} is no layer with attention of the network, which '
+            f'has {first_few(list(layers))}: choose one of these.'
+        )
+    return layers[chosen]
+
+
+def shift_figure(panels: Sequence[tuple[str, LayerPoints]]) -> Figure:
+    """Draw output against trunk, Figure 2 of arXiv:2103.13080.
+
+    Squeeze-and-Excite scales: its points lie in the cone between 0 and T(x).
+    Shift-and-Balance shifts: its points lie in a strip along T(x), as wide as
+    the largest lambda of the layer's channels.
+
+    Args:
+        panels: Labels and points of trained networks.
+
+    Returns:
+        A panel for each.
+    """
+    figure = Figure((1 + 4 * len(panels), 4.5), dpi=120)
+    figure.set_layout_engine('constrained')
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for j, (label, points) in enumerate(panels):
+        _draw_points(grid[j], points, f'C{j}')
+        grid[j].set_title(f'{label}\n{points.layer}', fontsize=9)
+    return figure
+
+
+def _draw_points(axes: Axes, points: LayerPoints, colour: str) -> None:
+    axes.scatter(points.trunk, points.output, s=2, color=colour, linewidths=0)
+    # Zero, where a cone has its corner.
+    x = torch.tensor([points.trunk.min(), 0, points.trunk.max()]).sort().values
+    low, high = output_bounds(points.attention, x)
+    # Draws nothing where they are infinite.
+    axes.fill_between(x, low, high, color='grey', alpha=0.2)
+    axes.plot(x, x, color='black', linewidth=0.5)
+    axes.set(xlabel='trunk T(x)', ylabel='output of the layer')
+    axes.grid(alpha=0.3)
+
+
+@torch.no_grad()
+def output_bounds(
+    attention: ChannelAttention, trunk: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the least and the largest output for values of the trunk.
+
+    With Shift-and-Balance they are those of the channel with the largest
+    lambda. They are infinite where the gate has no bounds, or the attention
+    is of another kind.
+
+    Args:
+        attention: The attention.
+        trunk: ``(P,)`` values of T(x).
+
+    Returns:
+        Two tensors ``(P,)``.
+    """
+    ends = torch.tensor(_RANGES.get(attention.gate_function, _UNBOUNDED))
+    if isinstance(attention, ShiftBalance):
+        possible = trunk[:, None] + torch.outer(attention.lambda_, ends).view(
+            -1
+        )
+    elif isinstance(attention, SqueezeExcite):
+        possible = torch.outer(trunk, ends)
+    else:
+        possible = trunk[:, None] + torch.tensor(_UNBOUNDED)
+    return possible.amin(1), possible.amax(1)
+
+
+def _save(figure: Figure, out: str | Path) -> Path:
+    out = Path(out)
+    known = figure.canvas.get_supported_filetypes()
+    if out.suffix[1:] not in known:
+        raise UserInputError(
+            f'--out must end in one of {", ".join(known)}, but got {out}.'
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out)
+    except OSError as error:
+        raise UserInputError(
+            f'The figure {out} cannot be written ({error.strerror}): choose '
+            'another --out.'
+        ) from error
+    return out

@@ -1,0 +1,101 @@
+"""The network that a finished run left, and pictures to show it."""
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from sb_mm.checkpoint import load_checkpoint_file, state_dict_of
+from sb_mm.errors import UserInputError
+
+from .config import load_config
+from .preflight import check_checkpoint, check_data
+
+
+def load_trained(
+    work_dir: str | Path,
+    checkpoint: str | None = None,
+    data_root: str | None = None,
+    trust: bool = False,
+) -> tuple[BaseModel, dict]:
+    """Return a run's network and the first batch of its validation data.
+
+    Args:
+        work_dir: Its work directory, with the config that MMEngine wrote.
+        checkpoint: File of the weights; the newest of the run if None.
+        data_root: Folder of the data, if it is not where the config says.
+        trust: Run the code that the checkpoint may bring with it.
+
+    Returns:
+        The network on the CPU in evaluation mode, and a batch as it comes
+        from the loader.
+
+    Raises:
+        UserInputError: If config, data or checkpoint are missing or do not
+            fit.
+    """
+    check_work_dir(work_dir)
+    cfg = _config_of(work_dir, data_root)
+    check_data(cfg, ('val_dataloader',))
+    checkpoint = checkpoint or _newest_checkpoint(work_dir)
+    check_checkpoint(cfg, checkpoint, trust)
+    model = MODELS.build(cfg.model).eval()
+    content = load_checkpoint_file(checkpoint, trust=trust)
+    model.load_state_dict(state_dict_of(content), strict=False)
+    loader = dict(cfg.val_dataloader, num_workers=0, persistent_workers=False)
+    loader.pop('prefetch_factor', None)  # of the processes that load
+    return model, next(iter(Runner.build_dataloader(loader, seed=0)))
+
+
+def check_work_dir(work_dir: str | Path) -> None:
+    """Raise unless ``work_dir`` is a folder.
+
+    Raises:
+        UserInputError: Names it.
+    """
+    if not Path(work_dir).is_dir():
+        raise UserInputError(
+            f'The work directory {work_dir} does not exist: give the folder '
+            'that a training run wrote.'
+        )
+
+
+def _config_of(work_dir: str | Path, data_root: str | None) -> Config:
+    files = sorted(Path(work_dir).glob('*.py'), key=_modified)
+    if not files:
+        raise UserInputError(
+            f'{work_dir} holds no config (*.py), which a training run writes '
+            'there: give the work directory of one.'
+        )
+    options = dict(work_dir=None, cfg_options=None, launcher='none')
+    args = argparse.Namespace(
+        config=str(files[-1]), data_root=data_root, **options
+    )
+    cfg = load_config(args)
+    if not cfg.get('val_dataloader'):
+        raise UserInputError(
+            f'The config {files[-1]} has no val_dataloader, whose pictures '
+            'are to be shown: add one.'
+        )
+    # As MMEngine's runner does, for the configs of mmpretrain.
+    if cfg.get('data_preprocessor'):
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return cfg
+
+
+def _newest_checkpoint(work_dir: str | Path) -> str:
+    found = find_latest_checkpoint(str(work_dir))
+    if found is None:
+        raise UserInputError(
+            f'{work_dir} holds no checkpoint: give one with --checkpoint.'
+        )
+    # The run wrote the path as it was then; the folder may have moved.
+    moved = Path(work_dir, Path(found).name)
+    return str(moved) if moved.is_file() else found
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime
