@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import Runner
-from torch.utils.data import DataLoader
+
+from .learning_rates import learning_rates
 
 pytest.importorskip('mmpretrain')
 
@@ -90,49 +88,11 @@ def test_cifar_pictures_are_cropped_from_36_pixels():
     ]
 
 
-class _OneWeight(BaseModel):
-    """The smallest thing that MMEngine trains."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(1))
-
-    def forward(self, inputs, mode):
-        return dict(loss=self.weight.sum())
-
-
-class _RecordRate(Hook):
-    def __init__(self):
-        self.rates = []
-
-    def before_train_iter(self, runner, *args, **kwargs):
-        self.rates.append(runner.optim_wrapper.param_groups[0]['lr'])
-
-
-def _rates(path, epochs, work_dir):
-    """Return the learning rate of every iteration, two an epoch."""
-    cfg = Config.fromfile(path)
-    record = _RecordRate()
-    runner = Runner(
-        _OneWeight(),
-        work_dir=str(work_dir),
-        train_dataloader=DataLoader([dict(inputs=torch.zeros(1))] * 2),
-        train_cfg=dict(cfg.train_cfg, max_epochs=epochs),
-        optim_wrapper=cfg.optim_wrapper,
-        param_scheduler=cfg.param_scheduler,
-        default_hooks=dict(checkpoint=None, logger=None),
-        custom_hooks=[record],
-        log_level='ERROR',
-    )
-    runner.train()
-    return record.rates
-
-
 @pytest.mark.parametrize('epochs', [1, 3, 300])
 def test_the_rate_of_imagenet_falls_linearly_to_0(epochs, tmp_path):
     last = 2 * epochs - 1
     expected = [0.1 * (1 - i / last) for i in range(last + 1)]
-    found = _rates(IMAGENET[0], epochs, tmp_path)
+    found = learning_rates(IMAGENET[0], epochs, tmp_path)
     assert found == pytest.approx(expected, abs=1e-8)
 
 
@@ -142,5 +102,5 @@ def test_the_rate_of_cifar_falls_as_a_cosine(epochs, tmp_path):
         0.05 * (1 + math.cos(math.pi * (i // 2) / epochs))
         for i in range(2 * epochs)
     ]
-    found = _rates(CIFAR[0], epochs, tmp_path)
+    found = learning_rates(CIFAR[0], epochs, tmp_path)
     assert found == pytest.approx(expected, abs=1e-8)

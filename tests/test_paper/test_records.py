@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from mmengine.config import Config
@@ -9,7 +10,6 @@ from mmengine.config import Config
 from sb_mm.errors import UserInputError
 from sb_mm.paper.cells import find_cell
 from sb_mm.paper.records import (
-    Record,
     append_record,
     deviations,
     read_records,
@@ -20,24 +20,9 @@ from sb_mm.paper.records import (
 CELL = find_cell('t8-x0.35-lambda_init-0.01')
 
 
-def _record(**changes):
-    fields = dict(
-        cell=CELL.id,
-        config=CELL.config,
-        overrides=CELL.options(),
-        deviations=[],
-        seed=0,
-        epochs=200,
-        history=[[199, 90.0], [200, 91.0]],
-        final=91.0,
-        parameters=1_440_510,
-        hours=1.0,
-        hardware='CPU',
-        versions={},
-        commit='abc',
-        date='2026-01-01',
-    )
-    return Record(**{**fields, **changes})
+@pytest.fixture
+def record(make_record):
+    return partial(make_record, CELL.id)
 
 
 def _write(folder, *lines):
@@ -45,54 +30,57 @@ def _write(folder, *lines):
     (folder / 'table8.jsonl').write_text(''.join(f'{x}\n' for x in lines))
 
 
-def test_a_record_survives_the_file(tmp_path):
-    file = append_record(_record(), tmp_path / 'results')
-    append_record(_record(seed=1), tmp_path / 'results')
+def test_a_record_survives_the_file(record, tmp_path):
+    file = append_record(record(), tmp_path / 'results')
+    append_record(record(seed=1), tmp_path / 'results')
     assert file.name == 'table8.jsonl'
-    assert read_records(tmp_path / 'results') == [_record(), _record(seed=1)]
+    assert read_records(tmp_path / 'results') == [record(), record(seed=1)]
 
 
-def test_the_same_run_twice_is_an_error(tmp_path):
-    append_record(_record(), tmp_path)
+def test_the_same_run_twice_is_an_error(record, tmp_path):
+    append_record(record(), tmp_path)
     with pytest.raises(UserInputError, match='with seed 0 already'):
-        append_record(_record(final=92.0, history=[[200, 92.0]]), tmp_path)
-    _write(tmp_path, _record().to_line(), _record().to_line())
+        append_record(record(final=92.0, history=[[200, 92.0]]), tmp_path)
+    _write(tmp_path, record().to_line(), record().to_line())
     with pytest.raises(UserInputError, match='line 2 repeats .* line 1'):
         read_records(tmp_path)
 
 
-def test_a_reduced_run_stands_beside_the_full_one(tmp_path):
-    append_record(_record(), tmp_path)
-    append_record(_record(deviations=['train_cfg.max_epochs=1']), tmp_path)
+def test_a_reduced_run_stands_beside_the_full_one(record, tmp_path):
+    append_record(record(), tmp_path)
+    append_record(record(deviations=['train_cfg.max_epochs=1']), tmp_path)
     assert len(read_records(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(
-    ('line', 'message'),
+    ('changes', 'message'),
     [
-        ('{"cell": "t6-x0.35-sb"}', 'line 1 is not a record'),
-        (_record().to_line()[:-20], 'line 1 is not a record'),
-        (_record(cell='t99').to_line(), "no cell 't99'"),
-        (_record(final=99.0).to_line(), 'edited or is unfinished'),
-        (_record(history=[]).to_line(), 'edited or is unfinished'),
-        (_record(overrides=[]).to_line(), 'not of the cell'),
-        (_record(config='configs/x.py').to_line(), 'not of the cell'),
+        (dict(cell='t99'), "no cell 't99'"),
+        (dict(final=99.0), 'edited or is unfinished'),
+        (dict(history=[]), 'edited or is unfinished'),
+        (dict(overrides=[]), 'not of the cell'),
+        (dict(config='configs/x.py'), 'not of the cell'),
     ],
 )
-def test_an_edited_or_cut_line_is_named(line, message, tmp_path):
-    _write(tmp_path, line)
+def test_an_edited_record_is_named(record, changes, message, tmp_path):
+    _write(tmp_path, replace(record(), **changes).to_line())
     with pytest.raises(UserInputError, match=message):
         read_records(tmp_path)
 
 
-def test_a_summary_is_over_seeds_and_repeated_cells_without_reduced_runs():
-    sb = find_cell('t6-x0.35-sb')
-    common = dict(config=sb.config, overrides=[])
+def test_a_line_that_is_cut_or_lacks_a_field_is_named(record, tmp_path):
+    for line in (record().to_line()[:-20], '{"cell": "t6-x0.35-sb"}', '[]'):
+        _write(tmp_path, line)
+        with pytest.raises(UserInputError, match='line 1 is not a record'):
+            read_records(tmp_path)
+
+
+def test_a_summary_is_over_seeds_and_repeats_without_reduced_runs(make_record):
     records = [
-        _record(cell=sb.id, final=90.0, seed=0, **common),
-        _record(cell='t9-x0.35-gate-tanh', final=92.0, seed=1, **common),
-        _record(cell=sb.id, final=10.0, deviations=['x=1'], **common),
-        _record(),  # another lambda
+        make_record('t6-x0.35-sb', 90.0, seed=0),
+        make_record('t9-x0.35-gate-tanh', 92.0, seed=1),
+        make_record('t6-x0.35-sb', 10.0, deviations=['x=1']),
+        make_record(CELL.id),  # another lambda
     ]
     summary = summarize(find_cell('t10-x0.35-hidden-x1'), records)
     assert [r.final for r in summary.records] == [90.0, 92.0]

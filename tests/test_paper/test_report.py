@@ -5,30 +5,9 @@ import json
 import pytest
 import yaml
 
-from sb_mm.paper.cells import REPOSITORY, find_cell, load_cells
-from sb_mm.paper.records import Record, read_records
+from sb_mm.paper.cells import REPOSITORY, load_cells
+from sb_mm.paper.records import read_records
 from sb_mm.paper.report import generate, leaves, stale
-
-
-def _record(cell_id, final, **changes):
-    cell = find_cell(cell_id)
-    fields = dict(
-        cell=cell.id,
-        config=cell.config,
-        overrides=cell.options(),
-        deviations=[],
-        seed=0,
-        epochs=200,
-        history=[[200, final]],
-        final=final,
-        parameters=1,
-        hours=1.0,
-        hardware='GPU',
-        versions={},
-        commit='abc',
-        date='2026-01-01',
-    )
-    return Record(**{**fields, **changes})
 
 
 def _row(text, cell_id):
@@ -53,12 +32,12 @@ def test_without_records_every_cell_says_not_run(files):
         assert _row(text, cell.id)[6:] == ['not run', '', '']
 
 
-def test_records_become_mean_deviation_and_difference():
+def test_records_become_mean_deviation_and_difference(make_record):
     records = [
-        _record('t6-x0.35-sb', 90.0),
-        _record('t6-x0.35-sb', 92.0, seed=1),
-        _record('t6-x0.5-sb', 50.0, deviations=['train_cfg.max_epochs=1']),
-        _record('t4-ssd-mobilenetv2-x0.5-se', 12.0),
+        make_record('t6-x0.35-sb', 90.0),
+        make_record('t6-x0.35-sb', 92.0, seed=1),
+        make_record('t6-x0.5-sb', 50.0, deviations=['train_cfg.max_epochs=1']),
+        make_record('t4-ssd-mobilenetv2-x0.5-se', 12.0),
     ]
     made = generate(records)
     text = made[REPOSITORY / 'docs/results.md']
