@@ -81,7 +81,6 @@ class AttentionShuffleNetV2(AttentionBackbone):
         super().__init__(frozen_stages, norm_eval, init_cfg)
         check_choice('widen_factor', widen_factor, self.widths)
         check_subset('out_indices', out_indices, range(self.num_stages))
-        check_subset('attention_layers', attention_layers, SHUFFLE_LAYERS)
         self.out_indices = tuple(out_indices)
         conv_cfgs = dict(
             conv_cfg=conv_cfg,

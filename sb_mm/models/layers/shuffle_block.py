@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torch.utils.checkpoint as cp
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -127,4 +128,4 @@ def interleave(first: Tensor, second: Tensor) -> Tensor:
     Channel ``2i`` is the first's ``i``, channel ``2i + 1`` the second's: the
     concatenation and channel shuffle of ShuffleNetV2 (arXiv:1807.11164).
     """
-    return torch.stack((first, second), dim=2).flatten(1, 2)
+    return F.channel_shuffle(torch.cat((first, second), dim=1), 2)

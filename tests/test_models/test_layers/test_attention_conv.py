@@ -116,6 +116,25 @@ def test_the_attention_knows_a_depthwise_convolution(groups, hidden):
     assert module.attention.gate.fc1.weight.shape == (hidden, 12)
 
 
+@pytest.mark.parametrize(
+    ('groups', 'kwargs', 'hidden'),
+    [
+        (12, {}, 2),  # depthwise: 12 // 6
+        (12, dict(reduce_depthwise=True), 2),
+        (12, dict(reduce_depthwise=False), 12),
+        (1, dict(reduce_depthwise=True), 12),
+        (1, dict(reduce_depthwise=False), 12),
+    ],
+)
+def test_the_gate_of_a_depthwise_convolution_may_be_a_full_one(
+    groups, kwargs, hidden
+):
+    module = AttentionConvModule(
+        12, 12, 3, groups=groups, attention=SB, **kwargs
+    )
+    assert module.attention.gate.fc1.weight.shape == (hidden, 12)
+
+
 def test_the_only_channel_of_a_convolution_is_no_depthwise_one():
     module = AttentionConvModule(1, 6, 3, attention=SB)
     assert module.attention.gate.fc1.out_features == 6

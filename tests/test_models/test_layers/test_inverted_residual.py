@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sb_mm.models.layers import InvertedResidual
 
@@ -88,6 +89,93 @@ def test_the_attended_convolutions_only_are_the_given_kind():
     assert kinds == ['DynamicConv2d', 'Conv2d', 'DynamicConv2d']
 
 
+def test_a_shortcut_carries_the_input_to_other_channels(x, randomise):
+    block = build(randomise, 8, 16, 1, 48, shortcut=True)
+    conv, bn = block.shortcut.conv, block.shortcut.bn
+    assert conv.weight.shape == (16, 8, 1, 1)
+    assert conv.bias is None
+    y = F.conv2d(x, conv.weight)
+    shape = (1, -1, 1, 1)
+    y = (y - bn.running_mean.view(shape)) / (
+        bn.running_var.view(shape) + bn.eps
+    ) ** 0.5
+    y = y * bn.weight.view(shape) + bn.bias.view(shape)
+    assert y.min() < 0  # not activated
+    out = block(x)
+    torch.testing.assert_close(out, block.conv(x) + y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('out_channels', 'stride', 'shortcut'),
+    [(8, 1, True), (16, 2, True), (8, 2, True), (16, 1, False)],
+)
+def test_other_blocks_have_no_convolution_in_their_shortcut(
+    out_channels, stride, shortcut
+):
+    block = InvertedResidual(8, out_channels, stride, 48, shortcut=shortcut)
+    assert list(block.shortcut.parameters()) == []
+    added = stride == 1 and out_channels == 8
+    assert block.use_res_connect == added
+
+
+def test_the_shortcut_has_neither_attention_nor_its_convolution():
+    block = InvertedResidual(
+        8,
+        16,
+        1,
+        48,
+        shortcut=True,
+        attention=SB,
+        attention_conv_cfg=dict(type='sb_mm.DynamicConv2d'),
+        attention_layers=('expand', 'depthwise', 'project', 'block'),
+    )
+    assert type(block.shortcut.conv) is torch.nn.Conv2d
+    assert list(block.shortcut.attention.parameters()) == []
+    # The others have both.
+    assert type(block.conv[2].conv).__name__ == 'DynamicConv2d'
+    assert type(block.attention).__name__ == 'ShiftBalance'
+
+
+def test_the_shortcut_has_exactly_its_parameters(parameter_count):
+    block = InvertedResidual(8, 16, 1, 48, shortcut=True)
+    # As without one, see below, and 8 * 16 convolution, 2 * 16 BN
+    assert parameter_count(block) == 1808 + 160
+
+
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_every_parameter_of_a_block_with_a_shortcut_gets_a_gradient(
+    with_cp, x, randomise, all_gradients
+):
+    block = build(
+        randomise, 8, 16, 1, 48, shortcut=True, attention=SB, with_cp=with_cp
+    ).train()
+    out = block(x.requires_grad_())
+    (out * torch.randn_like(out)).sum().backward()
+    assert all_gradients(block) == []
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_the_kernel_size_is_the_depthwise_convolution_s(stride, x, randomise):
+    block = build(randomise, 8, 16, stride, 48, kernel_size=5)
+    sizes = [layer.conv.kernel_size for layer in block.conv]
+    assert sizes == [(1, 1), (5, 5), (1, 1)]
+    expand, depthwise, project = block.conv
+    # Centred, with two pixels of zeros around the picture.
+    y = F.pad(expand(x), (2, 2, 2, 2))
+    patches = y.unfold(2, 5, stride).unfold(3, 5, stride)
+    kernel = depthwise.conv.weight[:, 0, None, None]
+    trunk = depthwise.bn((patches * kernel).sum((4, 5)))
+    expected = project(trunk.clamp(0, 6))
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-4)
+    assert expected.shape == (3, 16, 6 // stride, 6 // stride)
+
+
+def test_a_larger_kernel_leaves_the_gate_as_it_is():
+    block = InvertedResidual(8, 8, 1, 48, kernel_size=5, attention=SB)
+    # 48 // 6
+    assert block.conv[1].attention.gate.fc1.weight.shape == (8, 48)
+
+
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_the_expansion_is_what_the_first_layer_gives(with_cp, x, randomise):
     block = build(randomise, 8, 8, 1, 48, attention=SB, with_cp=with_cp)
@@ -105,6 +193,8 @@ def test_the_block_has_exactly_its_parameters(parameter_count):
     ('kwargs', 'message'),
     [
         (dict(stride=3), 'stride must be one of 1, 2'),
+        (dict(kernel_size=4), 'kernel_size must be one of 3, 5, but got 4'),
+        (dict(kernel_size=1), 'kernel_size must be one of 3, 5, but got 1'),
         (dict(hidden_channels=0), r'hidden_channels must be .* \[1, inf\)'),
         (dict(attention_layers=('dw',)), "'depthwise', 'project', 'block'"),
         (dict(attention_after='bn'), "'conv', 'norm', 'act'"),

@@ -1,0 +1,44 @@
+#!/usr/bin/env python
+"""Convert torchvision's MobileNetV2, MNASNet or ShuffleNetV2 weights."""
+
+import argparse
+import sys
+from pathlib import Path
+
+# Python puts tools/ on the path, not the repository.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sb_mm.convert_weights import convert_file, summary
+from sb_mm.engine.cli import run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'src', metavar='SRC', help="file or URL of torchvision's weights"
+    )
+    parser.add_argument('dst', metavar='DST', help='checkpoint to write')
+    parser.add_argument(
+        '--force', action='store_true', help='replace DST if it exists'
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read SRC even if it needs more than tensors; this can run code '
+        'from it',
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Convert, and say how to use the result."""
+    args = parse_args()
+    converted = convert_file(
+        args.src, args.dst, force=args.force, trust=args.trust_checkpoint
+    )
+    print(summary(converted, args.dst))
+
+
+if __name__ == '__main__':
+    run_tool(main)
