@@ -1,4 +1,4 @@
-"""The one exception that the command-line tools turn into exit code 2."""
+"""What the command-line tools say of bad input, with exit code 2."""
 
 from collections.abc import Sequence
 
@@ -18,3 +18,9 @@ def first_few(
     text = separator.join(items[:limit])
     rest = len(items) - limit
     return f'{text} and {rest} more' if rest > 0 else text
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of a host's message, to stand in parentheses."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip('.!')

@@ -26,7 +26,13 @@ def parse_args() -> argparse.Namespace:
         'show', help="a cell's config, and the commands that run it"
     )
     verb.add_argument('cell', help='id, as "list" prints it')
-    verb.set_defaults(run=lambda a: commands.show_cell(a.cell))
+    verb.add_argument('--seed', type=int, default=0, help='of the training')
+    verb.add_argument(
+        '--layers', action='store_true', help='overhead of SB in every layer'
+    )
+    verb.set_defaults(
+        run=lambda a: commands.show_cell(a.cell, a.seed, a.layers)
+    )
 
     verb = verbs.add_parser(
         'check', help='parameters and multiply-adds beside the printed ones'

@@ -1,4 +1,4 @@
-# Table 1 of arXiv:2103.13080, MobileNetV2 x0.35 SE at block output.
+# Tables 1 and 2 of arXiv:2103.13080, MobileNetV2 x0.35 SE at block output.
 _base_ = [
     '../_base_/models/mobilenetv2.py',
     '../_base_/datasets/imagenet.py',

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from mmengine.dataset import BaseDataset
 
-from sb_mm.errors import UserInputError, first_few
+from sb_mm.errors import UserInputError, first_few, first_line
 from sb_mm.registry import DATASETS
 
 _PARTS = dict(train=('train-0.npz', 'train-1.npz'), test=('test.npz',))
@@ -176,8 +176,8 @@ def _read_part(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             )
     except Exception as error:  # NumPy's reader raises many types
         raise UserInputError(
-            f'{path} is damaged or no packed CIFAR-10 ({_line(error)}): copy '
-            'it again.'
+            f'{path} is damaged or no packed CIFAR-10 ({first_line(error)}): '
+            'copy it again.'
         ) from error
     if fault := _fault(classes, webp, offsets, labels):
         raise UserInputError(f'{path} {fault}: copy it again.')
@@ -223,8 +223,3 @@ def _decode(path: str, webp: np.ndarray, offsets: np.ndarray) -> np.ndarray:
             )
         image[:] = picture[..., ::-1]  # from OpenCV's BGR
     return images
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip('.!')

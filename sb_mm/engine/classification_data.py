@@ -5,21 +5,27 @@ a picture is asked of mmpretrain's own data sets. They are recognised by name,
 so that a detector's run need not import mmpretrain.
 """
 
+import logging
 import os
 import os.path as osp
 import shlex
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, pairwise
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
-from sb_mm.errors import UserInputError, first_few
+from sb_mm.errors import UserInputError, first_few, first_line
 
 _CIFAR = 'mmpretrain.datasets.cifar.CIFAR10'  # and CIFAR100 below it
 _FOLDERS = 'mmpretrain.datasets.custom.CustomDataset'  # and ImageNet
+_IMAGENET = 'mmpretrain.datasets.imagenet.ImageNet'
+# Pictures of ImageNet-1k, by the folder that the splits come in.
+_IMAGENET_PICTURES = dict(train=1_281_167, val=50_000)
 # Hides the latency of a network drive; a local one is no slower for it.
 _THREADS = 16
 _SUBSTITUTES = {
@@ -62,7 +68,9 @@ def check_classification_data(cfg: Config, datasets: Iterable[dict]) -> None:
         _check_class_names(item)
         check_class_count(cfg, _class_folders(item))
     for item in folders:
-        _refuse_empty(item, _picture_groups(cfg, item))
+        groups = _picture_groups(cfg, item)
+        _refuse_empty(item, groups)
+        _warn_of_partial_imagenet(item, sum(map(len, groups)))
 
 
 def dataset_class(dataset: dict) -> type:
@@ -125,13 +133,8 @@ def _open(dataset: dict) -> BaseDataset:
     except Exception as error:  # a host's constructor can raise anything
         raise UserInputError(
             f'The data set {dataset["type"]} cannot be made of its settings '
-            f'({_line(error)}): correct them.'
+            f'({first_line(error)}): correct them.'
         ) from error
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip('.!')
 
 
 # CIFAR-10 and CIFAR-100
@@ -185,7 +188,7 @@ def _download_cifar(dataset: BaseDataset) -> str:
             md5=dataset.tgz_md5,
         )
     except Exception as error:  # of the network, the archive or the drive
-        return f'the download failed: {_line(error)}'
+        return f'the download failed: {first_line(error)}'
     return 'the downloaded archive does not hold them'
 
 
@@ -287,7 +290,7 @@ def _listed_pictures(cfg: Config, dataset: BaseDataset) -> list[str]:
     except ValueError as error:
         raise UserInputError(
             f'{dataset.ann_file} has a line that is no path and label '
-            f'({_line(error)}): correct it.'
+            f'({first_line(error)}): correct it.'
         ) from error
     for setting, count in _head_classes(cfg).items():
         labels = {sample.get('gt_label', 0) for sample in samples}
@@ -317,6 +320,22 @@ def _refuse_empty(dataset: BaseDataset, groups: Iterable[list[str]]) -> None:
             f'{len(empty)} pictures of {dataset.img_prefix} are empty files '
             f'or not there ({first_few(empty)}): copy them again.'
         )
+
+
+def _warn_of_partial_imagenet(dataset: BaseDataset, count: int) -> None:
+    """Warn only: many people leave a few damaged pictures out."""
+    kind = f'{type(dataset).__module__}.{type(dataset).__name__}'
+    whole = _IMAGENET_PICTURES.get(Path(dataset.img_prefix).name, count)
+    if kind != _IMAGENET or count == whole:
+        return
+    if list(dataset.CLASSES) != list(dataset.METAINFO['classes']):
+        return  # a subset on purpose
+    print_log(
+        f'{dataset.img_prefix} holds {count:,} pictures instead of the '
+        f'{whole:,} of ImageNet-1k: if the copy was interrupted, complete it.',
+        'current',
+        logging.WARNING,
+    )
 
 
 def _empty_files(paths: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from sb_mm.errors import UserInputError
+from sb_mm.errors import UserInputError, first_line
 
 from .overrides import apply_overrides
 
@@ -56,9 +56,8 @@ def read_config(path: str) -> Config:
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is code, and can raise anything
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserInputError(
-            f'The config {path} cannot be read ({lines[0].rstrip(".!")}): '
+            f'The config {path} cannot be read ({first_line(error)}): '
             'correct it and the files and packages that it names.'
         ) from error
     if not cfg.get('model'):

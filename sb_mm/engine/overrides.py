@@ -27,6 +27,7 @@ _READ_BY_MMENGINE = {
     'convert_to_iter_based',
     'paramwise_cfg',
     'priority',
+    'requires_grad',
 }
 _READ_BY_RUNNER = {
     'activation_checkpointing',
@@ -41,6 +42,30 @@ _READ_BY_RUNNER = {
     'tta_model',
     'tta_pipeline',
 }
+# Groups without a type, by the last part of their name, and what is read of
+# them besides the keys that they have.
+_READ_OF_GROUPS = {
+    'auto_scale_lr': {'enable', 'base_batch_size'},
+    'data_preprocessor': {
+        'type',
+        'mean',
+        'std',
+        'pad_size_divisor',
+        'pad_value',
+        'to_rgb',
+        'to_onehot',
+        'num_classes',
+        'batch_augments',
+    },
+    'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+    'filter_cfg': {'filter_empty_gt', 'min_size'},
+    'mp_cfg': {'mp_start_method', 'opencv_num_threads'},
+    'randomness': {'seed', 'diff_rank_seed', 'deterministic'},
+    'test_cfg': {'type', 'nms', 'fp16'},
+    'train_cfg': {'type', 'by_epoch'},
+}
+# Arguments that are configs: what is new there must say what it configures.
+_TYPED = ('attention', 'attention_conv_cfg', 'conv_cfg', 'norm_cfg', 'act_cfg')
 _READ_OF_LOADERS = {'dataset', 'num_batch_per_epoch'}
 
 
@@ -83,6 +108,7 @@ def _check_key(cfg: Config, path: str, options: dict) -> None:
             node = node[key]
         else:
             _check_new('.'.join(keys[:i]), key, node, options)
+            _check_below('.'.join(keys[: i + 1]), keys[i + 1 :], options)
             return
 
 
@@ -118,6 +144,18 @@ def _check_new(parent: str, key: str, node: dict, options: dict) -> None:
     )
 
 
+def _check_below(name: str, below: list[str], options: dict) -> None:
+    """Check what is set in a group that the config does not have yet."""
+    last = name.split('.')[-1]
+    if below and last in _READ_OF_GROUPS:
+        _check_new(name, below[0], {}, options)
+    if below and last in _TYPED and f'{name}.type' not in options:
+        raise UserInputError(
+            f'--cfg-options {name}.{".".join(below)}: the config has no '
+            f'{name}. Use a config that has one, or give {name}.type too.'
+        )
+
+
 def _accepted(
     parent: str, node: dict, options: dict
 ) -> tuple[str, Collection[str] | None]:
@@ -131,6 +169,9 @@ def _accepted(
         typed = {k.split('.')[1] for k in options if k.endswith('.type')}
         return parent, {*node, *typed}
     kind = options.get(f'{parent}.type', node.get('type'))
+    group = _READ_OF_GROUPS.get(parent.split('.')[-1])
+    if kind is None and group is not None:
+        return parent, {*node, *group}
     cls = kind if isclass(kind) else _find_class(kind)
     return f'{parent} ({kind})', cls and arguments_of(cls)
 

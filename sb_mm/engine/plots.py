@@ -25,7 +25,7 @@ from .attention_stats_hook import (
     attention_layers,
     run_batch,
 )
-from .records import read_records
+from .log_lines import read_log_lines
 from .trained_run import check_work_dir, load_trained
 
 MAX_POINTS = 20_000
@@ -128,14 +128,17 @@ def read_attention_stats(
     """
     check_work_dir(work_dir)
     try:
-        records = read_records(work_dir, STATS_FILE)
+        # All starts: a resumed run goes on in a folder of its own.
+        records = read_log_lines(work_dir, STATS_FILE, newest_only=False)
     except FileNotFoundError as error:
         raise UserInputError(
             f'{work_dir} holds no {STATS_FILE}: train with custom_hooks = '
             "[dict(type='sb_mm.AttentionStatsHook')] in the config."
         ) from error
-    by_epoch = {record['epoch']: record for record in records}
-    chosen = records[-1]['epoch'] if epoch is None else epoch
+    last = records[-1]['epoch']
+    # What lies beyond is of an older run in the same folder.
+    by_epoch = {r['epoch']: r for r in records if r['epoch'] <= last}
+    chosen = last if epoch is None else epoch
     if chosen not in by_epoch:
         raise UserInputError(
             f'--epoch {epoch} is not in the {STATS_FILE} of {work_dir}, which '

@@ -10,7 +10,7 @@ from mmdet.visualization import DetLocalVisualizer
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 
-from .records import read_records
+from .log_lines import read_log_lines
 
 matplotlib.use('Agg')  # no display is needed
 
@@ -23,7 +23,7 @@ def read_scalars(work_dir: str | Path) -> list[dict]:
     Raises:
         FileNotFoundError: If no run logged anything there.
     """
-    return read_records(work_dir, 'scalars.json')
+    return read_log_lines(work_dir, 'scalars.json')
 
 
 def plot_curves(work_dir: str | Path, out: str | Path) -> None:

@@ -14,6 +14,7 @@ from sb_mm.errors import UserInputError
 from .config import load_config
 from .memory import keep_freed_memory
 from .preflight import check_checkpoint, check_data, pretrained_files
+from .run_info import RunInfoHook
 
 
 def train(args: argparse.Namespace) -> dict:
@@ -42,6 +43,7 @@ def train(args: argparse.Namespace) -> dict:
     _check_start(cfg, args.trust_checkpoint)
     with weights_only(not args.trust_checkpoint):
         runner = build_runner(cfg)
+        runner.register_hook(RunInfoHook())
         runner.train()
     return last_metrics(runner)
 

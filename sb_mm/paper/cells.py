@@ -183,7 +183,9 @@ def find_cell(cell_id: str) -> Cell:
     cells = {cell.id: cell for cell in load_cells()}
     if cell_id in cells:
         return cells[cell_id]
-    close = get_close_matches(cell_id, cells, 3, 0.4)
+    # First among those of the table that it names.
+    table = [c for c in cells if c.split('-')[0] == cell_id.split('-')[0]]
+    close = get_close_matches(cell_id, table or cells, 3, 0.4)
     raise UserInputError(
         f'There is no cell {cell_id!r}: did you mean '
         f'{first_few(close or list(cells))}? tools/paper.py list shows all '

@@ -9,15 +9,28 @@ from rich.progress import track
 from rich.table import Table
 
 from .cells import Cell, find_cell, select_cells
-from .check import CheckedCell, check_cell, layer_overheads
-from .records import append_record, read_records, record_run, summarize
-from .report import generate, our_result, paper_result, stale, write
+from .check import CheckedCell, Comparison, check_cell, layer_overheads
+from .counting import Overhead
+from .records import (
+    Record,
+    append_record,
+    read_records,
+    record_run,
+    summarize,
+)
+from .report import (
+    NOT_RUN,
+    generate,
+    our_result,
+    paper_result,
+    stale,
+    write,
+)
 
 
 def _console() -> Console:
     """Return a console that does not fold tables that go to a file."""
-    width = None if sys.stdout.isatty() else 160
-    return Console(width=width, soft_wrap=True)
+    return Console(width=None if sys.stdout.isatty() else 250)
 
 
 def list_cells(table: int | None, width: float | None) -> None:
@@ -26,14 +39,29 @@ def list_cells(table: int | None, width: float | None) -> None:
     records = read_records()
     shown = Table('cell', 'config and overrides', 'paper', 'here', box=None)
     for cell in cells:
-        runs = summarize(cell, records)
         what = ' '.join([cell.config, *cell.options()])
-        shown.add_row(cell.id, what, paper_result(cell), our_result(runs))
+        shown.add_row(
+            cell.id, what, paper_result(cell), _measured(cell, records)
+        )
     _console().print(shown)
 
 
-def show_cell(cell_id: str) -> None:
-    """Print a cell's resolved config, its size, and the commands to run it."""
+def _measured(cell: Cell, records: list[Record]) -> str:
+    runs = summarize(cell, records)
+    if runs is not None:
+        return f'{our_result(runs)} ({len(runs.records)} seeds)'
+    reduced = [r for r in records if r.cell == cell.id]
+    return f'{NOT_RUN} ({len(reduced)} reduced)' if reduced else NOT_RUN
+
+
+def show_cell(cell_id: str, seed: int = 0, layers: bool = False) -> None:
+    """Print a cell's resolved config, its size, and the commands to run it.
+
+    Args:
+        cell_id: Id of the cell.
+        seed: Of the training.
+        layers: Print the overhead of every layer too.
+    """
     cell = find_cell(cell_id)
     checked = check_cell(cell)
     print(cell.resolve().pretty_text)
@@ -41,27 +69,32 @@ def show_cell(cell_id: str) -> None:
     print(f'# {checked.cost.parameters:,} parameters')
     print(f'# {checked.cost.multiply_adds:,} multiply-adds')
     if cell.attention == 'SB':
-        layers = layer_overheads(cell).values()
-        multiplies = sum(o.multiplies for o in layers)
-        adds = sum(o.adds for o in layers)
-        print(
-            f'# SB adds {multiplies:,} multiplies and {adds:,} adds in '
-            f'{len(layers)} layers (Eq. 10-17)'
-        )
-    print(training_command(cell))
-    print(f'python tools/paper.py record {cell.id} {_work_dir(cell)}')
+        _show_overhead(layer_overheads(cell), layers)
+    print(training_command(cell, seed))
+    print(f'python tools/paper.py record {cell.id} {_work_dir(cell, seed)}')
 
 
-def _work_dir(cell: Cell) -> str:
-    return f'work_dirs/{cell.id}'
+def _show_overhead(overheads: dict[str, Overhead], layers: bool) -> None:
+    if layers:
+        for name, o in overheads.items():
+            print(f'# {name}: {o.multiplies:,} multiplies, {o.adds:,} adds')
+    multiplies = sum(o.multiplies for o in overheads.values())
+    adds = sum(o.adds for o in overheads.values())
+    print(
+        f'# SB adds {multiplies:,} multiplies and {adds:,} adds in '
+        f'{len(overheads)} layers (Eq. 10-17)'
+    )
 
 
-def training_command(cell: Cell) -> str:
+def _work_dir(cell: Cell, seed: int) -> str:
+    return f'work_dirs/{cell.id}/seed{seed}'
+
+
+def training_command(cell: Cell, seed: int) -> str:
     """Return the shell command that trains a cell; options may follow."""
     words = ['python', 'tools/train.py', cell.config]
-    words += ['--work-dir', _work_dir(cell)]
-    if cell.overrides:
-        words += ['--cfg-options', *cell.options()]
+    words += ['--work-dir', _work_dir(cell, seed)]
+    words += ['--cfg-options', f'randomness.seed={seed}', *cell.options()]
     return shlex.join(words)
 
 
@@ -76,6 +109,7 @@ def check_cells(table: int | None) -> None:
         'parameters',
         'paper (M)',
         'difference (M)',
+        '',
         'multiply-adds (M)',
         'paper (M)',
         'difference (M)',
@@ -86,11 +120,10 @@ def check_cells(table: int | None) -> None:
         shown.add_row(*_checked_row(entry))
     _console().print(shown)
     wrong = [c.cell.id for c in checked if not c.matches]
-    counts = [c for c in checked if c.parameters.paper is not None]
     print(
-        f'{len(checked)} networks; {len(counts)} printed parameter counts, '
-        f'{sum(c.parameters.matches for c in counts)} equal to the last '
-        f'printed digit'
+        f'{len(checked)} networks; parameters: '
+        f'{_summary([c.parameters for c in checked])}; multiply-adds: '
+        f'{_summary([c.multiply_adds for c in checked])}'
     )
     if wrong:
         print(f'mismatch: {", ".join(wrong)}')
@@ -98,7 +131,7 @@ def check_cells(table: int | None) -> None:
 
 
 def _checked_row(entry: CheckedCell) -> list[str]:
-    def numbers(compared: object, form: str) -> list[str]:
+    def numbers(compared: Comparison, form: str) -> list[str]:
         if compared.paper is None:
             return ['', '']
         # No negative zero.
@@ -109,24 +142,31 @@ def _checked_row(entry: CheckedCell) -> list[str]:
         entry.cell.id,
         f'{entry.cost.parameters:,}',
         *numbers(entry.parameters, '.3f'),
+        _verdict(entry.parameters),
         f'{entry.multiply_adds.ours:.2f}',
         *numbers(entry.multiply_adds, '.2f'),
-        _verdict(entry),
+        _verdict(entry.multiply_adds),
     ]
 
 
-def _verdict(entry: CheckedCell) -> str:
-    counts = (entry.parameters, entry.multiply_adds)
-    if not any(c.is_checked for c in counts):
-        return 'nothing printed'
-    return 'ok' if entry.matches else 'MISMATCH'
+def _summary(compared: list[Comparison]) -> str:
+    printed = [c for c in compared if c.paper is not None]
+    follow = sum(c.is_checked and c.matches for c in printed)
+    return f'{len(printed)} printed, {follow} follow from the network'
+
+
+def _verdict(compared: Comparison) -> str:
+    if compared.paper is None:
+        return ''
+    if not compared.is_checked:
+        return 'another network'
+    return 'ok' if compared.matches else 'MISMATCH'
 
 
 def record(cell_id: str, work_dir: Path) -> None:
     """Add a finished run to the result records."""
     cell = find_cell(cell_id)
-    parameters = check_cell(cell).cost.parameters
-    entry = record_run(cell, work_dir, parameters)
+    entry = record_run(cell, work_dir)
     file = append_record(entry)
     kind = 'reduced run' if entry.deviations else 'full recipe'
     print(f'{cell.id}: {entry.final:.3f} % ({kind}) -> {file}')

@@ -73,7 +73,7 @@ def cost(model: nn.Module, size: int) -> Cost:
 
 @dataclass(frozen=True)
 class Overhead:
-    """What an attention adds to a convolution, for one image."""
+    """What SB adds to a convolution, for one image."""
 
     multiplies: int
     adds: int
@@ -86,12 +86,13 @@ def overhead(
     in_pixels: int,
     out_pixels: int,
 ) -> Overhead:
-    """Return the overhead of SE or SB in one layer, Eq. 10-17 of the paper.
+    """Return the overhead of SB in one layer, Eq. 10-17 of the paper.
 
-    Global average pooling adds ``Cin * H * W`` numbers and multiplies by
-    ``1 / (H * W)`` once a channel; the two Linear layers cost ``Cin * Chid``
-    and ``Chid * Cout`` of both; lambda multiplies ``Cout`` numbers, and the
-    shift is added ``Cout * H' * W'`` times.
+    The sum of the paper's equations: global average pooling adds ``Cin * H *
+    W`` numbers and multiplies by ``1 / (H * W)`` once a channel; the two
+    Linear layers cost ``Cin * Chid`` and ``Chid * Cout`` of both; lambda
+    multiplies ``Cout`` numbers, and the shift is added ``Cout * H' * W'``
+    times.
 
     Args:
         in_channels: ``Cin``.

@@ -1,62 +1,27 @@
 """Result records: one JSON line for one finished training."""
 
 import json
-import platform
 import statistics
-import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import torch
-from mmengine.config import Config
-
-from sb_mm.engine.config import read_config
 from sb_mm.errors import UserInputError, first_few
 
 from .cells import REPOSITORY, Cell, find_cell
+from .runs import deviations, read_history, read_starts
 
 RESULTS = REPOSITORY / 'results'
-# Key of the metric in MMEngine's scalars, and its factor to percent.
-_METRICS = {
-    'imagenet': ('accuracy/top1', 1),
-    'cifar10': ('accuracy/top1', 1),
-    'voc0712': ('pascal_voc/mAP', 100),
-}
-# Settings that do not change what is computed, or are recorded elsewhere.
-_IRRELEVANT = (
-    'auto_scale_lr',
-    'custom_hooks',
-    'custom_imports',
-    'data_root',
-    'dataset_type',
-    'default_hooks',
-    'env_cfg',
-    'launcher',
-    'load_from',
-    'log_level',
-    'log_processor',
-    'randomness',
-    'resume',
-    'train_pipeline',
-    'test_pipeline',
-    'vis_backends',
-    'visualizer',
-    'work_dir',
-    'test_',
+# Fields that the training itself wrote down.
+_FROM_RUN_INFO = (
+    'seed',
+    'processes',
+    'parameters',
+    'hardware',
+    'versions',
+    'commit',
+    'date',
 )
-_IRRELEVANT_ENDS = (
-    'data_root',
-    'num_workers',
-    'persistent_workers',
-    'dataset.type',
-    'download',
-)
-_PACKAGES = ('torch', 'torchvision', 'mmcv', 'mmengine', 'mmdet', 'mmpretrain')
-_ONEDL = dict(mmdet='onedl-mmdetection')
 
 
 @dataclass(frozen=True)
@@ -67,10 +32,11 @@ class Record:
         cell: Id of the cell, see :mod:`sb_mm.paper.cells`.
         config: Config file, relative to the repository.
         overrides: Overrides of the cell, as ``key=value``.
-        deviations: What this run changed beyond them, as ``key=value``;
-            empty if it is the paper's recipe. A run that deviates is never
-            put beside the paper's number.
-        seed: Random seed; None if the run drew one.
+        deviations: What the run did otherwise, as ``key=value``: settings,
+            data, batch; empty if it is the paper's recipe. A run that
+            deviates is never put beside the paper's number.
+        seed: Random seed.
+        processes: That trained together.
         epochs: Epochs trained.
         history: ``[epoch, metric]`` of every validation, in percent.
         final: The metric of the last epoch, in percent.
@@ -78,7 +44,7 @@ class Record:
         hours: Wall time of the training.
         hardware: GPU, or processor.
         versions: Of Python and the packages.
-        commit: Of this repository, with ``+`` if files were changed.
+        commit: Of this repository, with ``+`` if its code was changed.
         date: Of the last (re)start, ISO.
     """
 
@@ -86,7 +52,8 @@ class Record:
     config: str
     overrides: list[str]
     deviations: list[str]
-    seed: int | None
+    seed: int
+    processes: int
     epochs: int
     history: list[list[float]]
     final: float
@@ -116,7 +83,7 @@ def read_records(folder: Path = RESULTS) -> list[Record]:
         for number, line in enumerate(file.read_text().splitlines(), 1):
             place = f'{file.name} line {number}'
             record = _parse(line, place)
-            key = (record.cell, *record.deviations, record.seed)
+            key = _key(record)
             if key in records:
                 raise UserInputError(
                     f'{place} repeats the run of {records[key]} (cell '
@@ -125,6 +92,12 @@ def read_records(folder: Path = RESULTS) -> list[Record]:
             records[key] = place
             found.append(record)
     return found
+
+
+def _key(record: Record) -> tuple:
+    """Return what no two records may share; tables repeat experiments."""
+    experiment = find_cell(record.cell).experiment
+    return experiment, tuple(record.deviations), record.seed
 
 
 def _parse(line: str, place: str) -> Record:
@@ -182,26 +155,22 @@ def summarize(cell: Cell, records: Iterable[Record]) -> Summary | None:
     return Summary(same) if same else None
 
 
-def record_run(cell: Cell, work_dir: Path, parameters: int) -> Record:
+def record_run(cell: Cell, work_dir: Path) -> Record:
     """Make the record of a finished training.
 
     Args:
         cell: What was trained.
         work_dir: Where ``tools/train.py`` wrote the run.
-        parameters: Size of the cell's network.
 
     Raises:
-        UserInputError: If the folder holds no finished run.
+        UserInputError: If the folder holds no finished run of this cell.
     """
-    configs = sorted(work_dir.glob('*.py'), key=lambda p: p.stat().st_mtime)
-    if not configs:
-        raise UserInputError(
-            f'{work_dir} holds no config of a run: give the work directory '
-            'of tools/train.py.'
-        )
-    cfg = read_config(str(configs[-1]))
-    history, seconds = _history(work_dir, cell)
-    epochs = cfg.train_cfg.max_epochs
+    starts = read_starts(work_dir)
+    last = starts[-1]
+    changed = deviations(cell, last)
+    _check_network(cell, work_dir, changed)
+    history, hours = read_history(starts, cell)
+    epochs = last.config.train_cfg.max_epochs
     if not history or history[-1][0] != epochs:
         raise UserInputError(
             f'The run in {work_dir} has no validation of its last epoch '
@@ -211,116 +180,27 @@ def record_run(cell: Cell, work_dir: Path, parameters: int) -> Record:
         cell=cell.id,
         config=cell.config,
         overrides=cell.options(),
-        deviations=deviations(cell.resolve(), cfg),
-        seed=cfg.get('randomness', {}).get('seed'),
+        deviations=changed,
         epochs=epochs,
         history=history,
         final=history[-1][1],
-        parameters=parameters,
-        hours=round(seconds / 3600, 3),
-        hardware=_hardware(),
-        versions=_versions(),
-        commit=_commit(),
-        date=_date(work_dir),
+        hours=round(hours, 3),
+        **{k: last.info[k] for k in _FROM_RUN_INFO},
     )
 
 
-def _history(work_dir: Path, cell: Cell) -> tuple[list[list[float]], float]:
-    """Return (epoch, percent) of every validation, and seconds of training."""
-    key, factor = _METRICS[cell.dataset]
-    lines = [
-        json.loads(line)
-        for file in _scalar_files(work_dir)
-        for line in file.read_text().splitlines()
+def _check_network(cell: Cell, work_dir: Path, changed: list[str]) -> None:
+    """Raise if the run is of another network, but for the data's classes."""
+    other = [
+        c
+        for c in changed
+        if c.startswith('model.') and '.num_classes=' not in c
     ]
-    # A resumed run repeats what came after its checkpoint: the later holds.
-    values = {r['step']: r[key] for r in lines if key in r}
-    times = {r['step']: r['time'] for r in lines if 'loss' in r}
-    history = [[e, round(v * factor, 3)] for e, v in sorted(values.items())]
-    return history, _seconds(times)
-
-
-def _seconds(times: dict[int, float]) -> float:
-    """Sum up the logged seconds an iteration, by the iteration's number."""
-    steps = sorted(times)
-    spans = [b - a for a, b in pairwise([0, *steps])]
-    return sum(n * times[s] for n, s in zip(spans, steps, strict=True))
-
-
-def deviations(cell_cfg: Config, run_cfg: Config) -> list[str]:
-    """Return the settings of a run that are not the cell's, as ``key=value``.
-
-    Where files lie, how many workers read them, hooks and logs do not count.
-    """
-    wanted, given = _flat(cell_cfg), _flat(run_cfg)
-    return [
-        f'{key}={given.get(key)}'
-        for key in sorted({*wanted, *given})
-        if wanted.get(key) != given.get(key)
-    ]
-
-
-def _flat(cfg: Config) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-
-    def visit(path: str, value: object) -> None:
-        if isinstance(value, dict):
-            for key, child in value.items():
-                visit(f'{path}.{key}' if path else key, child)
-        elif isinstance(value, (list, tuple)):
-            for i, child in enumerate(value):
-                visit(f'{path}.{i}', child)
-        elif not path.startswith(_IRRELEVANT) and not path.endswith(
-            _IRRELEVANT_ENDS
-        ):
-            flat[path] = value
-
-    visit('', cfg.to_dict())
-    return flat
-
-
-def _hardware() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f'CPU, {torch.get_num_threads()} threads ({platform.machine()})'
-
-
-def _versions() -> dict[str, str]:
-    found = dict(python=platform.python_version())
-    for name in _PACKAGES:
-        for package in (name, _ONEDL.get(name, f'onedl-{name}')):
-            try:
-                found[package] = version(package)
-            except PackageNotFoundError:
-                continue
-    return found
-
-
-def _commit() -> str:
-    def git(*args: str) -> str:
-        done = subprocess.run(
-            ['git', '-C', str(REPOSITORY), *args],
-            capture_output=True,
-            text=True,
-            check=False,
+    if other:
+        raise UserInputError(
+            f'The run in {work_dir} is of another network than {cell.id} '
+            f'({first_few(other)}): record it under its own cell.'
         )
-        return done.stdout.strip()
-
-    changed = git('status', '--porcelain', '--untracked-files=no')
-    return (git('rev-parse', '--short', 'HEAD') or 'unknown') + '+' * bool(
-        changed
-    )
-
-
-def _date(work_dir: Path) -> str:
-    """Return the day from the newest log folder, ``20261123_080256``."""
-    day = _scalar_files(work_dir)[-1].parents[1].name[:8]
-    return f'{day[:4]}-{day[4:6]}-{day[6:]}'
-
-
-def _scalar_files(work_dir: Path) -> list[Path]:
-    """Return the logs of a run, one for every start of it."""
-    return sorted(work_dir.glob('*/vis_data/scalars.json'))
 
 
 def append_record(record: Record, folder: Path = RESULTS) -> Path:
@@ -330,8 +210,7 @@ def append_record(record: Record, folder: Path = RESULTS) -> Path:
         UserInputError: If the run is there already.
     """
     known = read_records(folder) if folder.is_dir() else []
-    key = (record.cell, record.deviations, record.seed)
-    if key in [(r.cell, r.deviations, r.seed) for r in known]:
+    if _key(record) in map(_key, known):
         raise UserInputError(
             f'{folder} has the run of {record.cell} with seed {record.seed} '
             f'already ({first_few(record.deviations) or "full recipe"}).'

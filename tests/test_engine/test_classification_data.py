@@ -19,6 +19,7 @@ pytest.importorskip('mmpretrain')
 from mmpretrain.datasets import CIFAR10, CIFAR100  # noqa: E402
 
 from sb_mm.datasets.packed_cifar10 import PackedCIFAR10  # noqa: E402
+from sb_mm.engine import classification_data
 from sb_mm.engine.preflight import (  # noqa: E402
     check_checkpoint,
     check_data,
@@ -183,6 +184,43 @@ def test_a_subset_of_imagenet_names_the_commands_that_help(
     labels = [dataset.get_data_info(i)['gt_label'] for i in range(6)]
     assert labels == [0, 0, 1, 1, 2, 2]
     assert dataset.metainfo['classes'] == ['ant', 'bee', 'cow']
+
+
+@pytest.fixture
+def warnings_of(monkeypatch):
+    """Run the checks and return what they warned of."""
+
+    def run(cfg):
+        said = []
+        monkeypatch.setattr(
+            classification_data,
+            'print_log',
+            lambda text, *_: said.append(text),
+        )
+        check_data(cfg, TRAINING)
+        return said
+
+    return run
+
+
+def test_a_part_of_imagenet_is_warned_of(tmp_path, warnings_of, monkeypatch):
+    for split in ('train', 'val'):
+        for i in range(1000):
+            folder = tmp_path / split / f'n{i:08}'
+            folder.mkdir(parents=True)
+            (folder / 'a.JPEG').write_bytes(b'x')
+    cfg = imagenet(tmp_path, num_classes=1000)
+    train, val = warnings_of(cfg)
+    assert 'train holds 1,000 pictures instead of the 1,281,167' in train
+    assert 'val holds 1,000 pictures instead of the 50,000' in val
+    pictures = dict(train=1000, val=1000)
+    monkeypatch.setattr(classification_data, '_IMAGENET_PICTURES', pictures)
+    assert warnings_of(cfg) == []
+
+
+def test_a_subset_of_imagenet_on_purpose_is_not_warned_of(root, warnings_of):
+    names = dict(classes=['ant', 'bee', 'cow'])
+    assert warnings_of(imagenet(root, metainfo=names)) == []
 
 
 def test_a_file_of_class_names_that_is_not_there(root):

@@ -194,6 +194,13 @@ def test_the_newest_run_and_its_last_epoch_are_read(tmp_path):
         read_attention_stats(tmp_path, 0)
 
 
+def test_epochs_before_a_resume_are_found(tmp_path):
+    write_stats(tmp_path, record(GATED, 1), record(GATED, 2))
+    write_stats(tmp_path, record(STATIC, 2), log='20250102_000000')
+    assert read_attention_stats(tmp_path, 1) == record(GATED, 1)
+    assert read_attention_stats(tmp_path) == record(STATIC, 2)
+
+
 def test_the_tool_draws_runs_side_by_side(tool, tmp_path, monkeypatch):
     figures = []
     make = plots.attention_figure

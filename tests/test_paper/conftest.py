@@ -18,6 +18,7 @@ def make_record():
             overrides=cell.options(),
             deviations=[],
             seed=0,
+            processes=1,
             epochs=200,
             history=[[199, 90.0], [200, final]],
             final=final,

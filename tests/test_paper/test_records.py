@@ -1,21 +1,21 @@
 """Result records: written from a run, read back, refused if edited."""
 
 import json
+import re
 from dataclasses import replace
 from functools import partial
 
 import pytest
-from mmengine.config import Config
 
 from sb_mm.errors import UserInputError
 from sb_mm.paper.cells import find_cell
 from sb_mm.paper.records import (
     append_record,
-    deviations,
     read_records,
     record_run,
     summarize,
 )
+from sb_mm.paper.runs import deviations, read_starts
 
 CELL = find_cell('t8-x0.35-lambda_init-0.01')
 
@@ -90,92 +90,177 @@ def test_a_summary_is_over_seeds_and_repeats_without_reduced_runs(make_record):
     assert replace(summary, records=summary.records[:1]).std is None
 
 
-def test_deviations_are_the_settings_that_change_the_result():
-    cell, run = CELL.resolve(), CELL.resolve()
-    run.merge_from_dict(
-        {
-            'work_dir': 'x',
-            'randomness': dict(seed=3),
-            'default_hooks.logger.interval': 3,
-            'train_dataloader.num_workers': 0,
-            'train_dataloader.dataset.type': 'sb_mm.PackedCIFAR10',
-            'train_dataloader.dataset.data_root': 'elsewhere',
-            'test_dataloader.batch_size': 3,
-        }
-    )
-    assert deviations(cell, run) == []
-    run.merge_from_dict(
-        {
-            'train_cfg.max_epochs': 1,
-            'train_dataloader.dataset.indices': 64,
-            'model.backbone.attention.lambda_init': 0.5,
-            'optim_wrapper.optimizer.lr': 0.2,
-        }
-    )
-    assert deviations(cell, run) == [
-        'model.backbone.attention.lambda_init=0.5',
-        'optim_wrapper.optimizer.lr=0.2',
-        'train_cfg.max_epochs=1',
-        'train_dataloader.dataset.indices=64',
-    ]
+def test_one_run_cannot_count_twice_under_repeated_cells(
+    make_record, tmp_path
+):
+    append_record(make_record('t6-x0.35-sb'), tmp_path)
+    with pytest.raises(UserInputError, match='with seed 0 already'):
+        append_record(make_record('t8-x0.35-lambda_init-0.1'), tmp_path)
+
+
+class Run:
+    """A work directory as tools/train.py leaves it, start by start."""
+
+    def __init__(self, folder, cell=CELL):
+        self.folder = folder
+        self.cell = cell
+
+    def start(self, name, epochs, *, info=None, **overrides):
+        """Add a start that logged these epochs."""
+        cfg = self.cell.resolve()
+        cfg.merge_from_dict(
+            {k.replace('__', '.'): v for k, v in overrides.items()}
+        )
+        logs = self.folder / name / 'vis_data'
+        logs.mkdir(parents=True)
+        cfg.dump(logs / 'config.py')
+        lines = [x for epoch in epochs for x in self._epoch(epoch)]
+        text = ''.join(json.dumps(line) + '\n' for line in lines)
+        (logs / 'scalars.json').write_text(text)
+        found = dict(
+            seed=7,
+            start_epoch=epochs[0] - 1 if epochs else 0,
+            processes=1,
+            batch=128,
+            train=dict(types=['CIFAR10'], pictures=50_000),
+            val=dict(types=['CIFAR10'], pictures=10_000),
+            parameters=5,
+            hardware='GPU',
+            versions=dict(torch='2'),
+            commit='abc',
+            date='2026-01-02',
+        )
+        (logs / 'run_info.json').write_text(
+            json.dumps({**found, **(info or {})})
+        )
+        return self
+
+    @staticmethod
+    def _epoch(epoch):
+        for half in (1, 2):
+            step = (epoch - 1) * 100 + half * 50
+            yield dict(loss=1.0, step=step, time=0.5, epoch=epoch)
+        yield {'accuracy/top1': 10.0 * epoch, 'step': epoch}
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A finished run's folder, resumed once, as MMEngine leaves it."""
-    cfg = CELL.resolve()
-    cfg.merge_from_dict(
-        {'train_cfg.max_epochs': 3, 'randomness': dict(seed=7)}
-    )
-    cfg.dump(tmp_path / 'config.py')
-    _log(tmp_path / '20260102_030405', [1, 2])
-    _log(tmp_path / '20260102_040000', [3])
-    return tmp_path
+    return Run(tmp_path)
 
 
-def _log(folder, epochs):
-    lines = []
-    for epoch in epochs:
-        for half in (1, 2):
-            step = (epoch - 1) * 100 + half * 50
-            lines.append(dict(loss=1.0, step=step, time=0.5, epoch=epoch))
-        lines.append({'accuracy/top1': 10.0 * epoch, 'step': epoch})
-    (folder / 'vis_data').mkdir(parents=True)
-    text = ''.join(json.dumps(line) + '\n' for line in lines)
-    (folder / 'vis_data/scalars.json').write_text(text)
+SHORT = dict(train_cfg__max_epochs=3)
 
 
-def test_a_run_becomes_a_record(run):
-    record = record_run(CELL, run, parameters=5)
+def test_a_resumed_run_becomes_one_record(run):
+    run.start('20260102_01', [1, 2], **SHORT)
+    run.start('20260102_02', [2, 3], resume=True, load_from='x', **SHORT)
+    record = record_run(CELL, run.folder)
     assert record.cell == CELL.id
     assert record.history == [[1, 10.0], [2, 20.0], [3, 30.0]]
     assert record.final == 30.0
-    assert (record.seed, record.epochs, record.parameters) == (7, 3, 5)
     assert record.deviations == ['train_cfg.max_epochs=3']
-    # 300 iterations of half a second.
+    # 300 iterations of half a second; the repeated ones count once.
     assert record.hours == pytest.approx(150 / 3600, abs=1e-3)
+    assert (record.seed, record.epochs, record.parameters) == (7, 3, 5)
+    assert (record.hardware, record.commit) == ('GPU', 'abc')
     assert record.date == '2026-01-02'
-    assert 'torch' in record.versions
-    assert record.hardware
-    assert record.commit
+
+
+def test_only_the_newest_run_of_a_folder_is_recorded(run):
+    run.start('20260102_01', [1, 2, 3], info=dict(seed=1), **SHORT)
+    run.start('20260102_02', [1], info=dict(seed=2), **SHORT)
+    with pytest.raises(UserInputError, match='finish it with --resume'):
+        record_run(CELL, run.folder)
+
+
+@pytest.mark.parametrize(
+    ('first', 'second'),
+    [
+        (dict(info=dict(seed=1)), {}),
+        (dict(optim_wrapper__optimizer__lr=0.5), {}),
+        (None, {}),
+        (dict(epochs=[1]), {}),
+    ],
+    ids=['another seed', 'another rate', 'nothing before', 'a gap'],
+)
+def test_a_resume_of_something_else_is_refused(run, first, second):
+    if first is not None:
+        epochs = first.pop('epochs', [1, 2])
+        run.start('20260102_01', epochs, **{**SHORT, **first})
+    run.start('20260102_02', [3], resume=True, **SHORT)
+    with pytest.raises(UserInputError, match='not the one before it'):
+        record_run(CELL, run.folder)
+
+
+def test_where_and_how_fast_a_run_read_its_data_does_not_count(run):
+    run.start(
+        'a',
+        [1],
+        work_dir='x',
+        launcher='pytorch',
+        randomness=dict(seed=3),
+        default_hooks__logger__interval=3,
+        train_dataloader__num_workers=0,
+        train_dataloader__pin_memory=True,
+        train_dataloader__batch_size=32,  # of four processes
+        train_dataloader__dataset__type='sb_mm.PackedCIFAR10',
+        train_dataloader__dataset__data_root='elsewhere',
+        test_dataloader__batch_size=3,
+        info=dict(
+            processes=4, train=dict(types=['PackedCIFAR10'], pictures=50_000)
+        ),
+    )
+    assert deviations(CELL, read_starts(run.folder)[-1]) == []
+
+
+@pytest.mark.parametrize(
+    ('changes', 'deviation'),
+    [
+        (SHORT, 'train_cfg.max_epochs=3'),
+        (dict(optim_wrapper__optimizer__lr=0.2), 'optim_wrapper.opt.*=0.2'),
+        (dict(load_from='x.pth'), 'load_from=x.pth'),
+        (dict(custom_hooks=[dict(type='EMAHook')]), 'hooks=.*EMAHook'),
+        (dict(default_hooks__param_scheduler=None), 'hooks='),
+        (dict(train_dataloader__dataset__indices=64), '.*indices=64'),
+        (dict(info=dict(batch=1024)), 'batch of all processes=1024'),
+        (
+            dict(info=dict(train=dict(types=['CIFAR100'], pictures=50_000))),
+            'train data set=CIFAR100',
+        ),
+        (
+            dict(info=dict(train=dict(types=['CIFAR10'], pictures=200))),
+            'train pictures=200',
+        ),
+        (dict(info=dict(val=None)), 'val pictures=0'),
+    ],
+    ids=str,
+)
+def test_what_changes_the_result_is_a_deviation(run, changes, deviation):
+    run.start('a', [1], **changes)
+    found = deviations(CELL, read_starts(run.folder)[-1])
+    assert len(found) == 1
+    assert re.fullmatch(deviation + '.*', found[0])
+
+
+def test_a_run_of_another_network_is_refused(run):
+    key = 'model__backbone__attention__lambda_init'
+    run.start('a', [1], train_cfg__max_epochs=1, **{key: 0.5})
+    with pytest.raises(UserInputError, match='of another network than t8'):
+        record_run(CELL, run.folder)
 
 
 def test_the_map_of_a_detector_is_in_percent(tmp_path):
     cell = find_cell('t4-ssd-mobilenetv2-x0.35-sb')
-    cfg = cell.resolve()
-    cfg.train_cfg.max_epochs = 1
-    cfg.dump(tmp_path / 'config.py')
-    folder = tmp_path / '20260102_030405/vis_data'
-    folder.mkdir(parents=True)
-    (folder / 'scalars.json').write_text('{"pascal_voc/mAP": 0.46, "step": 1}')
-    assert record_run(cell, tmp_path, 1).final == 46.0
+    run = Run(tmp_path, cell).start('a', [], train_cfg__max_epochs=1)
+    line = '{"pascal_voc/mAP": 0.46, "step": 1}'
+    (tmp_path / 'a/vis_data/scalars.json').write_text(line)
+    assert record_run(cell, run.folder).final == 46.0
 
 
-def test_an_unfinished_or_missing_run_is_refused(run, tmp_path):
-    with pytest.raises(UserInputError, match='holds no config'):
-        record_run(CELL, tmp_path / 'empty', 1)
-    cfg = Config.fromfile(run / 'config.py')
-    cfg.train_cfg.max_epochs = 4
-    cfg.dump(run / 'config.py')
-    with pytest.raises(UserInputError, match='finish it with --resume'):
-        record_run(CELL, run, 1)
+def test_a_folder_without_a_run_is_refused(run):
+    with pytest.raises(UserInputError, match='holds no run'):
+        record_run(CELL, run.folder)
+    run.start('a', [1])
+    (run.folder / 'a/vis_data/run_info.json').unlink()
+    with pytest.raises(UserInputError, match='train with tools/train.py'):
+        record_run(CELL, run.folder)

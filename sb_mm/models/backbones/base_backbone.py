@@ -31,7 +31,8 @@ class AttentionBackbone(BaseModule):
     """A stem and stages, of which some may be frozen.
 
     A subclass sets ``out_indices``, builds ``conv1``, adds its stages with
-    :meth:`_add_stage`, then calls :meth:`_freeze_stages`.
+    :meth:`_add_stage` (or defines :attr:`stages`), then calls
+    :meth:`_freeze_stages`.
 
     Args:
         frozen_stages: Freezes the stem (0) and as many stages; -1 nothing.

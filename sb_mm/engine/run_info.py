@@ -1,0 +1,108 @@
+"""What a training ran on: written beside its log when it starts."""
+
+import json
+import platform
+import subprocess
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from mmengine.dist import get_world_size, master_only
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+RUN_INFO_FILE = 'run_info.json'
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_PACKAGES = (
+    'torch',
+    'torchvision',
+    'mmcv',
+    'onedl-mmcv',
+    'mmengine',
+    'onedl-mmengine',
+    'mmdet',
+    'onedl-mmdetection',
+    'mmpretrain',
+    'onedl-mmpretrain',
+)
+
+
+class RunInfoHook(Hook):
+    """Write what no config says to ``<log folder>/vis_data/run_info.json``.
+
+    Seed, epochs done before a resume, processes, batch of all of them,
+    pictures and classes of the data sets, parameters, hardware, versions and
+    the commit of sb_mm: without them, a result cannot be put beside the
+    paper's.
+    """
+
+    @master_only
+    def before_train(self, runner: Runner) -> None:
+        """Write the file."""
+        file = Path(runner.log_dir, 'vis_data', RUN_INFO_FILE)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(run_info(runner), indent=2) + '\n')
+
+
+def run_info(runner: Runner) -> dict:
+    """Return what :class:`RunInfoHook` writes."""
+    processes = get_world_size()
+    model = runner.model
+    return dict(
+        seed=runner.seed,
+        start_epoch=runner.epoch,
+        processes=processes,
+        batch=processes * (runner.train_dataloader.batch_size or 1),
+        train=_data(runner.train_dataloader),
+        val=_data(runner.val_dataloader) if runner.val_loop else None,
+        parameters=sum(p.numel() for p in model.parameters()),
+        hardware=_hardware(),
+        versions=_versions(),
+        commit=_commit(),
+        date=date.today().isoformat(),
+    )
+
+
+def _data(loader: DataLoader) -> dict:
+    dataset = loader.dataset
+    leaves = getattr(dataset, 'datasets', None) or [dataset]
+    kinds = sorted({type(leaf).__name__ for leaf in leaves})
+    return dict(types=kinds, pictures=len(dataset))
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f'CPU, {torch.get_num_threads()} threads ({platform.machine()})'
+
+
+def _versions() -> dict[str, str]:
+    found = dict(python=platform.python_version())
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str:
+    """Return the commit, with ``+`` if the code differs from it."""
+    changed = _git('status', '--porcelain', '--', 'sb_mm', 'configs', 'tools')
+    commit = _git('rev-parse', '--short', 'HEAD')
+    return f'{commit}{"+" if changed else ""}' if commit else 'unknown'
+
+
+def _git(*args: str) -> str:
+    try:
+        done = subprocess.run(
+            ['git', '-C', str(_REPOSITORY), *args],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:  # git is not installed
+        return ''
+    return done.stdout.strip()

@@ -1,0 +1,227 @@
+"""A finished run, read from the folders that its training wrote."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from sb_mm.engine.config import read_config
+from sb_mm.engine.run_info import RUN_INFO_FILE
+from sb_mm.errors import UserInputError
+
+from .cells import Cell
+
+# Key of the metric in MMEngine's scalars, and its factor to percent.
+_METRICS = {
+    'imagenet': ('accuracy/top1', 1),
+    'cifar10': ('accuracy/top1', 1),
+    'voc0712': ('pascal_voc/mAP', 100),
+}
+# Pictures for training and for validation, and the classes that read them.
+_DATA = {
+    'imagenet': (1_281_167, 50_000, {'ImageNet'}),
+    'cifar10': (50_000, 10_000, {'CIFAR10', 'PackedCIFAR10'}),
+    'voc0712': (5_011 + 11_540, 4_952, {'VOCDevkitDataset'}),
+}
+# Settings that do not change the result: where files lie, who reads them and
+# what is logged. What data there were and the batch of all processes are
+# compared as the run found them; hooks by their types.
+_IRRELEVANT = (
+    'auto_scale_lr.enable',
+    'custom_hooks',
+    'custom_imports',
+    'data_root',
+    'dataset_type',
+    'default_hooks',
+    'env_cfg',
+    'launcher',
+    'log_level',
+    'log_processor',
+    'randomness',
+    'resume',
+    'test_',
+    'train_dataloader.batch_size',
+    'train_pipeline',
+    'val_dataloader.batch_size',
+    'vis_backends',
+    'visualizer',
+    'work_dir',
+)
+_IRRELEVANT_ENDS = (
+    'data_root',
+    'dataset.type',
+    'download',
+    'num_workers',
+    'persistent_workers',
+    'pin_memory',
+    'prefetch_factor',
+)
+_LOGGING_HOOKS = {
+    'CheckpointHook',
+    'DetVisualizationHook',
+    'IterTimerHook',
+    'LoggerHook',
+    'VisualizationHook',
+    'sb_mm.AttentionStatsHook',
+}
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of ``tools/train.py``: a log folder with what it wrote."""
+
+    folder: Path
+
+    @cached_property
+    def info(self) -> dict:
+        """The content of ``run_info.json``."""
+        file = self.folder / 'vis_data' / RUN_INFO_FILE
+        if not file.is_file():
+            raise UserInputError(
+                f'{self.folder} holds no vis_data/{RUN_INFO_FILE}, without '
+                'which nobody knows what was run: train with tools/train.py.'
+            )
+        return json.loads(file.read_text())
+
+    @cached_property
+    def config(self) -> Config:
+        """The config as MMEngine dumped it."""
+        return read_config(str(self.folder / 'vis_data/config.py'))
+
+    @cached_property
+    def lines(self) -> list[dict]:
+        """What was logged."""
+        file = self.folder / 'vis_data/scalars.json'
+        text = file.read_text() if file.is_file() else ''
+        return [json.loads(line) for line in text.splitlines()]
+
+    def reached(self, epoch: int) -> bool:
+        """Whether it logged something of that epoch."""
+        return any(e.get('epoch', 0) >= epoch for e in self.lines)
+
+
+def read_starts(work_dir: Path) -> list[Start]:
+    """Return the newest run's starts: its first, and every resume of it.
+
+    Raises:
+        UserInputError: If there is none, or a resume does not continue what
+            is in the folder before it.
+    """
+    folders = sorted(p.parent for p in work_dir.glob('*/vis_data'))
+    if not folders:
+        raise UserInputError(
+            f'{work_dir} holds no run: give the work directory of '
+            'tools/train.py.'
+        )
+    starts = [Start(folders.pop())]
+    while starts[0].info['start_epoch'] > 0:
+        if not folders:
+            _refuse_resume(starts[0])
+        before = Start(folders.pop())
+        if not _continues(before, starts[0]):
+            _refuse_resume(starts[0])
+        starts.insert(0, before)
+    return starts
+
+
+def _continues(before: Start, after: Start) -> bool:
+    same = _flat(before.config) == _flat(after.config)
+    same = same and before.info['seed'] == after.info['seed']
+    return same and before.reached(after.info['start_epoch'])
+
+
+def _refuse_resume(start: Start) -> None:
+    raise UserInputError(
+        f'{start.folder} resumes at epoch {start.info["start_epoch"]} a run '
+        'that is not the one before it in this work directory: keep one work '
+        'directory for a run, with one config and one seed.'
+    )
+
+
+def read_history(
+    starts: list[Start], cell: Cell
+) -> tuple[list[list[float]], float]:
+    """Return the run's validations and its training time.
+
+    Args:
+        starts: Of the run.
+        cell: Tells the metric.
+
+    Returns:
+        ``[epoch, percent]`` of every validation, and hours.
+    """
+    key, factor = _METRICS[cell.dataset]
+    # A resume repeats what came after its checkpoint: the later holds.
+    lines = [line for start in starts for line in start.lines]
+    values = {e['step']: e[key] for e in lines if key in e}
+    times = {e['step']: e['time'] for e in lines if 'loss' in e}
+    history = [[e, round(v * factor, 3)] for e, v in sorted(values.items())]
+    return history, _seconds(times) / 3600
+
+
+def _seconds(times: dict[int, float]) -> float:
+    """Sum up the logged seconds an iteration, by the iteration's number."""
+    steps = sorted(times)
+    spans = [b - a for a, b in pairwise([0, *steps])]
+    return sum(n * times[s] for n, s in zip(spans, steps, strict=True))
+
+
+def deviations(cell: Cell, start: Start) -> list[str]:
+    """Return what a run did otherwise than its cell, as ``key=value``."""
+    wanted, given = _flat(cell.resolve()), _flat(start.config)
+    changed = [
+        f'{key}={given.get(key)}'
+        for key in sorted({*wanted, *given})
+        if wanted.get(key) != given.get(key)
+    ]
+    return [*changed, *_found_otherwise(cell, start.info)]
+
+
+def _found_otherwise(cell: Cell, info: dict) -> Iterator[str]:
+    """Yield what differs in the data and the batch, as the run found them."""
+    train, val, kinds = _DATA[cell.dataset]
+    for name, count in (('train', train), ('val', val)):
+        data = info[name] or dict(types=[], pictures=0)
+        if not set(data['types']) <= kinds:
+            yield f'{name} data set={"+".join(data["types"])}'
+        if data['pictures'] != count:
+            yield f'{name} pictures={data["pictures"]}'
+    if info['batch'] != cell.resolve().train_dataloader.batch_size:
+        yield f'batch of all processes={info["batch"]}'
+
+
+def _flat(cfg: Config) -> dict[str, Any]:
+    """Return the settings that matter, by dotted keys."""
+    hooks = sorted(set(_hook_types(cfg)) - _LOGGING_HOOKS)
+    flat: dict[str, Any] = dict(hooks='+'.join(hooks))
+    # A resume names what it continues there.
+    flat['load_from'] = None if cfg.get('resume') else cfg.get('load_from')
+
+    def visit(path: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, child in value.items():
+                visit(f'{path}.{key}' if path else key, child)
+        elif isinstance(value, (list, tuple)):
+            for i, child in enumerate(value):
+                visit(f'{path}.{i}', child)
+        elif not _is_irrelevant(path):
+            flat[path] = value
+
+    visit('', {k: v for k, v in cfg.to_dict().items() if k != 'load_from'})
+    return flat
+
+
+def _is_irrelevant(path: str) -> bool:
+    return path.startswith(_IRRELEVANT) or path.endswith(_IRRELEVANT_ENDS)
+
+
+def _hook_types(cfg: Config) -> Iterator[str]:
+    default = (cfg.get('default_hooks') or {}).values()
+    for hook in (*default, *(cfg.get('custom_hooks') or [])):
+        if hook:
+            yield str(hook['type'])

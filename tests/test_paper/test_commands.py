@@ -1,0 +1,105 @@
+"""What tools/paper.py prints, and its exit codes."""
+
+import shlex
+
+import pytest
+
+from sb_mm.paper import commands
+from sb_mm.paper.check import CheckedCell, Comparison, check_cell
+
+CELL = 't9-x0.35-gate-relu'
+
+
+def test_list_shows_configs_and_full_and_reduced_runs(
+    make_record, monkeypatch, capsys
+):
+    records = [
+        make_record('t9-x0.35-gate-relu', 90.0),
+        make_record('t9-x0.35-gate-relu', 92.0, seed=1),
+        make_record('t9-x0.35-gate-none', 9.0, deviations=['x=1']),
+    ]
+    monkeypatch.setattr(commands, 'read_records', lambda: records)
+    commands.list_cells(table=9, width=0.35)
+    lines = capsys.readouterr().out.splitlines()
+    (relu,) = [x for x in lines if CELL in x]
+    assert 'mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py' in relu
+    assert 'model.backbone.attention.gate=relu' in relu
+    assert '90.604 ± 0.728' in relu
+    assert '91.000 ± 1.414 (2 seeds)' in relu
+    (none,) = [x for x in lines if 't9-x0.35-gate-none' in x]
+    assert 'not run (1 reduced)' in none
+    (tanh,) = [x for x in lines if 't9-x0.35-gate-tanh' in x]
+    assert tanh.rstrip().endswith('not run')
+
+
+def test_show_prints_the_resolved_config_and_the_commands(capsys):
+    commands.show_cell(CELL, seed=3, layers=True)
+    text = capsys.readouterr().out
+    assert "gate='relu'" in text  # in the config, not only in the command
+    assert '# 1,440,510 parameters' in text
+    layers = [x for x in text.splitlines() if x.startswith('# backbone.')]
+    assert len(layers) == 51
+    train, record = text.splitlines()[-2:]
+    assert shlex.split(train) == [
+        'python',
+        'tools/train.py',
+        'configs/cifar10/mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py',
+        '--work-dir',
+        f'work_dirs/{CELL}/seed3',
+        '--cfg-options',
+        'randomness.seed=3',
+        'model.backbone.attention.gate=relu',
+    ]
+    assert record == (
+        f'python tools/paper.py record {CELL} work_dirs/{CELL}/seed3'
+    )
+
+
+def test_check_prints_every_count_beside_the_papers(capsys):
+    commands.check_cells(10)
+    text = capsys.readouterr().out
+    assert '2,447,042' in text
+    assert '4 printed, 4 follow' in text
+
+
+def test_check_exits_with_1_on_a_mismatch(monkeypatch, capsys):
+    def wrong(cell):
+        checked = check_cell(cell)
+        off = Comparison(1.5, 1.4, 1.4, 5e-4)
+        return CheckedCell(
+            cell, checked.cost, off, checked.multiply_adds
+        )  # fmt: skip
+
+    monkeypatch.setattr(commands, 'check_cell', wrong)
+    with pytest.raises(SystemExit) as exit_:
+        commands.check_cells(10)
+    assert exit_.value.code == 1
+    assert 'mismatch: t10-x0.35-hidden-x1' in capsys.readouterr().out
+
+
+def test_dyconvs_multiply_adds_are_not_called_checked(capsys):
+    commands.check_cells(1)
+    text = capsys.readouterr().out
+    (line,) = [x for x in text.splitlines() if 't1-dyconv-x0.35' in x]
+    assert line.split()[-2:] == ['another', 'network']
+    assert 'multiply-adds: 16 printed, 12 follow' in text
+
+
+def test_report_names_what_is_stale_and_writes_it(
+    monkeypatch, tmp_path, capsys
+):
+    files = {tmp_path / 'a.md': 'new\n'}
+    monkeypatch.setattr(commands, 'generate', lambda: files)
+    monkeypatch.setattr('sb_mm.paper.report.REPOSITORY', tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        commands.report(check=True)
+    assert exit_.value.code == 1
+    assert not (tmp_path / 'a.md').exists()
+    commands.report(check=False)
+    assert (tmp_path / 'a.md').read_text() == 'new\n'
+    commands.report(check=True)
+    assert capsys.readouterr().out.splitlines() == [
+        'stale: a.md',
+        'run: python tools/paper.py report',
+        'written: a.md',
+    ]
