@@ -45,6 +45,14 @@ def test_training_then_testing_then_resuming(
     assert re.search(r'eta: 0:\d\d:\d\d', log)
     assert re.search(r'\| square +\|', log)
     assert 'aeroplane' not in log.split('Epoch(val)')[-1]
+    info = load(next(trained.glob('*/vis_data/run_info.json')))
+    assert (info['start_epoch'], info['processes']) == (0, 1)
+    assert info['train'] == dict(types=['VOCDevkitDataset'], pictures=4)
+    assert info['batch'] == 2
+    seed = re.search(r'seed: (\d+)', log)
+    assert info['seed'] == int(seed[1])
+    assert info['commit']
+    assert 'torch' in info['versions']
 
     # tools/test.py gives the number that the training run gave.
     out = tmp_path / 'predictions.pkl'
@@ -73,6 +81,8 @@ def test_training_then_testing_then_resuming(
     assert 'resumed epoch: 1' in log
     assert 'Epoch(train) [2][2/2]' in log
     assert 'Epoch(train) [1]' not in log
+    starts = sorted(trained.glob('*/vis_data/run_info.json'))
+    assert [load(s)['start_epoch'] for s in starts] == [0, 1]
     assert (trained / 'epoch_2.pth').is_file()
 
     plot_curves(trained, tmp_path / 'curves.png')
