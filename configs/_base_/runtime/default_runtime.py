@@ -1,3 +1,5 @@
+_base_ = './common_runtime.py'
+
 # An import error inside sb_mm would otherwise read "not in the registry".
 custom_imports = dict(
     imports=[
@@ -24,24 +26,8 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'),
 )
-# Layer by layer, what tools/plot.py attention draws.
-custom_hooks = [dict(type='sb_mm.AttentionStatsHook')]
-
-env_cfg = dict(
-    cudnn_benchmark=True,  # every picture has the same size
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
-)
-
-vis_backends = [
-    dict(type='LocalVisBackend'),
-    dict(type='TensorboardVisBackend'),
-]
 visualizer = dict(
-    type='DetLocalVisualizer', vis_backends=vis_backends, name='visualizer'
+    type='DetLocalVisualizer',
+    vis_backends=_base_.vis_backends,
+    name='visualizer',
 )
-log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
-
-log_level = 'INFO'
-load_from = None
-resume = False
