@@ -186,7 +186,8 @@ def _draw_cell(axes: Axes, row: _Row, record: dict, colour: str) -> None:
         row.draw(axes, record, row.metric, colour)
     else:
         axes.text(0.5, 0.5, 'none', transform=axes.transAxes)
-    axes.axhline(0, color='black', linewidth=0.5)
+    if axes.get_yscale() == 'linear':
+        axes.axhline(0, color='black', linewidth=0.5)
     _mark_blocks(axes, list(record['layers']))
     axes.grid(alpha=0.3)
 
@@ -210,6 +211,8 @@ def _draw_std(axes: Axes, record: dict, metric: str, colour: str) -> None:
     )
     trunk = _series(record, 'trunk_std')
     axes.plot(*trunk, '--', color='black', linewidth=1, label='trunk T(x)')
+    # A network that diverges has a thousand times those of the others.
+    axes.set_yscale('log')
     axes.legend()
 
 
@@ -335,8 +338,22 @@ def _draw_points(axes: Axes, points: LayerPoints, colour: str) -> None:
     # Draws nothing where they are infinite.
     axes.fill_between(x, low, high, color='grey', alpha=0.2)
     axes.plot(x, x, color='black', linewidth=0.5)
-    axes.set(xlabel='trunk T(x)', ylabel='output of the layer')
+    axes.set(
+        xlabel='trunk T(x)',
+        ylabel='output of the layer',
+        xlim=_central(points.trunk),
+        ylim=_central(points.output),
+    )
     axes.grid(alpha=0.3)
+
+
+def _central(values: Tensor) -> tuple[float, float] | None:
+    """Return the ends of 98 % of the values: few outliers hide the rest."""
+    finite = values[values.isfinite()]
+    if not finite.numel():
+        return None
+    low, high = finite.quantile(torch.tensor([0.01, 0.99])).tolist()
+    return (low, high) if low < high else None
 
 
 @torch.no_grad()

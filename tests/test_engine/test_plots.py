@@ -121,8 +121,19 @@ def test_runs_have_one_scale_that_shows_all_of_them():
     std = grid_of(attention_figure(runs), 2)[0]
     assert std[0].get_ylim() == std[1].get_ylim()
     low, high = std[0].get_ylim()
-    assert low <= 0
+    # Some diverge: a thousand times the others' must not hide these.
+    assert std[0].get_yscale() == std[1].get_yscale() == 'log'
+    assert 0 < low < 1
     assert high > 9.0
+
+
+def test_outliers_do_not_hide_the_points():
+    values = torch.cat((torch.linspace(-1, 1, 1001), torch.tensor([1e6])))
+    low, high = plots._central(values)
+    assert low == pytest.approx(-0.98, abs=0.01)
+    assert high == pytest.approx(0.98, abs=0.01)
+    assert plots._central(torch.full((5,), torch.nan)) is None
+    assert plots._central(torch.ones(5)) is None
 
 
 def test_a_run_without_a_metric_says_so_in_its_panel():
