@@ -81,7 +81,8 @@ def write_stats(work_dir, *records, log='20250101_000000'):
 
 def drawn(axes):
     """Data of the lines by colour, without the line at zero."""
-    lines = {to_rgba(line.get_color()): line for line in axes.lines[:-1]}
+    shown = axes.lines[:-1] if axes.get_yscale() == 'linear' else axes.lines
+    lines = {to_rgba(line.get_color()): line for line in shown}
     return {
         colour: (list(line.get_xdata()), list(line.get_ydata()))
         for colour, line in lines.items()
