@@ -224,7 +224,8 @@ def load_pretrained(
         raise UserInputError(
             f'No tensor of {checkpoint} fits {type(module).__name__} with '
             f'prefix={prefix!r}: the file has {first_few(list(state))}, the '
-            f'network {first_few(list(own))}.'
+            f'network {first_few(list(own))}. Correct the prefix; weights of '
+            'torchvision need tools/convert_weights.py first.'
         )
     refuse_conflicts(checkpoint, shape_conflicts(module, matched))
     module.load_state_dict(matched, strict=False)

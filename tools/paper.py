@@ -26,7 +26,9 @@ def parse_args() -> argparse.Namespace:
         'show', help="a cell's config, and the commands that run it"
     )
     verb.add_argument('cell', help='id, as "list" prints it')
-    verb.add_argument('--seed', type=int, default=0, help='of the training')
+    verb.add_argument(
+        '--seed', type=_seed, default=0, help='of the training, 0 or more'
+    )
     verb.add_argument(
         '--layers', action='store_true', help='overhead of SB in every layer'
     )
@@ -57,6 +59,14 @@ def parse_args() -> argparse.Namespace:
     )
     verb.set_defaults(run=lambda a: commands.report(a.check))
     return parser.parse_args()
+
+
+def _seed(text: str) -> int:
+    if not (text.isdecimal() and int(text) < 2**32):
+        raise argparse.ArgumentTypeError(
+            f'{text} is not a whole number from 0 to 2**32 - 1'
+        )
+    return int(text)
 
 
 def main() -> None:

@@ -27,9 +27,6 @@ def parse_args() -> argparse.Namespace:
     attention.add_argument(
         '--epoch', type=int, help='default: the last of each run'
     )
-    attention.add_argument(
-        '--labels', nargs='+', help='names of the runs in the figure'
-    )
 
     shift = commands.add_parser(
         'shift', help="a layer's output against its trunk, point by point"
@@ -51,6 +48,9 @@ def parse_args() -> argparse.Namespace:
     for name, command in commands.choices.items():
         command.add_argument(
             'work_dirs', nargs='+', metavar='WORK_DIR', help='of a run'
+        )
+        command.add_argument(
+            '--labels', nargs='+', help='names of the runs in the figure'
         )
         command.add_argument(
             '--out', help=f'file; default: {name}.png in the first WORK_DIR'

@@ -136,9 +136,10 @@ def _check_new(parent: str, key: str, node: dict, options: dict) -> None:
     if accepted is None or key in accepted:
         return
     close = get_close_matches(key, accepted, 3, 0.6)
-    hint = f'did you mean {first_few(close)}?' if close else (
-        f'it has {first_few(sorted(accepted))}'
-    )  # fmt: skip
+    own = sorted(set(accepted) - _READ_BY_MMENGINE)
+    hint = f'it has {first_few(own, limit=6)}'
+    if close:
+        hint = f'did you mean {first_few(close)}?'
     raise UserInputError(
         f'--cfg-options: {name} has no setting {key!r}: {hint}'
     )

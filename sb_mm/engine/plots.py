@@ -62,12 +62,7 @@ def plot_attention(
         UserInputError: If a run has no such statistics, or ``out`` cannot be
             written.
     """
-    labels = labels or [Path(d).resolve().name for d in work_dirs]
-    if len(labels) != len(work_dirs):
-        raise UserInputError(
-            f'--labels must be as many as the work directories, '
-            f'{len(work_dirs)}, but got {len(labels)}.'
-        )
+    labels = _labels(work_dirs, labels)
     records = [read_attention_stats(d, epoch) for d in work_dirs]
     figure = attention_figure(list(zip(labels, records, strict=True)))
     return _save(figure, out or Path(work_dirs[0], 'attention.png'))
@@ -80,6 +75,7 @@ def plot_shift(
     out: str | None = None,
     data_root: str | None = None,
     trust_checkpoint: bool = False,
+    labels: Sequence[str] | None = None,
 ) -> Path:
     """Draw a layer's output against its trunk, for trained networks.
 
@@ -93,6 +89,7 @@ def plot_shift(
         data_root: Folder of the validation data, if it is not where the
             configs say.
         trust_checkpoint: Run the code that a checkpoint may bring with it.
+        labels: Names of the runs; those of their folders if None.
 
     Returns:
         The file.
@@ -107,11 +104,31 @@ def plot_shift(
             f'{len(work_dirs)}: leave it out for the newest of each.'
         )
     panels = []
-    for folder in work_dirs:
+    for folder, label in zip(
+        work_dirs, _labels(work_dirs, labels), strict=True
+    ):
         loaded = load_trained(folder, checkpoint, data_root, trust_checkpoint)
-        points = layer_points(*loaded, layer)
-        panels.append((Path(folder).resolve().name, points))
+        panels.append((label, layer_points(*loaded, layer)))
     return _save(shift_figure(panels), out or Path(work_dirs[0], 'shift.png'))
+
+
+def _labels(
+    work_dirs: Sequence[str], labels: Sequence[str] | None
+) -> list[str]:
+    """Return the names of the runs, those of their folders if none given."""
+    paths = [Path(d).resolve() for d in work_dirs]
+    # work_dirs/CELL/seed0: the last part alone names nothing.
+    names = [
+        f'{p.parent.name}/{p.name}' if p.name.startswith('seed') else p.name
+        for p in paths
+    ]
+    labels = list(labels or names)
+    if len(labels) != len(work_dirs):
+        raise UserInputError(
+            f'--labels must be as many as the work directories, '
+            f'{len(work_dirs)}, but got {len(labels)}.'
+        )
+    return labels
 
 
 def read_attention_stats(
@@ -165,11 +182,23 @@ def attention_figure(runs: Sequence[tuple[str, dict]]) -> Figure:
     for i, row in enumerate(rows):
         grid[i, 0].set_ylabel(row.title)
         for j, (_, record) in enumerate(runs):
-            _draw_cell(grid[i, j], row, record, f'C{j}')
+            _draw_cell(grid[i, j], row, record, _colour_of(record))
     for column, (label, record) in zip(grid.T, runs, strict=True):
         column[0].set_title(f'{label}, epoch {record["epoch"]}')
         column[-1].set_xlabel('layer, by its block')
     return figure
+
+
+def _colour(kind: type | None) -> str:
+    """Return the colour of an attention, the same in every figure."""
+    kinds = (None, SqueezeExcite, ShiftBalance)
+    return f'C{kinds.index(kind) if kind in kinds else len(kinds)}'
+
+
+def _colour_of(record: dict) -> str:
+    named = dict(SqueezeExcite=SqueezeExcite, ShiftBalance=ShiftBalance)
+    kinds = [named.get(v['kind']) for v in record['layers'].values()]
+    return _colour(next(filter(None, kinds), None))
 
 
 @dataclass
@@ -206,9 +235,10 @@ def _series(record: dict, metric: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_std(axes: Axes, record: dict, metric: str, colour: str) -> None:
-    axes.plot(
-        *_series(record, metric), '.-', color=colour, label='layer output'
-    )
+    x, y = _series(record, metric)
+    axes.plot(x, y, '.-', color=colour, label='layer output')
+    if np.isnan(y).any():
+        axes.text(0.5, 0.5, 'gaps: not finite', transform=axes.transAxes)
     trunk = _series(record, 'trunk_std')
     axes.plot(*trunk, '--', color='black', linewidth=1, label='trunk T(x)')
     # A network that diverges has a thousand times those of the others.
@@ -325,19 +355,27 @@ def shift_figure(panels: Sequence[tuple[str, LayerPoints]]) -> Figure:
     figure.set_layout_engine('constrained')
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for j, (label, points) in enumerate(panels):
-        _draw_points(grid[j], points, f'C{j}')
+        _draw_points(grid[j], points, _colour(type(points.attention)))
         grid[j].set_title(f'{label}\n{points.layer}', fontsize=9)
     return figure
 
 
 def _draw_points(axes: Axes, points: LayerPoints, colour: str) -> None:
-    axes.scatter(points.trunk, points.output, s=2, color=colour, linewidths=0)
+    axes.scatter(
+        points.trunk,
+        points.output,
+        s=2,
+        color=colour,
+        linewidths=0,
+        label='elements',
+    )
     # Zero, where a cone has its corner.
     x = torch.tensor([points.trunk.min(), 0, points.trunk.max()]).sort().values
     low, high = output_bounds(points.attention, x)
     # Draws nothing where they are infinite.
-    axes.fill_between(x, low, high, color='grey', alpha=0.2)
-    axes.plot(x, x, color='black', linewidth=0.5)
+    axes.fill_between(x, low, high, color='grey', alpha=0.2, label='possible')
+    axes.plot(x, x, color='black', linewidth=0.5, label='unchanged')
+    axes.legend(markerscale=5)
     axes.set(
         xlabel='trunk T(x)',
         ylabel='output of the layer',

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -16,6 +17,7 @@ from .records import (
     append_record,
     read_records,
     record_run,
+    reduced_runs,
     summarize,
 )
 from .report import (
@@ -40,17 +42,17 @@ def list_cells(table: int | None, width: float | None) -> None:
     shown = Table('cell', 'config and overrides', 'paper', 'here', box=None)
     for cell in cells:
         what = ' '.join([cell.config, *cell.options()])
-        shown.add_row(
-            cell.id, what, paper_result(cell), _measured(cell, records)
-        )
+        # Lists of layers look like rich's markup.
+        entries = (what, paper_result(cell), _measured(cell, records))
+        shown.add_row(cell.id, *map(escape, entries))
     _console().print(shown)
 
 
 def _measured(cell: Cell, records: list[Record]) -> str:
     runs = summarize(cell, records)
     if runs is not None:
-        return f'{our_result(runs)} ({len(runs.records)} seeds)'
-    reduced = [r for r in records if r.cell == cell.id]
+        return f'{our_result(runs)} (runs: {len(runs.records)})'
+    reduced = reduced_runs(cell, records)
     return f'{NOT_RUN} ({len(reduced)} reduced)' if reduced else NOT_RUN
 
 
@@ -68,8 +70,7 @@ def show_cell(cell_id: str, seed: int = 0, layers: bool = False) -> None:
     print(f'# Table {cell.table}, {cell.row}: paper {paper_result(cell)}')
     print(f'# {checked.cost.parameters:,} parameters')
     print(f'# {checked.cost.multiply_adds:,} multiply-adds')
-    if cell.attention == 'SB':
-        _show_overhead(layer_overheads(cell), layers)
+    _show_overhead(layer_overheads(cell), layers)
     print(training_command(cell, seed))
     print(f'python tools/paper.py record {cell.id} {_work_dir(cell, seed)}')
 
@@ -151,8 +152,12 @@ def _checked_row(entry: CheckedCell) -> list[str]:
 
 def _summary(compared: list[Comparison]) -> str:
     printed = [c for c in compared if c.paper is not None]
-    follow = sum(c.is_checked and c.matches for c in printed)
-    return f'{len(printed)} printed, {follow} follow from the network'
+    equal = sum(c.is_checked and c.matches for c in printed)
+    other = sum(not c.is_checked for c in printed)
+    text = f'{len(printed)} printed, {equal} as counted here'
+    if other:
+        text += f', {other} of another network (see docs/results.md)'
+    return text
 
 
 def _verdict(compared: Comparison) -> str:
@@ -174,12 +179,15 @@ def record(cell_id: str, work_dir: Path) -> None:
 
 def report(check: bool) -> None:
     """Write the generated files, or only say which are not up to date."""
-    files = generate()
+    with Console(stderr=True).status('counting every network'):
+        files = generate()
     outdated = stale(files)
     if not check:
         write(files)
     for name in outdated:
         print(f'{"stale" if check else "written"}: {name}')
+    if not outdated:
+        print(f'all {len(files)} files are up to date')
     if check and outdated:
         print('run: python tools/paper.py report')
         sys.exit(1)

@@ -155,6 +155,15 @@ def summarize(cell: Cell, records: Iterable[Record]) -> Summary | None:
     return Summary(same) if same else None
 
 
+def reduced_runs(cell: Cell, records: Iterable[Record]) -> list[Record]:
+    """Return the runs of a cell's experiment with another recipe."""
+    return [
+        r
+        for r in records
+        if find_cell(r.cell).experiment == cell.experiment and r.deviations
+    ]
+
+
 def record_run(cell: Cell, work_dir: Path) -> Record:
     """Make the record of a finished training.
 
@@ -210,13 +219,20 @@ def append_record(record: Record, folder: Path = RESULTS) -> Path:
         UserInputError: If the run is there already.
     """
     known = read_records(folder) if folder.is_dir() else []
-    if _key(record) in map(_key, known):
-        raise UserInputError(
-            f'{folder} has the run of {record.cell} with seed {record.seed} '
-            f'already ({first_few(record.deviations) or "full recipe"}).'
-        )
+    for other in known:
+        if _key(other) == _key(record):
+            raise UserInputError(
+                f'{_file(folder, other)} has the run with seed {record.seed} '
+                f'already, as {other.cell} '
+                f'({first_few(record.deviations) or "full recipe"}): to '
+                'record it anew, delete that line first.'
+            )
     folder.mkdir(exist_ok=True)
-    file = folder / f'table{find_cell(record.cell).table}.jsonl'
+    file = _file(folder, record)
     with file.open('a') as stream:
         stream.write(record.to_line() + '\n')
     return file
+
+
+def _file(folder: Path, record: Record) -> Path:
+    return folder / f'table{find_cell(record.cell).table}.jsonl'

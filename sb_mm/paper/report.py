@@ -114,7 +114,8 @@ def _results(records: list[Record]) -> str:
         f'([arXiv:2103.13080]({_URL})). "here" is the mean of the final '
         'epoch over seeds, with the sample standard deviation, of runs with '
         "the paper's full recipe; a cell without one says `not run`, and "
-        '"/" is the paper\'s own mark for a training that failed. Parameters '
+        '"/" is the paper\'s own mark for a training that failed. Cells that '
+        'several tables repeat share their runs. Parameters '
         'and multiply-adds (M, one multiply-add counts 1) are counted on '
         'the networks that the configs build. The multiply-adds that the '
         'paper prints for static and DyConv are those of the DyConv paper '

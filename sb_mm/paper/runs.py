@@ -83,8 +83,9 @@ class Start:
         file = self.folder / 'vis_data' / RUN_INFO_FILE
         if not file.is_file():
             raise UserInputError(
-                f'{self.folder} holds no vis_data/{RUN_INFO_FILE}, without '
-                'which nobody knows what was run: train with tools/train.py.'
+                f'{self.folder} holds no vis_data/{RUN_INFO_FILE}: the run '
+                'stopped before its first epoch, or was not started with '
+                'tools/train.py.'
             )
         return json.loads(file.read_text())
 
@@ -115,8 +116,8 @@ def read_starts(work_dir: Path) -> list[Start]:
     folders = sorted(p.parent for p in work_dir.glob('*/vis_data'))
     if not folders:
         raise UserInputError(
-            f'{work_dir} holds no run: give the work directory of '
-            'tools/train.py.'
+            f'{work_dir} holds no run that started: give the --work-dir of '
+            'tools/train.py, such as work_dirs/CELL/seed0.'
         )
     starts = [Start(folders.pop())]
     while starts[0].info['start_epoch'] > 0:
@@ -175,7 +176,7 @@ def deviations(cell: Cell, start: Start) -> list[str]:
     """Return what a run did otherwise than its cell, as ``key=value``."""
     wanted, given = _flat(cell.resolve()), _flat(start.config)
     changed = [
-        f'{key}={given.get(key)}'
+        f'{key}={given[key]}' if key in given else f'{key} not set'
         for key in sorted({*wanted, *given})
         if wanted.get(key) != given.get(key)
     ]

@@ -68,7 +68,13 @@ SHIFTED = {
 
 
 def record(layers, epoch=1):
-    return dict(epoch=epoch, layers=layers)
+    """An epoch's record as the hook writes it, with the kind of attention."""
+    kinds = dict(inactivated='SqueezeExcite', lambda_mean='ShiftBalance')
+    named = {}
+    for name, metrics in layers.items():
+        found = [kind for metric, kind in kinds.items() if metric in metrics]
+        named[name] = dict(kind=(found or ['NoAttention'])[0], **metrics)
+    return dict(epoch=epoch, layers=named)
 
 
 def write_stats(work_dir, *records, log='20250101_000000'):
@@ -161,6 +167,29 @@ def test_lambda_is_drawn_with_its_spread():
         spread.get_segments(),
         [[[0, 0.15], [0, 0.25]], [[1, -0.12], [1, -0.08]]],
     )
+
+
+def test_a_kind_of_attention_has_its_colour_whatever_its_place():
+    one = grid_of(attention_figure([('a', record(SHIFTED))]), 1)
+    other = grid_of(
+        attention_figure([('b', record(STATIC)), ('a', record(SHIFTED))]), 2
+    )
+    colour = to_rgba('C2')
+    assert colour in drawn(one[0, 0])
+    assert colour in drawn(other[0, 1])
+
+
+def test_gaps_are_called_not_finite():
+    std = grid_of(attention_figure([('b', record(GATED))]), 1)[0, 0]
+    assert [t.get_text() for t in std.texts] == ['gaps: not finite']
+    std = grid_of(attention_figure([('b', record(STATIC))]), 1)[0, 0]
+    assert not std.texts
+
+
+def test_runs_are_called_by_their_cell_and_seed():
+    dirs = ['work_dirs/t6-x0.35-sb/seed0', 'work_dirs/mine']
+    assert plots._labels(dirs, None) == ['t6-x0.35-sb/seed0', 'mine']
+    assert plots._labels(dirs, ['a', 'b']) == ['a', 'b']
 
 
 def test_each_block_has_a_tick_at_its_first_layer():

@@ -25,11 +25,23 @@ def test_list_shows_configs_and_full_and_reduced_runs(
     assert 'mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py' in relu
     assert 'model.backbone.attention.gate=relu' in relu
     assert '90.604 ± 0.728' in relu
-    assert '91.000 ± 1.414 (2 seeds)' in relu
+    assert '91.000 ± 1.414 (runs: 2)' in relu
     (none,) = [x for x in lines if 't9-x0.35-gate-none' in x]
     assert 'not run (1 reduced)' in none
     (tanh,) = [x for x in lines if 't9-x0.35-gate-tanh' in x]
     assert tanh.rstrip().endswith('not run')
+
+
+def test_list_shows_lists_of_layers_and_runs_of_repeated_cells(
+    make_record, monkeypatch, capsys
+):
+    records = [make_record('t6-x0.35-sb', deviations=['x=1'])]
+    monkeypatch.setattr(commands, 'read_records', lambda: records)
+    commands.list_cells(table=5, width=0.35)
+    text = capsys.readouterr().out
+    assert 'attention_layers=[expand,project]' in text
+    (line,) = [x for x in text.splitlines() if 'sb-expand-depthwise' in x]
+    assert 'not run (1 reduced)' in line
 
 
 def test_show_prints_the_resolved_config_and_the_commands(capsys):
@@ -59,7 +71,7 @@ def test_check_prints_every_count_beside_the_papers(capsys):
     commands.check_cells(10)
     text = capsys.readouterr().out
     assert '2,447,042' in text
-    assert '4 printed, 4 follow' in text
+    assert '4 printed, 4 as counted here' in text
 
 
 def test_check_exits_with_1_on_a_mismatch(monkeypatch, capsys):
@@ -82,7 +94,7 @@ def test_dyconvs_multiply_adds_are_not_called_checked(capsys):
     text = capsys.readouterr().out
     (line,) = [x for x in text.splitlines() if 't1-dyconv-x0.35' in x]
     assert line.split()[-2:] == ['another', 'network']
-    assert 'multiply-adds: 16 printed, 12 follow' in text
+    assert '16 printed, 12 as counted here, 4 of another network' in text
 
 
 def test_report_names_what_is_stale_and_writes_it(
@@ -102,4 +114,5 @@ def test_report_names_what_is_stale_and_writes_it(
         'stale: a.md',
         'run: python tools/paper.py report',
         'written: a.md',
+        'all 1 files are up to date',
     ]

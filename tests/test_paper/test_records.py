@@ -94,7 +94,7 @@ def test_one_run_cannot_count_twice_under_repeated_cells(
     make_record, tmp_path
 ):
     append_record(make_record('t6-x0.35-sb'), tmp_path)
-    with pytest.raises(UserInputError, match='with seed 0 already'):
+    with pytest.raises(UserInputError, match='already, as t6-x0.35-sb'):
         append_record(make_record('t8-x0.35-lambda_init-0.1'), tmp_path)
 
 
@@ -262,5 +262,5 @@ def test_a_folder_without_a_run_is_refused(run):
         record_run(CELL, run.folder)
     run.start('a', [1])
     (run.folder / 'a/vis_data/run_info.json').unlink()
-    with pytest.raises(UserInputError, match='train with tools/train.py'):
+    with pytest.raises(UserInputError, match='before its first epoch'):
         record_run(CELL, run.folder)
