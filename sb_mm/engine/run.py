@@ -45,6 +45,7 @@ def train(args: argparse.Namespace) -> dict:
         runner = build_runner(cfg)
         runner.register_hook(RunInfoHook())
         runner.train()
+    _leave_processes()
     return last_metrics(runner)
 
 
@@ -63,7 +64,9 @@ def test(args: argparse.Namespace) -> dict:
             needs is missing or does not fit.
     """
     with weights_only(not args.trust_checkpoint):
-        return test_runner(args).test()
+        metrics = test_runner(args).test()
+    _leave_processes()
+    return metrics
 
 
 def test_runner(args: argparse.Namespace) -> Runner:
@@ -106,6 +109,18 @@ def _join_cpu_processes(cfg: Config) -> None:
         torch.distributed.init_process_group('gloo')
     wrapper = cfg.get('model_wrapper_cfg') or dict(broadcast_buffers=False)
     cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+
+
+def _leave_processes() -> None:
+    """Leave the process group together.
+
+    A process that ends while another still writes a checkpoint or measures
+    can take the group's threads down in the middle of their work: it aborts,
+    and the launcher then kills the others.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def last_metrics(runner: Runner) -> dict:
