@@ -9,7 +9,7 @@ from mmengine.config import Config, ConfigDict
 
 from sb_mm.errors import UserInputError, first_line
 
-from .overrides import apply_overrides
+from .overrides import apply_overrides, check_own_arguments
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -26,6 +26,7 @@ def load_config(args: argparse.Namespace) -> Config:
     # On its own, the variable would reach no loader.
     root = args.data_root or options.pop('data_root', None)
     apply_overrides(cfg, options)
+    check_own_arguments(cfg)
     if root is not None:
         set_data_root(cfg, root)
     resolve_data_roots(cfg)

@@ -140,9 +140,7 @@ def _check_new(parent: str, key: str, node: dict, options: dict) -> None:
     hint = f'it has {first_few(own, limit=6)}'
     if close:
         hint = f'did you mean {first_few(close)}?'
-    raise UserInputError(
-        f'--cfg-options: {name} has no setting {key!r}: {hint}'
-    )
+    raise UserInputError(f'{name} has no setting {key!r}: {hint}')
 
 
 def _check_below(name: str, below: list[str], options: dict) -> None:
@@ -186,6 +184,29 @@ def _find_class(name: str | None) -> type | None:
             if isclass(found):
                 return found
     return None
+
+
+def check_own_arguments(cfg: Config) -> None:
+    """Check what a config gives to the classes of sb_mm.
+
+    Raises:
+        UserInputError: If one of them has no such argument.
+    """
+    scope = cfg.get('default_scope') or 'mmengine'
+    with DefaultScope.overwrite_default_scope(scope):
+        _check_own('', cfg._cfg_dict)
+
+
+def _check_own(path: str, node: object) -> None:
+    if isinstance(node, (list, tuple)):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        return
+    if str(node.get('type')).startswith('sb_mm.'):
+        for key in node:
+            _check_new(path, key, {'type': node['type']}, {})
+    for key, child in node.items():
+        _check_own(f'{path}.{key}' if path else str(key), child)
 
 
 def arguments_of(cls: type) -> set[str] | None:

@@ -6,7 +6,11 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from sb_mm.engine.overrides import apply_overrides, arguments_of
+from sb_mm.engine.overrides import (
+    apply_overrides,
+    arguments_of,
+    check_own_arguments,
+)
 from sb_mm.errors import UserInputError
 
 from .conftest import REPOSITORY
@@ -139,3 +143,36 @@ def test_arguments_are_those_of_the_class_and_what_it_passes_on():
     assert 'three' not in arguments_of(_Base)
     assert 'self' not in arguments_of(_Base)
     assert arguments_of(_SwallowsAll) is None
+
+
+@pytest.mark.parametrize(
+    ('key', 'message'),
+    [
+        (
+            'model.backbone.lamda_init',
+            'SBMobileNetV2. has .* mean lambda_init',
+        ),
+        ('model.bbox_head.num_clases', 'SSDLiteHead. has .* num_classes'),
+        (
+            'train_dataloader.dataset.datasets.1.indexes',
+            r'datasets.1 .sb_mm.VOCDevkitDataset. has .* mean indices',
+        ),
+    ],
+)
+def test_a_misspelt_argument_in_a_config_is_named(key, message):
+    cfg = copy.deepcopy(VOC)
+    check_own_arguments(cfg)
+    cfg.merge_from_dict({key: 1})
+    with pytest.raises(UserInputError, match=message):
+        check_own_arguments(cfg)
+
+
+def test_every_config_gives_known_arguments():
+    configs = [
+        p
+        for p in (REPOSITORY / 'configs').rglob('*.py')
+        if '_base_' not in p.parts and 'w0.' not in p.name
+    ]
+    assert len(configs) > 10
+    for path in configs:
+        check_own_arguments(Config.fromfile(path))

@@ -1,11 +1,14 @@
 """What the attention backbones share: stages, freezing, published weights."""
 
+from collections.abc import Sequence
+
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sb_mm.checkpoint import load_pretrained
+from sb_mm.errors import UserInputError
 
 from ..layers.arguments import check_number
 
@@ -129,3 +132,20 @@ class AttentionBackbone(BaseModule):
         for stage in [self.conv1, *self.stages[: self.frozen_stages]]:
             stage.eval()
             stage.requires_grad_(False)
+
+
+def check_has_attention(
+    attention_layers: Sequence[str], *attentions: dict | None
+) -> None:
+    """Raise if layers are chosen for an attention that is not there.
+
+    Raises:
+        UserInputError: Names the missing argument.
+    """
+    chosen = tuple(attention_layers) != ('expand', 'depthwise', 'project')
+    if chosen and not any(attentions):
+        raise UserInputError(
+            f'attention_layers={tuple(attention_layers)} has no effect '
+            'without attention or attention_conv_cfg: give one of them, or '
+            'leave attention_layers out.'
+        )

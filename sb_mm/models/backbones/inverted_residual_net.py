@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..layers.arguments import check_number, check_subset, make_divisible
 from ..layers.inverted_residual import ATTENTION_LAYERS, InvertedResidual
-from .base_backbone import AttentionBackbone
+from .base_backbone import AttentionBackbone, check_has_attention
 
 
 class InvertedResidualNet(AttentionBackbone):
@@ -84,6 +84,7 @@ class InvertedResidualNet(AttentionBackbone):
         # The block's output has no convolution of its own.
         places = ATTENTION_LAYERS[: 3 if attention_conv_cfg else 4]
         check_subset('attention_layers', attention_layers, places)
+        check_has_attention(attention_layers, attention, attention_conv_cfg)
         self.out_indices = tuple(out_indices)
         self.expand_indices = tuple(expand_indices)
         conv_cfgs = dict(

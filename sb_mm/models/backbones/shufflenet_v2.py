@@ -9,7 +9,11 @@ from sb_mm.registry import MODELS
 
 from ..layers.arguments import check_choice, check_subset
 from ..layers.shuffle_block import SHUFFLE_LAYERS, ShuffleBlock
-from .base_backbone import TORCH_INIT, AttentionBackbone
+from .base_backbone import (
+    TORCH_INIT,
+    AttentionBackbone,
+    check_has_attention,
+)
 
 
 @MODELS.register_module()
@@ -81,6 +85,8 @@ class AttentionShuffleNetV2(AttentionBackbone):
         super().__init__(frozen_stages, norm_eval, init_cfg)
         check_choice('widen_factor', widen_factor, self.widths)
         check_subset('out_indices', out_indices, range(self.num_stages))
+        check_subset('attention_layers', attention_layers, SHUFFLE_LAYERS)
+        check_has_attention(attention_layers, attention, attention_conv_cfg)
         self.out_indices = tuple(out_indices)
         conv_cfgs = dict(
             conv_cfg=conv_cfg,

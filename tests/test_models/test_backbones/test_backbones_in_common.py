@@ -380,3 +380,10 @@ def test_attention_after_changes_the_place_in_every_layer(network, short):
 def test_arguments_out_of_range_name_what_is_allowed(network, kwargs, message):
     with pytest.raises(ValueError, match=message):
         build(network, **kwargs)
+
+
+@networks
+def test_layers_of_no_attention_are_refused(network):
+    with pytest.raises(ValueError, match='no effect without attention'):
+        build(network, 'static', attention_layers=('expand',))
+    build(network, 'dyconv', attention_layers=('expand',))
