@@ -256,3 +256,15 @@ model = dict(type='RetinaNet')
 """)
     result = tool('train', config, '--data-root', tmp_path / 'coco')
     _one_sentence(result, 'instances_train2017.json', '--data-root')
+
+
+def test_a_misspelt_argument_in_the_config_file(tool, tmp_path):
+    config = tmp_path / 'mine.py'
+    base = REPOSITORY / 'configs/ssd_sb_voc.py'
+    config.write_text(
+        f'_base_ = {str(base)!r}\nmodel = dict(backbone=dict(lamda_init=1))\n'
+    )
+    code, error = tool('train', config, '--work-dir', tmp_path / 'run')
+    assert code == 2
+    assert 'did you mean lambda_init' in error
+    assert not (tmp_path / 'run').exists()

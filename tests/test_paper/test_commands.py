@@ -1,10 +1,13 @@
 """What tools/paper.py prints, and its exit codes."""
 
 import shlex
+import subprocess
+import sys
 
 import pytest
 
 from sb_mm.paper import commands
+from sb_mm.paper.cells import REPOSITORY
 from sb_mm.paper.check import CheckedCell, Comparison, check_cell
 
 CELL = 't9-x0.35-gate-relu'
@@ -116,3 +119,15 @@ def test_report_names_what_is_stale_and_writes_it(
         'written: a.md',
         'all 1 files are up to date',
     ]
+
+
+@pytest.mark.parametrize('seed', ['-3', '1.5', str(2**32), 'x'])
+def test_a_seed_that_numpy_does_not_take_is_refused(seed):
+    done = subprocess.run(
+        [sys.executable, 'tools/paper.py', 'show', CELL, f'--seed={seed}'],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert 'is not a whole number from 0' in done.stderr

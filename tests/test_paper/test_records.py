@@ -13,6 +13,7 @@ from sb_mm.paper.records import (
     append_record,
     read_records,
     record_run,
+    reduced_runs,
     summarize,
 )
 from sb_mm.paper.runs import deviations, read_starts
@@ -96,6 +97,13 @@ def test_one_run_cannot_count_twice_under_repeated_cells(
     append_record(make_record('t6-x0.35-sb'), tmp_path)
     with pytest.raises(UserInputError, match='already, as t6-x0.35-sb'):
         append_record(make_record('t8-x0.35-lambda_init-0.1'), tmp_path)
+
+
+def test_reduced_runs_are_the_ones_that_deviate(make_record):
+    reduced = make_record('t6-x0.35-sb', deviations=['x=1'])
+    other = make_record('t6-x0.5-sb', deviations=['x=1'])
+    records = [make_record('t6-x0.35-sb'), reduced, other]
+    assert reduced_runs(find_cell('t9-x0.35-gate-tanh'), records) == [reduced]
 
 
 class Run:
