@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from sb_mm.registry import MODELS
 
 from .arguments import check_choice
-from .channel_attention import NoAttention
+from .channel_attention import ChannelAttention, NoAttention
+from .shift_balance import ShiftBalance
+from .shifted_norm import can_shift_in_norm, shifted_batch_norm
 
 # What follows the convolution, by what the attention stands behind.
 _STEPS = {
@@ -80,14 +82,37 @@ class AttentionConvModule(ConvModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, Cin, H, W)`` to ``(N, Cout, H', W')``."""
+        # The gate before the convolution: in the backward pass the
+        # convolution's gradient of x then comes first, and the gate's is
+        # added to it in place.
+        inputs = (x, *self._channel_values(x))
         y = self.padding_layer(x) if self.with_explicit_padding else x
         y = self.conv(y)
-        for step in self.steps:
+        steps = self.steps
+        if self._can_shift_in_norm(y):
+            y = shifted_batch_norm(self.norm, y, inputs[1])
+            steps = steps[2:]
+        for step in steps:
             if step == 'attention':
-                y = self.attention(y, x)
+                y = self.attention(y, *inputs)
             else:
                 y = getattr(self, step)(y)
         return y
+
+    def _channel_values(self, x: Tensor) -> tuple[Tensor, ...]:
+        if not isinstance(self.attention, ChannelAttention):
+            return ()
+        return (self.attention.channel_values(x),)
+
+    def _can_shift_in_norm(self, y: Tensor) -> bool:
+        return (
+            type(self.attention) is ShiftBalance
+            and self.steps[:2] == ['norm', 'attention']
+            # A hook wants to see the trunk.
+            and not self.norm._forward_hooks
+            and not self.attention._forward_hooks
+            and can_shift_in_norm(self.norm, y)
+        )
 
 
 def build_attention(

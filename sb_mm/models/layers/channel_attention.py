@@ -11,9 +11,11 @@ from .gate import ChannelGate
 class ChannelAttention(nn.Module):
     """Base of the attentions that act on a layer's output channel by channel.
 
-    A subclass defines ``forward(trunk, x)``: ``trunk`` of shape
-    ``(N, Cout, H', W')`` is the output of the layer, ``x`` of shape
-    ``(N, Cin, H, W)`` its input; the result has the shape of ``trunk``.
+    ``forward(trunk, x)`` takes the layer's output ``trunk`` of shape
+    ``(N, Cout, H', W')`` and its input ``x`` of shape ``(N, Cin, H, W)``; the
+    result has the shape of ``trunk``. A subclass defines its two halves,
+    :meth:`channel_values` of ``x`` and :meth:`combine` of these with
+    ``trunk``, so that a layer can compute the first before its convolution.
 
     The gate has ``out_channels`` hidden units, or
     ``out_channels // depthwise_reduction`` behind a depthwise convolution,
@@ -56,9 +58,27 @@ class ChannelAttention(nn.Module):
         self.gate = ChannelGate(in_channels, hidden, out_channels, dropout)
         self.gate_function: Callable[[Tensor], Tensor]
 
-    def forward(self, trunk: Tensor, x: Tensor) -> Tensor:
-        """Return ``trunk`` changed as ``x`` demands."""
+    def channel_values(self, x: Tensor) -> Tensor:
+        """Return what is applied to the channels, ``(N, Cout)``."""
+        return self.gate_function(self.gate(x))
+
+    def combine(self, trunk: Tensor, values: Tensor) -> Tensor:
+        """Apply the ``values`` to ``trunk``."""
         raise NotImplementedError
+
+    def forward(
+        self, trunk: Tensor, x: Tensor, values: Tensor | None = None
+    ) -> Tensor:
+        """Return ``trunk`` changed as ``x`` demands.
+
+        Args:
+            trunk: Output of the layer.
+            x: Input of the layer.
+            values: The :meth:`channel_values` of ``x``, if known.
+        """
+        if values is None:
+            values = self.channel_values(x)
+        return self.combine(trunk, values)
 
 
 class NoAttention(nn.Module):

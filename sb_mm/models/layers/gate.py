@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch_norm import GateBatchNorm1d
+from .global_average import global_average
 
 
 class ChannelGate(nn.Module):
@@ -47,6 +48,6 @@ class ChannelGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` of shape ``(N, Cin, H, W)`` to logits ``(N, Cout)``."""
         with torch.autocast(x.device.type, enabled=False):
-            pooled = x.mean((2, 3), dtype=self.fc1.weight.dtype)
+            pooled = global_average(x, self.fc1.weight.dtype)
             hidden = self.relu(self.bn1(self.fc1(pooled)))
             return self.bn2(self.fc2(self.dropout(hidden)))

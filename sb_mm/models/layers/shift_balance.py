@@ -66,7 +66,10 @@ class ShiftBalance(ChannelAttention):
         )
         self.gate_function = GATES[gate]
 
-    def forward(self, trunk: Tensor, x: Tensor) -> Tensor:
+    def channel_values(self, x: Tensor) -> Tensor:
+        """Return the shift of every channel, ``(N, Cout)``."""
+        return self.lambda_ * super().channel_values(x)
+
+    def combine(self, trunk: Tensor, values: Tensor) -> Tensor:
         """Shift ``trunk`` of shape ``(N, Cout, H', W')``."""
-        shift = self.lambda_ * self.gate_function(self.gate(x))
-        return trunk + over_pixels(shift, trunk)
+        return trunk + over_pixels(values, trunk)

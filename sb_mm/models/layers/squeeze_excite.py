@@ -32,7 +32,6 @@ class SqueezeExcite(ChannelAttention):
         super().__init__(in_channels, out_channels, **kwargs)
         self.gate_function = torch.sigmoid
 
-    def forward(self, trunk: Tensor, x: Tensor) -> Tensor:
+    def combine(self, trunk: Tensor, values: Tensor) -> Tensor:
         """Scale ``trunk`` of shape ``(N, Cout, H', W')``."""
-        scale = self.gate_function(self.gate(x))
-        return trunk * over_pixels(scale, trunk)
+        return trunk * over_pixels(values, trunk)
