@@ -12,10 +12,12 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 # Whoever classifies only has no mmdet.
-_NEED_MMDET = ['sb_mm.datasets.voc_devkit'] if find_spec('mmdet') else []
+_HAS_MMDET = find_spec('mmdet') is not None
+_NEED_MMDET = ['sb_mm.datasets.voc_devkit'] if _HAS_MMDET else []
 
 MODELS = Registry(
     'model',
@@ -34,6 +36,12 @@ DATASETS = Registry(
     parent=MMENGINE_DATASETS,
     scope='sb_mm',
     locations=['sb_mm.datasets.packed_cifar10', *_NEED_MMDET],
+)
+TRANSFORMS = Registry(
+    'transform',
+    parent=MMENGINE_TRANSFORMS,
+    scope='sb_mm',
+    locations=['sb_mm.datasets.transforms'] if _HAS_MMDET else [],
 )
 METRICS = Registry(
     'metric',

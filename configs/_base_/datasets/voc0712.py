@@ -6,21 +6,20 @@ input_size = (300, 300)  # pixels, width and height
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
+    # PhotoMetricDistortion, Expand, MinIoURandomCrop, Resize and RandomFlip.
     dict(
-        type='PhotoMetricDistortion',
-        brightness_delta=32,
-        contrast_range=(0.5, 1.5),
-        saturation_range=(0.5, 1.5),
-        hue_delta=18,
+        type='sb_mm.SSDAugmentation',
+        scale=input_size,
+        photometric=dict(
+            brightness_delta=32,
+            contrast_range=(0.5, 1.5),
+            saturation_range=(0.5, 1.5),
+            hue_delta=18,
+        ),
+        expand=dict(mean=[127, 127, 127], ratio_range=(1, 4)),
+        crop=dict(min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3),
+        flip_prob=0.5,
     ),
-    dict(type='Expand', mean=[127, 127, 127], ratio_range=(1, 4)),
-    dict(
-        type='MinIoURandomCrop',
-        min_ious=(0.1, 0.3, 0.5, 0.7, 0.9),
-        min_crop_size=0.3,
-    ),
-    dict(type='Resize', scale=input_size, keep_ratio=False),
-    dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [

@@ -1,0 +1,176 @@
+"""The geometry of SSD's augmentation: expand, crop, resize and flip as one."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# Stock's MinIoURandomCrop draws as many patches before it draws a new mode.
+_TRIES = 50
+# Sizes and corners are in pixels of the original picture; arrays of corners
+# are (left, top, right, bottom).
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Which part of the plane around a picture becomes the output.
+
+    Attributes:
+        patch: Corners of that part, whole pixels, with the picture's top left
+            corner at (0, 0): it may reach beyond the picture.
+        scale: Size of the output in pixels, (width, height).
+        flip: Whether the output is mirrored from left to right.
+        kept: Indices of the boxes whose centres are in the patch.
+    """
+
+    patch: np.ndarray
+    scale: tuple[int, int]
+    flip: bool
+    kept: np.ndarray
+
+    @property
+    def scale_factor(self) -> tuple[float, float]:
+        """Output pixels a pixel of the picture, (horizontal, vertical)."""
+        width, height = self.patch[2:] - self.patch[:2]
+        return self.scale[0] / width, self.scale[1] / height
+
+    def boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """Map the kept ``(N, 4)`` boxes to the output, and cut them there.
+
+        Args:
+            boxes: Corners in the picture.
+        """
+        width, height = self.scale
+        out = boxes[self.kept] - np.tile(self.patch[:2], 2)
+        out = out * np.tile(self.scale_factor, 2)
+        out = out.clip(0, (width, height, width, height))
+        if self.flip:
+            out[:, [0, 2]] = width - out[:, [2, 0]]
+        return out.astype(np.float32)
+
+    def visible(self, width: int, height: int) -> tuple[slice, slice]:
+        """Return the output's rows and columns that show the picture.
+
+        Args:
+            width: Of the picture.
+            height: Of the picture.
+        """
+        columns, rows = (
+            _visible(self.patch[axis::2], self.scale[axis], size)
+            for axis, size in enumerate((width, height))
+        )
+        if self.flip:
+            end = self.scale[0]
+            columns = slice(end - columns.stop, end - columns.start)
+        return rows, columns
+
+    def matrix(self) -> np.ndarray:
+        """Return the affine map ``(2, 3)`` from output to picture pixels.
+
+        Both have whole numbers at the centres of pixels, as OpenCV has.
+        """
+        step = 1 / np.array(self.scale_factor)
+        start = 0.5 * step - 0.5 + self.patch[:2]
+        if self.flip:
+            start[0] += (self.scale[0] - 1) * step[0]
+            step[0] = -step[0]
+        return np.column_stack((np.diag(step), start))
+
+
+def _visible(ends: np.ndarray, pixels: int, size: int) -> slice:
+    """Return which of the output's pixels on one axis touch the picture.
+
+    Bilinear interpolation mixes the picture in between the last centre
+    outside, -1, and the first one behind it, ``size``.
+    """
+    step = (ends[1] - ends[0]) / pixels
+    centres = (np.arange(pixels) + 0.5) * step - 0.5 + ends[0]
+    inside = np.flatnonzero((centres > -1) & (centres < size))
+    return slice(inside[0], inside[-1] + 1) if len(inside) else slice(0, 0)
+
+
+def draw_canvas(
+    width: int, height: int, ratio_range: tuple[float, float], prob: float
+) -> np.ndarray:
+    """Draw the canvas around a picture as mmdet's ``Expand`` does.
+
+    Returns:
+        Corners ``(4,)``; those of the picture itself where it stays.
+    """
+    if np.random.uniform(0, 1) > prob:
+        return np.array((0, 0, width, height))
+    ratio = np.random.uniform(*ratio_range)
+    left = int(np.random.uniform(0, width * ratio - width))
+    top = int(np.random.uniform(0, height * ratio - height))
+    size = np.array((int(width * ratio), int(height * ratio)))
+    corner = np.array((-left, -top))
+    return np.concatenate((corner, corner + size))
+
+
+def draw_patch(
+    width: int,
+    height: int,
+    boxes: np.ndarray,
+    min_ious: tuple[float, ...],
+    min_crop_size: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a patch as mmdet's ``MinIoURandomCrop`` does, but many at once.
+
+    Args:
+        width: Of the canvas, pixels.
+        height: Of the canvas, pixels.
+        boxes: Corners ``(N, 4)`` in the canvas.
+        min_ious: Least IoU of the patch with every box, one of which, no
+            condition, or no crop is drawn.
+        min_crop_size: Least share of width and height.
+
+    Returns:
+        Corners ``(4,)`` in the canvas, and the indices of the boxes that stay.
+    """
+    while True:
+        min_iou = np.random.choice((1, *min_ious, 0))
+        if min_iou == 1:
+            return np.array((0, 0, width, height)), np.arange(len(boxes))
+        patches = _candidates(width, height, min_crop_size)
+        fits, inside = _conditions(patches, boxes, min_iou)
+        if fits.any():
+            first = fits.argmax()
+            return patches[first], np.flatnonzero(inside[first])
+
+
+def _candidates(width: int, height: int, min_size: float) -> np.ndarray:
+    """Draw the patches of one mode that have a permitted shape."""
+    size = np.array((width, height))
+    sizes = np.random.uniform(min_size * size, size, (_TRIES, 2))
+    # The second end is 1 in mmdet's code too, which leaves it to NumPy.
+    corners = np.random.uniform(size - sizes, 1.0)
+    patches = np.hstack((corners, corners + sizes)).astype(int)
+    aspect = sizes[:, 1] / sizes[:, 0]
+    sides = patches[:, 2:] - patches[:, :2]
+    return patches[(aspect >= 0.5) & (aspect <= 2) & sides.all(1)]
+
+
+def _conditions(
+    patches: np.ndarray, boxes: np.ndarray, min_iou: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which patches fit ``(P,)``, and the boxes in them ``(P, N)``."""
+    if not len(boxes):
+        return np.ones(len(patches), bool), np.ones((len(patches), 0), bool)
+    patch = patches[:, None]
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = (centres > patch[..., :2]) & (centres < patch[..., 2:])
+    inside = inside.all(2)
+    overlaps = _ious(patch.astype(np.float64), boxes)
+    return (overlaps.min(1) >= min_iou) & inside.any(1), inside
+
+
+def _ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the IoU of corners that broadcast."""
+    overlap = np.minimum(a[..., 2:], b[..., 2:])
+    overlap = overlap - np.maximum(a[..., :2], b[..., :2])
+    common = overlap.clip(0).prod(-1)
+    union = _area(a) + _area(b) - common
+    return common / union.clip(1e-6)
+
+
+def _area(corners: np.ndarray) -> np.ndarray:
+    return (corners[..., 2:] - corners[..., :2]).prod(-1)
