@@ -172,7 +172,7 @@ def _attention_shapes(
     shapes = []
 
     def observe(name: str, module: nn.Module, inputs: tuple[Tensor, ...]):  # noqa: ANN202
-        trunk, x = inputs
+        trunk, x = inputs[:2]
         hidden = module.gate.fc1.out_features
         entry = (hidden, x.size(1), x[0, 0].numel())
         shapes.append((name, entry, (trunk.size(1), trunk[0, 0].numel())))

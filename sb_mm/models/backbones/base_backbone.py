@@ -126,6 +126,13 @@ class AttentionBackbone(BaseModule):
                     module.eval()
         return self
 
+    def switch_to_deploy(self) -> None:
+        """Set evaluation mode and fold, see :func:`sb_mm.deploy.fold`."""
+        # Only who folds needs the room.
+        from sb_mm.deploy import fold
+
+        fold(self.eval())
+
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
             return

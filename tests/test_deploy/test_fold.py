@@ -1,0 +1,285 @@
+import copy
+
+import pytest
+import torch
+from mmcv.cnn import ConvModule
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import sb_mm.models
+from sb_mm.deploy import fold
+from sb_mm.errors import UserInputError
+from sb_mm.models.layers import AttentionConvModule, ShuffleBlock
+from sb_mm.registry import MODELS
+
+ALL = ('expand', 'depthwise', 'project')
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def trained(model):
+    """Norms, gates and lambda as training leaves them: none is neutral."""
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if name.endswith('lambda_'):
+            nn.init.uniform_(parameter, -0.5, 0.5)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.5)
+            module.running_mean.normal_(std=0.5)
+            module.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def backbone(name, **kwargs):
+    kwargs.setdefault('widen_factor', 0.35)
+    return trained(MODELS.build(dict(type=f'sb_mm.{name}', **kwargs)))
+
+
+SB = dict(type='sb_mm.ShiftBalance')
+SE = dict(type='sb_mm.SqueezeExcite')
+DYCONV = dict(type='sb_mm.DynamicConv2d')
+NETWORKS = [
+    ('AttentionMobileNetV2', {}),
+    ('SBMobileNetV2', {}),
+    ('SBMobileNetV2', dict(attention_after='conv')),
+    ('SBMobileNetV2', dict(attention_after='act')),
+    ('SBMobileNetV2', dict(dropout=0.2, gate='softmax')),
+    ('SEMobileNetV2', {}),
+    ('SEMobileNetV2', dict(attention_layers=ALL)),
+    ('SEMobileNetV2', dict(attention_layers=ALL, attention_after='conv')),
+    ('DyConvMobileNetV2', {}),
+    ('AttentionMobileNetV2CIFAR', dict(attention=SB)),
+    ('AttentionMnasNet', dict(attention=SB, widen_factor=0.5)),
+    ('AttentionShuffleNetV2', dict(attention=SB, widen_factor=0.5)),
+    (
+        'AttentionShuffleNetV2',
+        dict(attention_conv_cfg=DYCONV, widen_factor=0.5),
+    ),
+]
+
+
+@pytest.mark.parametrize(('name', 'kwargs'), NETWORKS)
+@pytest.mark.parametrize('batch', [1, 3])
+@torch.no_grad()
+def test_a_folded_backbone_gives_the_same_outputs(name, kwargs, batch):
+    model = backbone(name, **kwargs)
+    x = torch.randn(batch, 3, 64, 64)
+    expected = model(x)[-1]
+
+    out = fold(model)(x)[-1]
+
+    scale = expected.abs().max()
+    assert (out - expected).abs().max() <= 1e-4 * max(scale, 1)
+
+
+@pytest.mark.parametrize(
+    ('name', 'kwargs'), [n for n in NETWORKS if 'conv' not in n[1].values()]
+)
+def test_no_batch_norm_and_no_dropout_is_left(name, kwargs):
+    model = fold(backbone(name, **kwargs))
+
+    left = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    assert not left
+    assert not [m for m in model.modules() if isinstance(m, nn.Dropout)]
+
+
+@pytest.mark.parametrize('batch', [1, 3])
+@torch.no_grad()
+def test_channels_last_stays_channels_last(batch):
+    model = backbone('SBMobileNetV2')
+    x = torch.randn(batch, 3, 64, 64)
+    expected = model(x)[-1]
+
+    fold(model).to(memory_format=torch.channels_last)
+    out = model(x.contiguous(memory_format=torch.channels_last))[-1]
+
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize('gate', ['tanh', 'sigmoid', 'relu', 'none'])
+@pytest.mark.parametrize('after', ['conv', 'norm', 'act'])
+@pytest.mark.parametrize('attention', [SB, SE])
+@torch.no_grad()
+def test_every_layer_folds(attention, after, gate):
+    if attention is SB:
+        attention = dict(SB, gate=gate)
+    layer = trained(
+        AttentionConvModule(
+            6,
+            5,
+            3,
+            padding=1,
+            stride=2,
+            attention=attention,
+            attention_after=after,
+            norm_cfg=dict(type='BN'),
+            act_cfg=dict(type='ReLU6'),
+        )
+    )
+    for batch in (1, 4):
+        x = torch.randn(batch, 6, 9, 9)
+        expected = layer(x)
+        out = fold(copy.deepcopy(layer))(x)
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_shift_of_one_picture_is_a_bias_of_its_convolution():
+    layer = trained(
+        AttentionConvModule(
+            6, 5, 1, attention=SB, norm_cfg=dict(type='BN'), act_cfg=None
+        )
+    )
+    folded = fold(layer)
+
+    with torch.profiler.profile() as profile:
+        folded(torch.randn(1, 6, 4, 4))
+
+    names = [event.name for event in profile.events()]
+    assert 'aten::conv2d' in names or 'aten::convolution' in names
+    # No addition over the pixels behind it.
+    last = max(i for i, n in enumerate(names) if 'convolution' in n)
+    assert not [n for n in names[last:] if n in ('aten::add', 'aten::add_')]
+
+
+@torch.no_grad()
+def test_parts_of_other_packages_fold_too():
+    model = trained(
+        nn.Sequential(
+            ConvModule(3, 4, 3, norm_cfg=dict(type='BN'), bias='auto'),
+            nn.Conv2d(4, 5, 1),
+            nn.BatchNorm2d(5),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(5 * 36, 7),
+            nn.BatchNorm1d(7),
+        )
+    )
+    x = torch.randn(2, 3, 8, 8)
+    expected = model(x)
+
+    torch.testing.assert_close(fold(model)(x), expected, rtol=1e-4, atol=1e-5)
+    assert not [m for m in model.modules() if isinstance(m, _BatchNorm)]
+
+
+@torch.no_grad()
+def test_a_norm_that_does_not_follow_a_convolution_stays():
+    model = trained(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()))
+    model.append(nn.BatchNorm2d(4).eval())
+    model[2].running_mean.uniform_()
+    model.append(
+        ConvModule(
+            4, 4, 1, norm_cfg=dict(type='BN'), order=('norm', 'conv', 'act')
+        ).eval()
+    )
+    model.append(trained(ConvModule(4, 5, 1, norm_cfg=dict(type='BN'))))
+    x = torch.randn(2, 3, 5, 5)
+    expected = model(x)
+
+    torch.testing.assert_close(fold(model)(x), expected, rtol=1e-4, atol=1e-5)
+    assert sum(isinstance(m, _BatchNorm) for m in model.modules()) == 2
+
+
+@torch.no_grad()
+def test_a_folded_backbone_is_switched_and_can_be_put_into_a_mode():
+    model = backbone('SBMobileNetV2', frozen_stages=2).train()
+    x = torch.randn(1, 3, 64, 64)
+    expected = copy.deepcopy(model).eval()(x)[-1]
+
+    model.switch_to_deploy()
+    torch.testing.assert_close(model(x)[-1], expected, rtol=1e-4, atol=1e-4)
+    model.train()
+    torch.testing.assert_close(model(x)[-1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_training_mode_is_refused():
+    model = backbone('SBMobileNetV2').train()
+    with pytest.raises(UserInputError, match='SBMobileNetV2 is in training'):
+        fold(model)
+    assert [m for m in model.modules() if isinstance(m, _BatchNorm)]
+
+
+def test_folding_twice_is_refused():
+    model = fold(backbone('SBMobileNetV2'))
+    with pytest.raises(UserInputError, match='folded already'):
+        fold(model)
+    with pytest.raises(UserInputError, match='folded already'):
+        fold(nn.Sequential(model))
+    with pytest.raises(UserInputError, match='folded already'):
+        model.switch_to_deploy()
+
+
+def test_nothing_to_fold_is_refused():
+    with pytest.raises(UserInputError, match='nothing to fold'):
+        fold(nn.Conv2d(3, 4, 1))
+
+
+@torch.no_grad()
+def test_a_classifier_folds():
+    pytest.importorskip('mmpretrain')
+    from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+
+    model = trained(
+        MMPRETRAIN_MODELS.build(
+            dict(
+                type='ImageClassifier',
+                backbone=dict(type='sb_mm.SBMobileNetV2', widen_factor=0.35),
+                neck=dict(type='sb_mm.AveragePoolDropout', dropout=0.2),
+                head=dict(
+                    type='LinearClsHead', num_classes=7, in_channels=1280
+                ),
+            )
+        )
+    )
+    x = torch.randn(2, 3, 64, 64)
+    expected = model(x, mode='tensor')
+
+    out = fold(model)(x, mode='tensor')
+
+    for a, b in zip(out, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    left = (_BatchNorm, nn.Dropout)
+    assert not [m for m in model.modules() if isinstance(m, left)]
+
+
+@torch.no_grad()
+def test_a_detector_folds():
+    pytest.importorskip('mmdet')
+    from pathlib import Path
+
+    from mmdet.registry import MODELS as MMDET_MODELS
+    from mmengine.config import Config
+    from mmengine.registry import DefaultScope
+
+    root = Path(sb_mm.models.__file__).parents[2]
+    name = 'ssdlite_mobilenetv2-sb-w0.35_1xb32-200e_voc0712.py'
+    cfg = Config.fromfile(root / 'configs/voc' / name)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = trained(MMDET_MODELS.build(cfg.model))
+    x = torch.randn(1, 3, 300, 300)
+    expected = model(x, mode='tensor')
+
+    out = fold(model)(x, mode='tensor')
+
+    for kind, wanted in zip(out, expected, strict=True):
+        for a, b in zip(kind, wanted, strict=True):
+            scale = max(b.abs().max().item(), 1)
+            assert (a - b).abs().max() <= 1e-4 * scale
+    assert not [m for m in model.modules() if isinstance(m, _BatchNorm)]
+
+
+@torch.no_grad()
+def test_a_shuffle_block_folds_in_both_branches():
+    block = trained(ShuffleBlock(8, 12, 2, attention=SB))
+    x = torch.randn(2, 8, 6, 6)
+    expected = block(x)
+    torch.testing.assert_close(fold(block)(x), expected, rtol=1e-4, atol=1e-5)
