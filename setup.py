@@ -47,7 +47,8 @@ setup(
     # of the environment that sb_mm is added to. The extras pin one family.
     install_requires=requirements('runtime'),
     extras_require={
-        name: requirements(name) for name in ('onedl', 'openmmlab', 'dev')
+        name: requirements(name)
+        for name in ('onedl', 'openmmlab', 'dev', 'export')
     },
     zip_safe=False,
 )

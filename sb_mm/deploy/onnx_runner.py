@@ -1,0 +1,111 @@
+"""Run an exported file and give what the host's networks give."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.structures import BaseDataElement, InstanceData
+from torch import Tensor
+
+from sb_mm.errors import UserInputError, first_line
+
+from .suppression import Suppression
+
+
+class OnnxRunner:
+    """An exported classifier or detector, on the CPU.
+
+    Args:
+        path: File that ``tools/export_onnx.py`` wrote.
+        threads: Of ONNX Runtime; 0 for as many as there are cores.
+
+    Raises:
+        UserInputError: If ONNX Runtime cannot load the file, or it is none of
+            sb_mm's.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        try:
+            self.session = onnxruntime.InferenceSession(
+                str(path), options, providers=['CPUExecutionProvider']
+            )
+        except Exception as error:  # ONNX Runtime has no common base class
+            raise UserInputError(
+                f'{path} cannot be loaded ({first_line(error)}): give a file '
+                'that tools/export_onnx.py wrote.'
+            ) from error
+        texts = self.session.get_modelmeta().custom_metadata_map
+        if 'sb_mm' not in texts:
+            raise UserInputError(
+                f'{path} was not written by tools/export_onnx.py: give a file '
+                'that was.'
+            )
+        self.test_cfg = json.loads(texts['test_cfg'])
+        self.names = [o.name for o in self.session.get_outputs()]
+        self.batch = self.session.get_inputs()[0].shape[0]
+
+    def run(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the outputs by name.
+
+        Args:
+            images: ``(N, 3, H, W)``, 0 to 255, channels in the order in which
+                the loader of the config gives them.
+        """
+        pixels = np.ascontiguousarray(images.float().numpy())
+        outputs = self.session.run(None, {'images': pixels})
+        values = map(torch.from_numpy, outputs)
+        return dict(zip(self.names, values, strict=True))
+
+    def predict(self, batch: dict) -> list[BaseDataElement]:
+        """Return the samples of a loader's batch with their predictions."""
+        images = torch.stack(list(batch['inputs']))
+        samples = copy.deepcopy(list(batch['data_samples']))
+        # One at a time, if the file is for that.
+        step = self.batch if isinstance(self.batch, int) else len(images)
+        for i in range(0, len(images), step):
+            self._predict(images[i : i + step], samples[i : i + step])
+        return samples
+
+    def _predict(self, images: Tensor, samples: list) -> None:
+        outputs = self.run(images)
+        if self.names == ['scores']:
+            for sample, scores in zip(samples, outputs['scores'], strict=True):
+                sample.set_pred_score(scores).set_pred_label(scores.argmax())
+            return
+        rows = self._detections(outputs)
+        for i, sample in enumerate(samples):
+            sample.pred_instances = self._instances(sample, i, *rows)
+
+    def _detections(self, outputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        if 'image' in outputs:
+            return tuple(outputs.values())
+        boxes, scores = outputs['boxes'], outputs['scores']
+        suppression = Suppression(self.test_cfg, boxes.size(1), scores.size(2))
+        return suppression(boxes, scores)
+
+    def _instances(
+        self,
+        sample: BaseDataElement,
+        index: int,
+        image: Tensor,
+        label: Tensor,
+        box: Tensor,
+        score: Tensor,
+    ) -> InstanceData:
+        """Return one picture's detections, the best first."""
+        rows = (image == index).nonzero()[:, 0]
+        order = score[rows].argsort(descending=True, stable=True)
+        limit = self.test_cfg.get('max_per_img', -1)
+        rows = rows[order][: limit if limit > 0 else None]
+        scale = sample.metainfo.get('scale_factor', (1, 1))
+        # From pixels of the input to pixels of the picture.
+        boxes = box[rows] / torch.tensor(scale, dtype=box.dtype).repeat(2)
+        return InstanceData(
+            bboxes=boxes, labels=label[rows], scores=score[rows]
+        )

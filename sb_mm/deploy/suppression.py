@@ -1,0 +1,160 @@
+"""Non-maximum suppression inside of an exported detector."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sb_mm.errors import UserInputError
+
+from .exportable import ExportedDetector
+
+
+@torch.library.custom_op('sb_mm::suppress', mutates_args=())
+def suppress(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float
+) -> Tensor:
+    """Select boxes as ONNX's ``NonMaxSuppression`` does.
+
+    Args:
+        boxes: ``(B, K, 4)``, x1, y1, x2, y2.
+        scores: ``(B, 1, K)``.
+        iou_threshold: Boxes that overlap more are suppressed.
+        score_threshold: Boxes must score more.
+
+    Returns:
+        ``(D, 3)``: the index along B, 0, the index along K.
+    """
+    from torchvision.ops import nms
+
+    rows = []
+    for i, (box, score) in enumerate(zip(boxes, scores[:, 0], strict=True)):
+        kept = nms(box, score, iou_threshold)
+        kept = kept[score[kept] > score_threshold]
+        rows += [torch.stack([kept.new_full(kept.shape, i), kept * 0, kept])]
+    return torch.cat(rows, 1).T.contiguous()
+
+
+@suppress.register_fake
+def _(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float
+) -> Tensor:
+    detections = torch.library.get_ctx().new_dynamic_size()
+    return boxes.new_empty(detections, 3, dtype=torch.int64)
+
+
+def translations() -> dict[Callable, Callable]:
+    """Return what :func:`suppress` is in ONNX."""
+    from onnxscript import opset18 as op
+
+    def in_onnx(
+        boxes: object,
+        scores: object,
+        iou_threshold: float,
+        score_threshold: float,
+    ) -> object:
+        every = op.Constant(value_ints=[2**31 - 1])
+        iou = op.Constant(value_floats=[iou_threshold])
+        score = op.Constant(value_floats=[score_threshold])
+        return op.NonMaxSuppression(boxes, scores, every, iou, score)
+
+    return {torch.ops.sb_mm.suppress.default: in_onnx}
+
+
+class Suppression(nn.Module):
+    """What mmdet does to the boxes and scores of all priors.
+
+    ``max_per_img`` is left to whoever uses the result.
+
+    Args:
+        test_cfg: The head's.
+        num_priors: Prior boxes of a picture.
+        num_classes: Classes without the background.
+
+    Raises:
+        UserInputError: If ``test_cfg`` asks for what cannot be exported.
+    """
+
+    def __init__(
+        self, test_cfg: dict, num_priors: int, num_classes: int
+    ) -> None:
+        super().__init__()
+        _check(test_cfg, num_priors * num_classes)
+        wanted = test_cfg.get('candidates_per_class') or num_priors
+        self.candidates = min(wanted, num_priors)
+        self.min_side = test_cfg.get('min_bbox_size', -1)
+        self.iou_threshold = test_cfg['nms']['iou_threshold']
+        self.score_threshold = float(test_cfg.get('score_thr', 0))
+
+    def forward(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
+        """Return one row a detection.
+
+        Args:
+            boxes: ``(N, P, 4)``, x1, y1, x2, y2 in pixels.
+            scores: ``(N, P, classes)``, 0 to 1.
+
+        Returns:
+            The index in the batch ``(D,)``, the label ``(D,)``, the box
+            ``(D, 4)``, the score ``(D,)``; by picture, then by label, then by
+            falling score.
+        """
+        classes = scores.size(2)
+        scores, index = scores.transpose(1, 2).topk(self.candidates)
+        rows = index.flatten(1)[..., None].expand(-1, -1, 4)
+        boxes = boxes.gather(1, rows).reshape(-1, self.candidates, 4)
+        scores = scores.reshape(-1, self.candidates)
+        sides = boxes[..., 2:] - boxes[..., :2]
+        # Suppression leaves out what scores nothing.
+        scores = scores * (sides > self.min_side).all(-1)
+        selected = torch.ops.sb_mm.suppress(
+            boxes, scores[:, None], self.iou_threshold, self.score_threshold
+        )
+        group, _, rank = selected.unbind(1)
+        flat = group * self.candidates + rank
+        return (
+            group // classes,
+            group % classes,
+            boxes.flatten(0, 1)[flat],
+            scores.flatten()[flat],
+        )
+
+
+class SuppressingDetector(nn.Module):
+    """A detector from pixels to detections.
+
+    Args:
+        detector: From pixels to the boxes and scores of all priors.
+
+    Raises:
+        UserInputError: If its ``test_cfg`` asks for what cannot be exported.
+    """
+
+    output_names = ('image', 'label', 'box', 'score')
+
+    def __init__(self, detector: ExportedDetector) -> None:
+        super().__init__()
+        self.detector = detector
+        head = detector.model.bbox_head
+        self.suppression = Suppression(
+            head.test_cfg, len(detector.priors), head.num_classes
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Map images ``(N, 3, H, W)`` to the rows of :class:`Suppression`."""
+        return self.suppression(*self.detector(images))
+
+
+def _check(cfg: dict, scores: int) -> None:
+    nms = dict(cfg['nms'])
+    if nms.get('type', 'nms') != 'nms' or nms.get('class_agnostic'):
+        raise UserInputError(
+            f'test_cfg.nms={nms} cannot be exported: use '
+            "type='nms', class by class, or leave --nms out."
+        )
+    before = cfg.get('nms_pre', -1)
+    if 0 < before < scores:
+        raise UserInputError(
+            f'test_cfg.nms_pre={before} keeps only some of the {scores} '
+            'scores of a picture, which cannot be exported: use '
+            'candidates_per_class, or leave --nms out.'
+        )

@@ -1,0 +1,63 @@
+#!/usr/bin/env python
+"""Export a classifier or detector to ONNX, and check the file."""
+
+import argparse
+import sys
+from pathlib import Path
+
+# Python puts tools/ on the path, not the repository.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sb_mm.deploy.export import ExportFailedError, export
+from sb_mm.engine.cli import add_common_options, parse_arguments, run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        'checkpoint', nargs='?', help='file; random weights if left out'
+    )
+    parser.add_argument(
+        '--out', metavar='FILE', help='default: <config>.onnx, here'
+    )
+    parser.add_argument(
+        '--nms',
+        action='store_true',
+        help='let the file suppress overlapping boxes: one row a detection '
+        'instead of one a prior box',
+    )
+    parser.add_argument(
+        '--this-cpu',
+        action='store_true',
+        help='the fastest file for one picture at a time, which suits ONNX '
+        'Runtime on this kind of CPU only',
+    )
+    parser.add_argument(
+        '--check-images',
+        type=int,
+        default=8,
+        metavar='N',
+        help='test pictures on which the file is compared with PyTorch',
+    )
+    parser.add_argument(
+        '--evaluate',
+        action='store_true',
+        help='compute the metrics of the test set with both',
+    )
+    add_common_options(parser)
+    return parse_arguments(parser)
+
+
+def main() -> None:
+    """Export, and print what was done."""
+    try:
+        for line in export(parse_args()):
+            print(line, flush=True)
+    except ExportFailedError as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    run_tool(main)
