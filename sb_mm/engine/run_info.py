@@ -59,8 +59,8 @@ def run_info(runner: Runner) -> dict:
         val=_data(runner.val_dataloader) if runner.val_loop else None,
         parameters=sum(p.numel() for p in model.parameters()),
         hardware=_hardware(),
-        versions=_versions(),
-        commit=_commit(),
+        versions=versions(),
+        commit=commit(),
         date=date.today().isoformat(),
     )
 
@@ -78,9 +78,14 @@ def _hardware() -> str:
     return f'CPU, {torch.get_num_threads()} threads ({platform.machine()})'
 
 
-def _versions() -> dict[str, str]:
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions of Python and of the packages that are there.
+
+    Args:
+        more: Packages besides PyTorch and the hosts.
+    """
     found = dict(python=platform.python_version())
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -88,7 +93,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _commit() -> str:
+def commit() -> str:
     """Return the commit, with ``+`` if the code differs from it."""
     changed = _git('status', '--porcelain', '--', 'sb_mm', 'configs', 'tools')
     commit = _git('rev-parse', '--short', 'HEAD')

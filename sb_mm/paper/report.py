@@ -62,11 +62,11 @@ def generate(records: list[Record] | None = None) -> dict[Path, str]:
     for folder in _FOLDERS:
         path = REPOSITORY / 'configs' / folder
         files[path / 'metafile.yml'] = _metafile(folder, records)
-        files[path / 'README.md'] = _fill(
+        files[path / 'README.md'] = _filled(
             path / 'README.md', 'configs', _leaf_table(folder, records)
         )
     readme = REPOSITORY / 'README.md'
-    files[readme] = _fill(readme, 'tables', _overview(records))
+    files[readme] = _filled(readme, 'tables', _overview(records))
     return files
 
 
@@ -86,13 +86,25 @@ def write(files: dict[Path, str]) -> None:
         path.write_text(text)
 
 
-def _fill(path: Path, name: str, text: str) -> str:
-    """Return a file's text with the part between two markers exchanged."""
+def _filled(path: Path, name: str, text: str) -> str:
+    return fill(path.read_text(), name, text, path)
+
+
+def fill(content: str, name: str, text: str, path: Path) -> str:
+    """Return a text with the part between two markers exchanged.
+
+    Args:
+        content: The whole text.
+        name: Of the part.
+        text: The new part.
+        path: Of the file, for the message.
+
+    Raises:
+        UserInputError: If the markers are not there once.
+    """
     start, end = f'<!-- generated: {name} -->', '<!-- end of generated -->'
     pattern = re.compile(f'({re.escape(start)}\n).*?({re.escape(end)})', re.S)
-    filled, count = pattern.subn(
-        lambda m: f'{m[1]}\n{text}\n{m[2]}', path.read_text()
-    )
+    filled, count = pattern.subn(lambda m: f'{m[1]}\n{text}\n{m[2]}', content)
     if count != 1:
         raise UserInputError(
             f'{path.relative_to(REPOSITORY)} must hold the lines {start} and '
@@ -101,7 +113,8 @@ def _fill(path: Path, name: str, text: str) -> str:
     return filled
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
     lines = [header, ['---'] * len(header), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
@@ -142,7 +155,7 @@ def _table(number: int, records: list[Record]) -> str:
         'difference',
         'runs',
     ]
-    return _markdown(header, [_row(cell, records) for cell in cells])
+    return markdown(header, [_row(cell, records) for cell in cells])
 
 
 def _row(cell: Cell, records: list[Record]) -> list[str]:
@@ -217,7 +230,7 @@ def _reduced(records: list[Record]) -> str:
         'cell', 'changed', 'seed', 'epochs', 'result (%)', 'hours',
         'hardware', 'commit', 'date',
     ]  # fmt: skip
-    return f'{note}\n\n{_markdown(header, rows)}'
+    return f'{note}\n\n{markdown(header, rows)}'
 
 
 def leaves(folder: str) -> list[Path]:
@@ -262,7 +275,7 @@ def _leaf_table(folder: str, records: list[Record]) -> str:
                 *_measured(cell, records),
             ]
         )
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def _measured(cell: Cell | None, records: list[Record]) -> list[str]:
@@ -346,7 +359,7 @@ def _overview(records: list[Record]) -> str:
         ]
         for number, title, cells in _by_table()
     ]
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def _by_table() -> Iterator[tuple[int, str, list[Cell]]]:

@@ -1,0 +1,1 @@
+"""How fast sb_mm is, beside the parts of others that it replaces."""

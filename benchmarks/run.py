@@ -1,0 +1,142 @@
+#!/usr/bin/env python
+"""Measure sb_mm beside the parts that it replaces, and print the ratios."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Python puts benchmarks/ on the path, not the repository.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import results, targets
+from benchmarks.detector import detector_step
+from benchmarks.dynamic_conv import dynamic_conv, dynamic_conv_memory
+from benchmarks.inference import inference
+from benchmarks.measurement import Measurement, Settings
+from benchmarks.pipeline import augmentation, check_data, loading
+from benchmarks.results import Result
+from benchmarks.scaling import scaling
+from benchmarks.training import cifar_step, training_memory, training_step
+from sb_mm.engine.cli import run_tool
+from sb_mm.engine.memory import keep_freed_memory
+from sb_mm.errors import UserInputError
+from sb_mm.models.layers.arguments import check_number
+
+BENCHMARKS: dict[str, Callable[[Settings], Iterator[Measurement]]] = dict(
+    augmentation=augmentation,
+    loading=loading,
+    dynamic_conv=dynamic_conv,
+    dynamic_conv_memory=dynamic_conv_memory,
+    training_step=training_step,
+    cifar_step=cifar_step,
+    training_memory=training_memory,
+    inference=inference,
+    detector_step=detector_step,
+    scaling=scaling,
+)
+_NEED_DATA = ('augmentation', 'loading')
+
+
+def parse_args() -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        '--only', nargs='+', choices=BENCHMARKS, help='run these alone'
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/performance.json'),
+        metavar='FILE',
+        help='JSON; what it holds of other benchmarks stays '
+        '(default: %(default)s)',
+    )
+    parser.add_argument(
+        '--data-root',
+        default=Settings.data_root,
+        help='folder of VOCdevkit (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--rounds',
+        type=int,
+        default=Settings.rounds,
+        help='values of each contender (default: %(default)s)',
+    )
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        '--device', default=Settings.device, help='of detector_step'
+    )
+    parser.add_argument(
+        '--tiny',
+        action='store_true',
+        help='measure next to nothing, to see that all of it runs',
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the benchmarks; each is in the file when it ends."""
+    args = parse_args()
+    settings = _settings(args)
+    names = args.only or list(BENCHMARKS)
+    if set(names) & set(_NEED_DATA):
+        check_data(settings)
+    found = results.read(args.out)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as tools/train.py does, for all contenders alike
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for name in names:
+        found[name] = _run(name, settings, console)
+        results.write(
+            {n: found[n] for n in BENCHMARKS if n in found}, args.out
+        )
+    _print(found, names, console)
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    check_number('--rounds', args.rounds, 1, integer=True)
+    check_number('--threads', args.threads, 1, integer=True)
+    if args.out.is_dir():
+        raise UserInputError(f'--out {args.out} is a folder: give a file.')
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        raise UserInputError(
+            f'--device {args.device}: PyTorch finds no GPU; leave it out.'
+        )
+    rounds = 1 if args.tiny else args.rounds
+    return Settings(rounds, args.tiny, args.data_root, args.device)
+
+
+def _run(name: str, settings: Settings, console: Console) -> Result:
+    start = time.monotonic()
+    settings.notes.clear()
+    measurements = []
+    with console.status(name):
+        for measurement in BENCHMARKS[name](settings):
+            measurements.append(measurement)
+    console.print(f'{name}: {time.monotonic() - start:.0f} s')
+    for note in settings.notes:
+        console.print(f'  {note}')
+    where = results.environment(settings)
+    return Result(where, list(settings.notes), measurements)
+
+
+def _print(
+    found: dict[str, Result], names: list[str], console: Console
+) -> None:
+    shown = Table('ratio', 'aim', 'median (quartiles)', 'reached', box=None)
+    rows = zip(targets.TARGETS, targets.table(found), strict=True)
+    for target, row in rows:
+        if target.benchmark in names:
+            shown.add_row(*(cell.replace('*', '') for cell in row))
+    console.print(shown)
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,0 +1,227 @@
+"""The ratios that are aimed at, and what was reached of them."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from . import dynamic_conv, inference, networks, pipeline
+from .measurement import Measurement
+from .results import Result
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of two contenders: over the rounds, median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f'{self.median:.2f} ({self.low:.2f}-{self.high:.2f})'
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a ratio should be.
+
+    Attributes:
+        what: It is the ratio of.
+        benchmark: That measures it.
+        case: Entries that the cases must have; the geometric mean over them
+            counts.
+        top: Contender above the line; of several, the fastest.
+        bottom: Contender below the line; of several, the fastest.
+        limit: Of the median.
+        at_least: Whether the limit is the lowest that will do.
+    """
+
+    what: str
+    benchmark: str
+    case: dict
+    top: Sequence[str]
+    bottom: Sequence[str]
+    limit: float
+    at_least: bool = False
+
+    def aim(self) -> str:
+        """Return the limit in words."""
+        return f'at {"least" if self.at_least else "most"} {self.limit:g}'
+
+    def ratio(self, results: dict[str, Result]) -> Ratio | None:
+        """Return what was measured; None if nothing was."""
+        result = results.get(self.benchmark)
+        found = {} if result is None else by_case(result.measurements)
+        pairs = [
+            (_fastest(case, self.top), _fastest(case, self.bottom))
+            for key, case in found.items()
+            if self.case.items() <= dict(key).items()
+        ]
+        # A tiny pass may add no memory, of which there is no ratio.
+        pairs = [pair for pair in pairs if all(pair) and all(pair[1])]
+        return mean_ratio(pairs) if pairs else None
+
+    def reached(self, ratio: Ratio) -> bool:
+        """Tell whether the median is within the limit."""
+        if self.at_least:
+            return ratio.median >= self.limit
+        return ratio.median <= self.limit
+
+
+def by_case(
+    measurements: Iterable[Measurement],
+) -> dict[tuple, dict[str, Measurement]]:
+    """Return the measurements by case, then by contender."""
+    cases: dict[tuple, dict[str, Measurement]] = {}
+    for taken in measurements:
+        key = tuple(taken.case.items())
+        cases.setdefault(key, {})[taken.contender] = taken
+    return cases
+
+
+def _fastest(
+    case: dict[str, Measurement], names: Sequence[str]
+) -> list[float] | None:
+    found = [case[name].values for name in names if name in case]
+    return min(found, key=statistics.median, default=None)
+
+
+def mean_ratio(pairs: Sequence[tuple[list[float], list[float]]]) -> Ratio:
+    """Return the geometric mean over pairs, round by round."""
+    rounds = [
+        math.prod(a / b for a, b in values) ** (1 / len(pairs))
+        for values in zip(*(zip(*p, strict=True) for p in pairs), strict=True)
+    ]
+    return Ratio(*spread(rounds))
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return median, lower and upper quartile."""
+    if len(values) == 1:
+        return (values[0],) * 3
+    low, median, high = statistics.quantiles(values, method='inclusive')
+    return median, low, high
+
+
+def _runtimes(kind: str) -> list[str]:
+    return [f'{kind}: {runtime}' for runtime in inference.AFTER_FOLDING]
+
+
+def _steps() -> list[Target]:
+    sb, static, se = networks.SB, networks.STATIC, networks.SE
+    return [
+        Target(
+            f'4: training step x{width}, batch {batch}, {layout}, '
+            f'SB / {other}',
+            'training_step',
+            dict(width=width, batch=batch, layout=layout),
+            [sb],
+            [other],
+            limit,
+        )
+        for other, limit in ((static, 1.15), (se, 1.0))
+        for layout in ('NCHW', 'channels_last')
+        for width in (0.35, 1.0)
+        for batch in (16, 32)
+    ]
+
+
+def _dynamic_conv() -> list[Target]:
+    limits = dict(pointwise=1.8, depthwise=1.0)
+    return [
+        Target(
+            f'3: DyConv {kind}, forward + backward, x{width}, {other} / '
+            'sb_mm, geometric mean',
+            'dynamic_conv',
+            dict(width=width, kind=kind),
+            [other],
+            [dynamic_conv.OURS],
+            limit,
+            at_least=True,
+        )
+        for kind, limit in limits.items()
+        for other in (dynamic_conv.GROUPED, dynamic_conv.TIMM)
+        for width in (0.5, 1.0)
+    ]
+
+
+def _inference() -> list[Target]:
+    limits = ((0.35, networks.STATIC, 2.0), (1.0, networks.STATIC, 1.6))
+    limits += ((0.35, networks.SE, 1.0), (1.0, networks.SE, 1.0))
+    return [
+        Target(
+            f'5: one picture, folded, best runtime, x{width}, SB / {other}',
+            'inference',
+            dict(width=width),
+            _runtimes(networks.SB),
+            _runtimes(other),
+            limit,
+        )
+        for width, other, limit in limits
+    ]
+
+
+TARGETS = (
+    Target(
+        '1: SSD augmentation from file to tensor, mmdet / sb_mm',
+        'augmentation',
+        {},
+        [pipeline.STOCK],
+        [pipeline.OURS],
+        3.0,
+        at_least=True,
+    ),
+    *_dynamic_conv(),
+    Target(
+        '3: DyConv pointwise, peak memory, sb_mm / grouped convolution',
+        'dynamic_conv_memory',
+        {},
+        [dynamic_conv.OURS],
+        [dynamic_conv.GROUPED],
+        1.0,
+    ),
+    *_steps(),
+    Target(
+        '4b: training step for CIFAR-10 x0.35, batch 128, SB / static',
+        'cifar_step',
+        {},
+        [networks.SB],
+        [networks.STATIC],
+        1.3,
+    ),
+    *_inference(),
+    *(
+        Target(
+            f'6: peak memory of training, batch 32, x{width}, SB / static',
+            'training_memory',
+            dict(width=width),
+            [networks.SB],
+            [networks.STATIC],
+            1.1,
+        )
+        for width in (0.35, 1.0)
+    ),
+    Target(
+        '7: SSDLite x1.0 training step on a GPU, batch 32, compiled, '
+        'SB / static',
+        'detector_step',
+        dict(device='cuda'),
+        [networks.SB],
+        [networks.STATIC],
+        1.15,
+    ),
+)
+
+
+def table(results: dict[str, Result]) -> list[list[str]]:
+    """Return the rows: what, aim, measured, reached."""
+    rows = []
+    for target in TARGETS:
+        ratio = target.ratio(results)
+        if ratio is None:
+            rows.append([target.what, target.aim(), 'not run', ''])
+        else:
+            verdict = 'yes' if target.reached(ratio) else '**no**'
+            rows.append([target.what, target.aim(), str(ratio), verdict])
+    return rows

@@ -1,0 +1,94 @@
+"""A training step of the classifiers' networks."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from .measurement import Measurement, Settings, peak_memory, take_turns
+from .networks import (
+    OURS,
+    SAME_NORM,
+    build_cifar,
+    build_same_norm,
+    last_features,
+    others,
+)
+
+NCHW, NHWC = 'NCHW', 'channels_last'
+
+
+def training_step(settings: Settings) -> Iterator[Measurement]:
+    """Measure a training step of MobileNetV2 at ImageNet's size."""
+    contenders = {
+        **OURS,
+        SAME_NORM: build_same_norm,
+        **others(settings.notes),
+    }
+    for width in (0.35,) if settings.tiny else (0.35, 1.0):
+        for batch in (1,) if settings.tiny else (16, 32):
+            for layout in (NCHW, NHWC):
+                size = 64 if settings.tiny else 224
+                case = dict(width=width, batch=batch, size=size, layout=layout)
+                steps = {
+                    name: step(make(width), batch, size, layout)
+                    for name, make in contenders.items()
+                }
+                yield from take_turns(case, steps, settings.rounds)
+
+
+def cifar_step(settings: Settings) -> Iterator[Measurement]:
+    """Measure a training step of the networks for CIFAR-10."""
+    batch = 2 if settings.tiny else 128
+    case = dict(width=0.35, batch=batch, size=32, layout=NCHW)
+    steps = {
+        kind: step(build_cifar(kind, 0.35), batch, 32, NCHW) for kind in OURS
+    }
+    yield from take_turns(case, steps, settings.rounds)
+
+
+def training_memory(settings: Settings) -> Iterator[Measurement]:
+    """Measure the peak of memory of two training steps."""
+    batch, size = (1, 64) if settings.tiny else (32, 224)
+    for width in (0.35,) if settings.tiny else (0.35, 1.0):
+        case = dict(width=width, batch=batch, size=size, layout=NCHW)
+        values = {kind: [] for kind in OURS}
+        for _ in range(min(3, settings.rounds)):
+            for kind, each in values.items():
+                each.append(peak_memory(two_steps, kind, width, batch, size))
+        for kind, each in values.items():
+            yield Measurement(case, kind, 'MiB', each)
+
+
+def two_steps(
+    kind: str, width: float, batch: int, size: int
+) -> Callable[[], None]:
+    """Return what takes two steps: the second keeps the optimizer's state."""
+    once = step(OURS[kind](width), batch, size, NCHW)
+
+    def twice() -> None:
+        once()
+        once()
+
+    return twice
+
+
+def step(
+    network: nn.Module, batch: int, size: int, layout: str
+) -> Callable[[], None]:
+    """Return what takes one training step, with SGD as in our recipes."""
+    images = torch.randn(batch, 3, size, size)
+    if layout == NHWC:
+        images = images.to(memory_format=torch.channels_last)
+        network = network.to(memory_format=torch.channels_last)
+    network.train()
+    # The rate of 0 keeps the weights, so that every step is the same work.
+    optimizer = torch.optim.SGD(network.parameters(), lr=0, momentum=0.9)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        features = last_features(network(images))
+        features.mean((2, 3)).square().mean().backward()
+        optimizer.step()
+
+    return run
