@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sb_mm.deploy import fold
 from sb_mm.deploy.exportable import exportable, wrap
 
-from .measurement import Measurement, Settings, take_turns
+from .measurement import Measurement, Settings, one_thread, take_turns
 from .networks import ATTENTION, installed, others
 
 CLASSIFIER = 'classifier'
@@ -25,7 +25,16 @@ AFTER_FOLDING = (FOLDED, FOLDED_NHWC, PORTABLE, THIS_CPU)
 
 
 def inference(settings: Settings) -> Iterator[Measurement]:
-    """Measure a picture from its pixels to the scores of 1,000 classes."""
+    """Measure a picture from its pixels to the scores of 1,000 classes.
+
+    On one thread: the waiting threads of PyTorch and ONNX Runtime would take
+    the cores from each other.
+    """
+    with one_thread():
+        yield from _inference(settings)
+
+
+def _inference(settings: Settings) -> Iterator[Measurement]:
     size = 64 if settings.tiny else 224
     images = torch.rand(1, 3, size, size) * 255
     for width in (0.35,) if settings.tiny else (0.35, 1.0):
@@ -37,8 +46,8 @@ def inference(settings: Settings) -> Iterator[Measurement]:
             network = make(width)
             network.eval()  # of mmpretrain's, it returns nothing
             calls[f'{name}: {EAGER}'] = _without_gradient(network, images)
-        case = dict(width=width, batch=1, size=size)
-        yield from take_turns(case, calls, 3 * settings.rounds)
+        case = dict(width=width, batch=1, size=size, threads=1)
+        yield from take_turns(case, calls, settings.rounds, number=10)
 
 
 def build_classifier(kind: str, width: float) -> nn.Module:

@@ -1,12 +1,14 @@
 """Times and memory, taken so that two of them can be compared."""
 
+import contextlib
 import multiprocessing
-import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import cv2
 import torch
 
 WARM_UP = 2  # calls before the first round
@@ -28,6 +30,19 @@ class Measurement:
     contender: str
     unit: str
     values: list[float]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, as one of many processes does."""
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 @dataclass(frozen=True)
@@ -55,15 +70,17 @@ def take_turns(
     rounds: int,
     scale: float = 1e3,
     unit: str = 'ms',
+    number: int = 1,
 ) -> list[Measurement]:
     """Time the contenders of a case in turns.
 
     Args:
         case: See :class:`Measurement`.
         contenders: What to call, by name.
-        rounds: Calls of each, after the first ones that do not count.
+        rounds: Values of each, after the first calls that do not count.
         scale: What the seconds of a call are multiplied by.
         unit: Of the result.
+        number: Calls of a value, which is their mean.
     """
     for call in contenders.values():
         for _ in range(WARM_UP):
@@ -71,7 +88,8 @@ def take_turns(
     values = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
-            values[name].append(round(scale * _seconds(call), 4))
+            seconds = _seconds(call, number) / number
+            values[name].append(round(scale * seconds, 4))
     return [Measurement(case, *item) for item in _units(values, unit)]
 
 
@@ -79,10 +97,11 @@ def _units(values: dict, unit: str) -> list[tuple]:
     return [(name, unit, each) for name, each in values.items()]
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _seconds(call: Callable[[], object], number: int) -> float:
     _wait_for_device()
     start = time.perf_counter()
-    call()
+    for _ in range(number):
+        call()
     _wait_for_device()
     return time.perf_counter() - start
 
@@ -111,7 +130,16 @@ def peak_memory(prepare: Callable[..., Callable], *args) -> float:
 def _peak(threads: int, prepare: Callable[..., Callable], *args) -> float:
     torch.set_num_threads(threads)
     call = prepare(*args)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _resident('VmRSS')
     call()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round((after - before) / 1024, 1)  # Linux counts in KiB
+    return round(_resident('VmHWM') - before, 1)
+
+
+def _resident(name: str) -> float:
+    """Return a line of Linux' account of this process, in MiB.
+
+    ``getrusage`` would count what the process was forked from.
+    """
+    lines = Path('/proc/self/status').read_text().splitlines()
+    entries = dict(line.split(':', 1) for line in lines)
+    return int(entries[name].split()[0]) / 1024

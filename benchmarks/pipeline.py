@@ -1,6 +1,5 @@
 """The input pipeline of SSD: sb_mm's augmentation against mmdet's."""
 
-import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from mmengine.runner import Runner
 import sb_mm.datasets  # noqa: F401  fills the registry
 from sb_mm.errors import UserInputError
 
-from .measurement import Measurement, Settings, take_turns
+from .measurement import Measurement, Settings, one_thread, take_turns
 
 OURS, STOCK, FLOOR = 'sb_mm', 'mmdet', 'decode and resize alone'
 CONFIG = Path(__file__).resolve().parents[1] / 'configs/ssd_sb_voc.py'
@@ -40,7 +39,7 @@ def check_data(settings: Settings) -> None:
 
 def augmentation(settings: Settings) -> Iterator[Measurement]:
     """Measure a training picture, from the file to the packed tensor."""
-    with _one_thread():
+    with one_thread():
         datasets = build_datasets(settings)
         number = len(datasets[OURS])
         paths = [
@@ -56,7 +55,7 @@ def augmentation(settings: Settings) -> Iterator[Measurement]:
 
 def loading(settings: Settings) -> Iterator[Measurement]:
     """Measure the loader of the training as its processes grow in number."""
-    with _one_thread():
+    with one_thread():
         datasets = build_datasets(settings)
         number = len(datasets[OURS])
         for workers in (0, 1) if settings.tiny else (0, 1, 2):
@@ -133,16 +132,3 @@ def _loader(
 def _decode_and_resize(path: str) -> np.ndarray:
     picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
     return cv2.resize(picture, (300, 300))
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """As in a process that loads: OpenCV's and PyTorch's own off."""
-    before = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        cv2.setNumThreads(before[1])

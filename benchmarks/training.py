@@ -9,6 +9,8 @@ from .measurement import Measurement, Settings, peak_memory, take_turns
 from .networks import (
     OURS,
     SAME_NORM,
+    SB,
+    STATIC,
     build_cifar,
     build_same_norm,
     last_features,
@@ -52,7 +54,7 @@ def training_memory(settings: Settings) -> Iterator[Measurement]:
     batch, size = (1, 64) if settings.tiny else (32, 224)
     for width in (0.35,) if settings.tiny else (0.35, 1.0):
         case = dict(width=width, batch=batch, size=size, layout=NCHW)
-        values = {kind: [] for kind in OURS}
+        values = {STATIC: [], SB: []}
         for _ in range(min(3, settings.rounds)):
             for kind, each in values.items():
                 each.append(peak_memory(two_steps, kind, width, batch, size))
