@@ -1,6 +1,6 @@
 # The verbs of the project; `make help` lists them.
 #   FAMILY=onedl|openmmlab   the pinned OpenMMLab family, each in its own venv
-#   ARGS='...'               more arguments for the demo or for pytest
+#   ARGS='...'               more arguments for the demo, pytest or the benchmarks
 #   PYTHON=python3.11        the Python that the environment is made with
 
 FAMILY ?= onedl
@@ -16,7 +16,7 @@ endif
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format clean
+.PHONY: help env demo test bench lint format clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' \
@@ -31,6 +31,9 @@ demo: env ## train and evaluate the SB-SSDLite detector on drawn pictures
 test: env ## run the tests
 	$(PY) -m pytest tests $(ARGS)
 
+bench: env ## measure speed and memory beside the parts of others
+	$(PY) benchmarks/run.py $(ARGS)
+
 lint: env ## check style and likely bugs
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -41,4 +44,4 @@ format: env ## rewrite the code in the house style
 
 clean: ## delete caches and build outputs, not the environments
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
-	find sb_mm configs tools tests -name __pycache__ -prune -exec rm -rf {} +
+	find sb_mm configs tools tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -48,7 +48,7 @@ setup(
     install_requires=requirements('runtime'),
     extras_require={
         name: requirements(name)
-        for name in ('onedl', 'openmmlab', 'dev', 'export')
+        for name in ('onedl', 'openmmlab', 'dev', 'export', 'bench')
     },
     zip_safe=False,
 )

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks import results, targets
 from benchmarks.measurement import Measurement
 from benchmarks.networks import SB, SE, STATIC
+from benchmarks.pipeline import OURS, STOCK
 from benchmarks.results import Result
 from sb_mm.engine.cli import run_tool
 from sb_mm.paper.report import REPOSITORY, fill, markdown
@@ -25,6 +26,7 @@ _AXES = dict(
     size='pixels of a side',
 )
 _COLOURS = {STATIC: 'tab:gray', SE: 'tab:orange', SB: 'tab:blue'}
+_LOADER_COLOURS = {STOCK: 'tab:gray', OURS: 'tab:blue'}
 
 
 def parse_args() -> argparse.Namespace:
@@ -184,7 +186,9 @@ def _loading(axes: 'Axes', measurements: list[Measurement]) -> None:  # noqa: F8
     for name in dict.fromkeys(m.contender for m in measurements):
         taken = [m for m in measurements if m.contender == name]
         rates = [1e3 / targets.spread(m.values)[0] for m in taken]
-        axes.plot([m.case['workers'] for m in taken], rates, 'o-', label=name)
+        xs = [m.case['workers'] for m in taken]
+        colour = _LOADER_COLOURS[name]
+        axes.plot(xs, rates, 'o-', label=name, color=colour)
     axes.set(
         xlabel='processes that load',
         ylabel='pictures per second',

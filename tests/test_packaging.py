@@ -73,7 +73,9 @@ def test_nothing_of_an_existing_environment_is_replaced(metadata):
     assert not HOSTS & set(needs)
 
 
-@pytest.mark.parametrize('extra', ['onedl', 'openmmlab', 'dev'])
+@pytest.mark.parametrize(
+    'extra', ['onedl', 'openmmlab', 'dev', 'export', 'bench']
+)
 def test_an_extra_pins_what_its_requirements_file_pins(metadata, extra):
     pattern = rf'(.+); extra == "{extra}"'
     matches = (re.fullmatch(pattern, line) for line in metadata.requires)
@@ -214,7 +216,7 @@ def test_torch_is_held_when_other_packages_are_installed(clone):
     setup.runner = FakeRunner(clone.log)
     setup.run()
     torch = str(clone.requirements('torch'))
-    for name in ('onedl', 'runtime', 'dev'):
+    for name in ('onedl', 'runtime', 'dev', 'export', 'bench'):
         needs = str(clone.requirements(name))
         command = next(c for c in setup.runner.commands if needs in c)
         assert command[command.index('-c') + 1] == torch

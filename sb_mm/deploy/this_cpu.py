@@ -18,6 +18,8 @@ import onnxruntime
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnx import numpy_helper as numbers
 
+from sb_mm.errors import UserInputError
+
 # No network has such a bias: it tells the held ones from the others.
 _MARK = 1 << 20
 
@@ -36,6 +38,10 @@ def for_this_cpu(model: ModelProto) -> ModelProto:
     Returns:
         A file of the same inputs and outputs. It has operations of ONNX
         Runtime's own and suits this kind of CPU only.
+
+    Raises:
+        UserInputError: If this version of ONNX Runtime does something else
+            with the biases.
     """
     outputs = list(model.graph.output)
     _pool_globally(model.graph)
@@ -125,7 +131,12 @@ def _let_go(graph: GraphProto, held: list[_Held]) -> None:
         name, channels = held[int(bias[0]) - _MARK]
         node.input[2] = _padded(graph, name, len(bias) - channels)
         found += 1
-    assert found == len(held), 'ONNX Runtime merged biases'
+    if found != len(held):
+        raise UserInputError(
+            f'ONNX Runtime {onnxruntime.__version__} keeps {found} of '
+            f'{len(held)} biases: leave --this-cpu out, or install the '
+            'version of requirements/export.txt.'
+        )
 
 
 def _padded(graph: GraphProto, name: str, channels: int) -> str:

@@ -22,7 +22,7 @@ pytest.importorskip('onnxscript')
 MMDET = pytest.importorskip('mmdet.registry').MODELS
 MMPRETRAIN = pytest.importorskip('mmpretrain.registry').MODELS
 
-from sb_mm.deploy import export, onnx_file  # noqa: E402
+from sb_mm.deploy import export, onnx_file, this_cpu  # noqa: E402
 from sb_mm.deploy.exportable import (  # noqa: E402
     check_model_type,
     exportable,
@@ -315,6 +315,19 @@ def test_on_this_cpu_the_shift_leaves_the_features_in_their_layout(shared):
     clips = [n for n in computed if any(_clips(a) for a in n.attribute)]
     assert len(clips) == 5
     assert not [t.name for t in graph.initializer if 'held' in t.name]
+
+
+def test_a_version_that_lays_out_otherwise_is_named(monkeypatch):
+    def without_a_bias(model, optimised=this_cpu._optimised):
+        model = optimised(model)
+        convs = [n for n in model.graph.node if n.op_type.endswith('Conv')]
+        convs[1].input.pop()
+        return model
+
+    monkeypatch.setattr(this_cpu, '_optimised', without_a_bias)
+    file = to_onnx(folded(detector()), pictures(1), dynamic=False)
+    with pytest.raises(UserInputError, match='leave --this-cpu out'):
+        for_this_cpu(file)
 
 
 def _clips(attribute):

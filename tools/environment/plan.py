@@ -11,6 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 VENVS = {'onedl': '.venv', 'openmmlab': '.venv-openmmlab'}
 PYTHON_VERSION = f'{sys.version_info.major}.{sys.version_info.minor}'
+# Requirements of sb_mm itself and of what tests and measures it.
+OWN = ('runtime', 'dev', 'export', 'bench')
 
 
 def cache_folder() -> Path:
@@ -72,8 +74,7 @@ class Plan:
 
     def package_key(self) -> str:
         """Returns a hash of what the installation of sb_mm depends on."""
-        names = ('runtime', 'dev')
-        files = [self.requirements(name) for name in names]
+        files = [self.requirements(name) for name in OWN]
         return _digest(str(self.root), self.root / 'setup.py', *files)
 
     def wheel_folder(self, variant: str) -> Path:

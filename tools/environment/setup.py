@@ -14,7 +14,7 @@ from functools import cached_property
 from . import SetupError, wheels
 from .checks import check_fresh
 from .commands import Runner, duration
-from .plan import PYTHON_VERSION, Plan
+from .plan import OWN, PYTHON_VERSION, Plan
 from .state import State
 
 CHECK = 'import mmcv.ops, mmdet, mmpretrain, sb_mm'
@@ -176,7 +176,7 @@ class Setup:
         self.say('sb_mm itself, pytest and ruff: a few seconds')
         own = ('--no-build-isolation', '--no-deps', '-e', self.plan.root)
         self.pip('Installing sb_mm', *own)
-        names = map(self.plan.requirements, ('runtime', 'dev'))
+        names = map(self.plan.requirements, OWN)
         needs = [part for name in names for part in ('-r', name)]
         self.pip('Installing the tools', *self.held_torch, *needs)
 
