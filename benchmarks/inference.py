@@ -11,7 +11,7 @@ from sb_mm.deploy import fold
 from sb_mm.deploy.exportable import exportable, wrap
 
 from .measurement import Measurement, Settings, one_thread, take_turns
-from .networks import ATTENTION, installed, others
+from .networks import ATTENTION, SB, installed, others
 
 CLASSIFIER = 'classifier'
 TOLERANCE = 1e-4  # of the scores
@@ -98,6 +98,8 @@ def _runtimes(
         _without_gradient(last, images.to(memory_format=torch.channels_last)),
     )
     packages = ('onnx', 'onnxruntime', 'onnxscript')
+    if settings.tiny and kind != SB:  # an export takes seconds
+        return
     if all(installed(p, settings.notes) for p in packages):
         expected = _without_gradient(plain, images)()
         for name, run in _onnx(folded, images):

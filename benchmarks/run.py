@@ -22,7 +22,12 @@ from benchmarks.measurement import Measurement, Settings
 from benchmarks.pipeline import augmentation, check_data, loading
 from benchmarks.results import Result
 from benchmarks.scaling import scaling
-from benchmarks.training import cifar_step, training_memory, training_step
+from benchmarks.training import (
+    calls,
+    cifar_step,
+    training_memory,
+    training_step,
+)
 from sb_mm.engine.cli import run_tool
 from sb_mm.engine.memory import keep_freed_memory
 from sb_mm.errors import UserInputError
@@ -34,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Iterator[Measurement]]] = dict(
     dynamic_conv=dynamic_conv,
     dynamic_conv_memory=dynamic_conv_memory,
     training_step=training_step,
+    calls=calls,
     cifar_step=cifar_step,
     training_memory=training_memory,
     inference=inference,

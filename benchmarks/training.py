@@ -39,6 +39,18 @@ def training_step(settings: Settings) -> Iterator[Measurement]:
                 yield from take_turns(case, steps, settings.rounds)
 
 
+def calls(settings: Settings) -> Iterator[Measurement]:
+    """Measure a step on 32 pixels a side: little but the calls is left."""
+    for width in (0.35,) if settings.tiny else (0.35, 1.0):
+        for layout in (NCHW, NHWC):
+            case = dict(width=width, batch=16, size=32, layout=layout)
+            steps = {
+                kind: step(make(width), 16, 32, layout)
+                for kind, make in OURS.items()
+            }
+            yield from take_turns(case, steps, settings.rounds)
+
+
 def cifar_step(settings: Settings) -> Iterator[Measurement]:
     """Measure a training step of the networks for CIFAR-10."""
     batch = 2 if settings.tiny else 128

@@ -95,12 +95,14 @@ def imported_modules(path):
 def test_every_import_of_sb_mm_is_of_the_hosts_or_required():
     known = HOSTS | OF_HOSTS | sys.stdlib_module_names | {'sb_mm'}
     foreign = {
-        DISTRIBUTION.get(name, name)
+        (path.parent.name, DISTRIBUTION.get(name, name))
         for path in (ROOT / 'sb_mm').rglob('*.py')
         for name in imported_modules(path)
         if name not in known
     }
-    assert foreign <= set(lines_of('runtime'))
+    optional = {pin.split('==')[0] for pin in lines_of('export')}
+    assert {name for _, name in foreign} <= {*lines_of('runtime'), *optional}
+    assert {folder for folder, n in foreign if n in optional} == {'deploy'}
 
 
 def test_citation_and_changelog_name_the_version():

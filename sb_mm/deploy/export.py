@@ -34,8 +34,11 @@ from .onnx_file import (
 )
 from .suppression import SuppressingDetector
 
-# Largest difference from PyTorch: of a score, and of a box in pixels.
-TOLERANCES = dict(scores=1e-4, boxes=1e-2)
+# Largest difference from PyTorch: of a score, and of a box in pixels. ONNX
+# Runtime's sums over the pixels round 30 times as much as PyTorch's, and a
+# box multiplies what is left of it by its size; a trained SSDLite x0.35 came
+# to 5e-5 and 1e-2.
+TOLERANCES = dict(scores=5e-4, boxes=5e-2)
 
 
 class ExportFailedError(RuntimeError):

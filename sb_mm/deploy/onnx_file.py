@@ -78,7 +78,19 @@ def _export(module: nn.Module, images: Tensor, dynamic: bool) -> 'ModelProto':
             custom_translation_table=translations(),
             verbose=False,
         )
-    return program.model_proto
+    file = program.model_proto
+    _name_batch(file)
+    return file
+
+
+def _name_batch(model: 'ModelProto') -> None:
+    """Name the free dimension, which PyTorch gives a number."""
+    graph = model.graph
+    free = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if free and dim.dim_param == free:
+                dim.dim_param = 'batch'
 
 
 def _culprit(
