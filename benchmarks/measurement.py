@@ -86,10 +86,12 @@ def take_turns(
         for _ in range(WARM_UP):
             call()
     values = {name: [] for name in contenders}
+    order = list(contenders)
     for _ in range(rounds):
-        for name, call in contenders.items():
-            seconds = _seconds(call, number) / number
+        for name in order:
+            seconds = _seconds(contenders[name], number) / number
             values[name].append(round(scale * seconds, 4))
+        order.append(order.pop(0))  # whose turn is first finds cold caches
     return [Measurement(case, *item) for item in _units(values, unit)]
 
 

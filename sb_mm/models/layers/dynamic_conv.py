@@ -125,10 +125,10 @@ class DynamicConv2d(nn.Module):
 
     def _mix(self, shares: Tensor, bank: Tensor) -> Tensor:
         """Return ``(N, Cout, ...)``: a sample's mixture of the kernels."""
-        kernels = bank.unflatten(0, (self.num_kernels, self.out_channels))
         with torch.autocast(shares.device.type, enabled=False):
-            mixed = shares.to(bank.dtype) @ kernels.flatten(1)
-        return mixed.unflatten(1, kernels.shape[1:])
+            kernels = bank.reshape(self.num_kernels, -1)
+            mixed = shares.to(bank.dtype) @ kernels
+        return mixed.view(-1, self.out_channels, *bank.shape[1:])
 
     def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         # A (1, 1) kernel without padding is one matrix product a sample.
