@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
@@ -105,13 +106,26 @@ def _build(cfg: Config, nms: bool) -> BaseModel:
 
 def _load(model: BaseModel, cfg: Config, args: argparse.Namespace) -> str:
     if args.checkpoint is None:
-        model.init_weights()
+        with _quiet():
+            model.init_weights()
         return 'no checkpoint given: the weights are random'
     trust = args.trust_checkpoint
     check_checkpoint(cfg, args.checkpoint, trust)
     content = load_checkpoint_file(args.checkpoint, trust=trust)
     model.load_state_dict(state_dict_of(content), strict=False)
     return f'weights of {args.checkpoint}'
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep MMEngine from logging every parameter that it draws."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _loader(cfg: Config) -> DataLoader:

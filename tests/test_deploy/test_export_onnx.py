@@ -490,6 +490,15 @@ def test_the_tool_exports_checks_and_evaluates(
     assert not list(tmp_path.glob('.net.onnx*'))
 
 
+def test_without_a_checkpoint_the_weights_are_random(tool, config, tmp_path):
+    code, printed, error = tool(config, '--check-images', 1)
+    assert code == 0, error
+    # Nothing of what MMEngine logs of each of them.
+    assert printed.startswith('no checkpoint given: the weights are random')
+    assert 'init_weights' not in error
+    assert onnx.load(tmp_path / 'config.onnx').graph.node
+
+
 def test_a_file_that_differs_is_not_left(
     tool, config, shared, tmp_path, monkeypatch
 ):
