@@ -331,6 +331,28 @@ def test_a_version_that_lays_out_otherwise_is_named(monkeypatch):
         for_this_cpu(file)
 
 
+class Means(nn.Module):
+    output_names = ('a', 'b', 'c')
+
+    def forward(self, x):
+        kept, not_kept = x.mean((2, 3), keepdim=True), x.mean((2, 3))
+        over_rows = x.mean(2)
+        return (x - kept).abs().mean(1), not_kept, over_rows
+
+
+def test_on_this_cpu_every_mean_keeps_its_shape():
+    import onnxruntime
+
+    x = torch.rand(1, 3, 4, 5)
+    file = for_this_cpu(to_onnx(Means(), x, dynamic=False))
+    session = onnxruntime.InferenceSession(
+        file.SerializeToString(), providers=['CPUExecutionProvider']
+    )
+    found = session.run(None, dict(images=x.numpy()))
+    for value, expected in zip(found, Means()(x), strict=True):
+        np.testing.assert_allclose(value, expected.numpy(), rtol=1e-5)
+
+
 def _clips(attribute):
     return attribute.name == 'activation' and attribute.s == b'Clip'
 
