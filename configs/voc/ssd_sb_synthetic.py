@@ -20,11 +20,12 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
-        type='sb_mm.SSDAugmentation',
-        scale=_base_.input_size,
-        crop=dict(min_ious=(0.3, 0.5, 0.7, 0.9), min_crop_size=0.5),
-        flip_prob=0.5,
+        type='MinIoURandomCrop',
+        min_ious=(0.3, 0.5, 0.7, 0.9),
+        min_crop_size=0.5,
     ),
+    dict(type='Resize', scale=_base_.input_size, keep_ratio=False),
+    dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
 devkit = dict(
