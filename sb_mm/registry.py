@@ -8,7 +8,9 @@ because MMEngine imports ``<scope>.registry`` for an unknown scope and then the
 from importlib.util import find_spec
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
@@ -35,7 +37,23 @@ DATASETS = Registry(
     'dataset',
     parent=MMENGINE_DATASETS,
     scope='sb_mm',
-    locations=['sb_mm.datasets.packed_cifar10', *_NEED_MMDET],
+    locations=[
+        'sb_mm.datasets.packed_cifar10',
+        'sb_mm.datasets.indexed_pictures',
+        *_NEED_MMDET,
+    ],
+)
+FUNCTIONS = Registry(
+    'function',
+    parent=MMENGINE_FUNCTIONS,
+    scope='sb_mm',
+    locations=['sb_mm.datasets.indexed_pictures'],
+)
+LOOPS = Registry(
+    'loop',
+    parent=MMENGINE_LOOPS,
+    scope='sb_mm',
+    locations=['sb_mm.engine.batched_val_loop'],
 )
 TRANSFORMS = Registry(
     'transform',
@@ -53,5 +71,8 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='sb_mm',
-    locations=['sb_mm.engine.attention_stats_hook'],
+    locations=[
+        'sb_mm.engine.attention_stats_hook',
+        'sb_mm.engine.divergence_hook',
+    ],
 )

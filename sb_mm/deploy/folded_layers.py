@@ -17,12 +17,18 @@ class FoldedGate(nn.Module):
 
     def __init__(self, gate: ChannelGate) -> None:
         super().__init__()
-        self.fc1 = fuse_linear_bn_eval(gate.fc1, gate.bn1)
-        self.fc2 = fuse_linear_bn_eval(gate.fc2, gate.bn2)
+        self.fc1 = _with_norm(gate.fc1, gate.bn1)
+        self.fc2 = _with_norm(gate.fc2, gate.bn2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` of shape ``(N, Cin, H, W)`` to logits ``(N, Cout)``."""
         return self.fc2(F.relu(self.fc1(x.mean((2, 3)))))
+
+
+def _with_norm(linear: nn.Linear, norm: nn.Module) -> nn.Linear:
+    if isinstance(norm, nn.Identity):
+        return linear
+    return fuse_linear_bn_eval(linear, norm)
 
 
 class ShiftedConv2d(nn.Module):

@@ -14,7 +14,7 @@ from sb_mm.errors import UserInputError
 _INTERRUPTED = 130
 
 
-class _Options(DictAction):
+class Options(DictAction):
     """MMEngine's action, with a sentence for what is no ``key=value``.
 
     Given twice, the second adds to the first instead of replacing it.
@@ -26,6 +26,7 @@ class _Options(DictAction):
         namespace: argparse.Namespace,
         *args,
     ) -> None:
+        """Add what was given to ``namespace``."""
         before = getattr(namespace, self.dest) or {}
         try:
             super().__call__(parser, namespace, *args)
@@ -50,7 +51,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=_Options,
+        action=Options,
         help='override settings of the config: key=value, with lists as '
         'key="[a,b]" or key=a,b and no white space',
     )

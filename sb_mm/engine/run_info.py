@@ -67,9 +67,11 @@ def run_info(runner: Runner) -> dict:
 
 def _data(loader: DataLoader) -> dict:
     dataset = loader.dataset
+    # Whatever holds the pictures, IndexedPictures and its like left out.
+    dataset = getattr(dataset, 'dataset', dataset)
     leaves = getattr(dataset, 'datasets', None) or [dataset]
     kinds = sorted({type(leaf).__name__ for leaf in leaves})
-    return dict(types=kinds, pictures=len(dataset))
+    return dict(types=kinds, pictures=len(loader.dataset))
 
 
 def _hardware() -> str:

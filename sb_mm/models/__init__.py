@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 from .backbones import *  # noqa: F403
+from .data_preprocessors import *  # noqa: F403
 from .layers import *  # noqa: F403
 from .necks import *  # noqa: F403
 

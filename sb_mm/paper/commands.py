@@ -16,6 +16,7 @@ from .records import (
     Record,
     append_record,
     read_records,
+    read_results,
     record_run,
     reduced_runs,
     summarize,
@@ -174,13 +175,17 @@ def record(cell_id: str, work_dir: Path) -> None:
     entry = record_run(cell, work_dir)
     file = append_record(entry)
     kind = 'reduced run' if entry.deviations else 'full recipe'
-    print(f'{cell.id}: {entry.final:.3f} % ({kind}) -> {file}')
+    result = '/' if entry.final is None else f'{entry.final:.3f} %'
+    print(f'{cell.id}: {result} ({kind}) -> {file}')
 
 
 def report(check: bool) -> None:
     """Write the generated files, or only say which are not up to date."""
+    results = read_results()
+    for sentence in results.refused:
+        print(f'left out: {sentence}', file=sys.stderr)
     with Console(stderr=True).status('counting every network'):
-        files = generate()
+        files = generate(results)
     outdated = stale(files)
     if not check:
         write(files)

@@ -1,10 +1,15 @@
 """Result records: one JSON line for one finished training."""
 
+import hashlib
 import json
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock
 
 from sb_mm.errors import UserInputError, first_few
 
@@ -22,6 +27,10 @@ _FROM_RUN_INFO = (
     'commit',
     'date',
 )
+# Classes, of which a network that learnt nothing names the right one by
+# chance, and the pictures on which it is measured. A mean AP has no such
+# value.
+_CHANCE = {'imagenet': (1000, 50_000), 'cifar10': (10, 10_000)}
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,8 @@ class Record:
         processes: That trained together.
         epochs: Epochs trained.
         history: ``[epoch, metric]`` of every validation, in percent.
-        final: The metric of the last epoch, in percent.
+        final: The metric of the last epoch, in percent; None if the loss
+            became infinite or NaN before it.
         parameters: Learnable numbers.
         hours: Wall time of the training.
         hardware: GPU, or processor.
@@ -56,7 +66,7 @@ class Record:
     processes: int
     epochs: int
     history: list[list[float]]
-    final: float
+    final: float | None
     parameters: int
     hours: float
     hardware: str
@@ -64,82 +74,146 @@ class Record:
     commit: str
     date: str
 
+    @property
+    def experiment(self) -> str:
+        """What was trained, see :class:`~sb_mm.paper.cells.Cell`."""
+        return find_cell(self.cell).experiment
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the training failed, which the paper prints as "/".
+
+        The loss was not finite at some time, or the network names no more
+        classes right than chance does (5 standard deviations above it).
+        """
+        dataset = find_cell(self.cell).dataset
+        if self.final is None or dataset not in _CHANCE:
+            return self.final is None
+        classes, pictures = _CHANCE[dataset]
+        share = 1 / classes
+        spread = math.sqrt(share * (1 - share) / pictures)
+        return self.final < 100 * (share + 5 * spread)
+
     def to_line(self) -> str:
-        """Return the JSON line, without the line break."""
-        return json.dumps(asdict(self))
+        """Return the JSON line, without the line break.
+
+        ``digest``, at its end, tells whether the line was edited since.
+        """
+        content = asdict(self)
+        return json.dumps({**content, 'digest': _digest(content)})
 
 
-def read_records(folder: Path = RESULTS) -> list[Record]:
-    """Return every record of a folder's ``*.jsonl`` files.
+def _digest(content: dict) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Results(NamedTuple):
+    """What lies in a folder of records.
+
+    Attributes:
+        records: Those that can be used.
+        refused: A sentence for each line that cannot: it is in no table.
+    """
+
+    records: list[Record]
+    refused: list[str]
+
+
+def read_results(folder: Path = RESULTS) -> Results:
+    """Return what a folder's ``*.jsonl`` files hold.
 
     Raises:
-        UserInputError: If a line is no complete record, names no cell, or
-            repeats the run (cell, deviations and seed) of another one; names
-            file and line.
+        UserInputError: If two lines are of one run (cell, deviations and
+            seed); names both.
     """
-    records: dict[tuple, str] = {}
-    found = []
+    places: dict[tuple, str] = {}
+    results = Results([], [])
     for file in sorted(folder.glob('*.jsonl')):
         for number, line in enumerate(file.read_text().splitlines(), 1):
             place = f'{file.name} line {number}'
-            record = _parse(line, place)
+            try:
+                record = _parse(line, place)
+            except UserInputError as error:
+                results.refused.append(str(error))
+                continue
             key = _key(record)
-            if key in records:
+            if key in places:
                 raise UserInputError(
-                    f'{place} repeats the run of {records[key]} (cell '
+                    f'{place} repeats the run of {places[key]} (cell '
                     f'{record.cell}, seed {record.seed}): remove one of them.'
                 )
-            records[key] = place
-            found.append(record)
-    return found
+            places[key] = place
+            results.records.append(record)
+    return results
+
+
+def read_records(folder: Path = RESULTS) -> list[Record]:
+    """Return the usable records of a folder, see :func:`read_results`."""
+    return read_results(folder).records
 
 
 def _key(record: Record) -> tuple:
     """Return what no two records may share; tables repeat experiments."""
-    experiment = find_cell(record.cell).experiment
-    return experiment, tuple(record.deviations), record.seed
+    return record.experiment, tuple(record.deviations), record.seed
 
 
 def _parse(line: str, place: str) -> Record:
     try:
         content = json.loads(line)
+        digest = content.pop('digest')
         record = Record(**content)
-    except (ValueError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         names = ', '.join(f.name for f in fields(Record))
         raise UserInputError(
             f'{place} is not a record of one training ({error}): it needs '
-            f'exactly {names}.'
+            f'exactly {names} and digest.'
         ) from error
+    if digest != _digest(content):
+        raise UserInputError(
+            f'{place} ({record.cell}, seed {record.seed}) was edited after '
+            'the run: record it again from its work directory.'
+        )
     cell = find_cell(record.cell)
     if (record.config, record.overrides) != (cell.config, cell.options()):
         raise UserInputError(
             f'{place} is not of the cell {record.cell} as it is now: its '
             f'config is {record.config} {record.overrides}.'
         )
-    if not record.history or record.history[-1][1] != record.final:
+    last = record.history[-1] if record.history else [0, None]
+    if record.final is not None and last != [record.epochs, record.final]:
         raise UserInputError(
-            f'{place} was edited or is unfinished: final is not the last '
-            'entry of history.'
+            f'{place} ({record.cell}, seed {record.seed}) is unfinished: its '
+            f'last validation is {last} and not of epoch {record.epochs}.'
         )
     return record
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Full-recipe runs of one experiment, over seeds."""
+    """Runs of one experiment and one recipe, over seeds."""
 
     records: list[Record]
 
     @property
-    def mean(self) -> float:
-        """Mean of the final metric, in percent."""
-        return statistics.fmean(r.final for r in self.records)
+    def finals(self) -> list[float]:
+        """The results of those that did not diverge, in percent."""
+        return [r.final for r in self.records if not r.diverged]
+
+    @property
+    def diverged(self) -> int:
+        """How many did."""
+        return len(self.records) - len(self.finals)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean of the final metric, in percent; None if all diverged."""
+        return statistics.fmean(self.finals) if self.finals else None
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation; None for a single run."""
-        values = [r.final for r in self.records]
-        return statistics.stdev(values) if len(values) > 1 else None
+        """Sample standard deviation; None for less than two runs."""
+        return statistics.stdev(self.finals) if len(self.finals) > 1 else None
 
 
 def summarize(cell: Cell, records: Iterable[Record]) -> Summary | None:
@@ -150,7 +224,7 @@ def summarize(cell: Cell, records: Iterable[Record]) -> Summary | None:
     same = [
         r
         for r in records
-        if find_cell(r.cell).experiment == cell.experiment and not r.deviations
+        if r.experiment == cell.experiment and not r.deviations
     ]
     return Summary(same) if same else None
 
@@ -158,18 +232,17 @@ def summarize(cell: Cell, records: Iterable[Record]) -> Summary | None:
 def reduced_runs(cell: Cell, records: Iterable[Record]) -> list[Record]:
     """Return the runs of a cell's experiment with another recipe."""
     return [
-        r
-        for r in records
-        if find_cell(r.cell).experiment == cell.experiment and r.deviations
+        r for r in records if r.experiment == cell.experiment and r.deviations
     ]
 
 
-def record_run(cell: Cell, work_dir: Path) -> Record:
+def record_run(cell: Cell, work_dir: Path, variant: bool = False) -> Record:
     """Make the record of a finished training.
 
     Args:
         cell: What was trained.
         work_dir: Where ``tools/train.py`` wrote the run.
+        variant: Accept a network that is meant to differ from the cell's.
 
     Raises:
         UserInputError: If the folder holds no finished run of this cell.
@@ -177,10 +250,12 @@ def record_run(cell: Cell, work_dir: Path) -> Record:
     starts = read_starts(work_dir)
     last = starts[-1]
     changed = deviations(cell, last)
-    _check_network(cell, work_dir, changed)
+    if not variant:
+        _check_network(cell, work_dir, changed)
     history, hours = read_history(starts, cell)
     epochs = last.config.train_cfg.max_epochs
-    if not history or history[-1][0] != epochs:
+    finished = history and history[-1][0] == epochs
+    if not finished and not last.diverged:
         raise UserInputError(
             f'The run in {work_dir} has no validation of its last epoch '
             f'({epochs}): finish it with --resume.'
@@ -192,7 +267,7 @@ def record_run(cell: Cell, work_dir: Path) -> Record:
         deviations=changed,
         epochs=epochs,
         history=history,
-        final=history[-1][1],
+        final=None if last.diverged else history[-1][1],
         hours=round(hours, 3),
         **{k: last.info[k] for k in _FROM_RUN_INFO},
     )
@@ -203,7 +278,9 @@ def _check_network(cell: Cell, work_dir: Path, changed: list[str]) -> None:
     other = [
         c
         for c in changed
-        if c.startswith('model.') and '.num_classes=' not in c
+        if c.startswith('model.')
+        and '.num_classes=' not in c
+        and not c.startswith('model.data_preprocessor.')
     ]
     if other:
         raise UserInputError(
@@ -218,19 +295,20 @@ def append_record(record: Record, folder: Path = RESULTS) -> Path:
     Raises:
         UserInputError: If the run is there already.
     """
-    known = read_records(folder) if folder.is_dir() else []
-    for other in known:
-        if _key(other) == _key(record):
-            raise UserInputError(
-                f'{_file(folder, other)} has the run with seed {record.seed} '
-                f'already, as {other.cell} '
-                f'({first_few(record.deviations) or "full recipe"}): to '
-                'record it anew, delete that line first.'
-            )
-    folder.mkdir(exist_ok=True)
-    file = _file(folder, record)
-    with file.open('a') as stream:
-        stream.write(record.to_line() + '\n')
+    folder.mkdir(parents=True, exist_ok=True)
+    # Several processes may finish their runs at once.
+    with FileLock(folder / '.lock'):
+        for other in read_records(folder):
+            if _key(other) == _key(record):
+                raise UserInputError(
+                    f'{_file(folder, other)} has the run with seed '
+                    f'{record.seed} already, as {other.cell} '
+                    f'({first_few(record.deviations) or "full recipe"}): to '
+                    'record it anew, delete that line first.'
+                )
+        file = _file(folder, record)
+        with file.open('a') as stream:
+            stream.write(record.to_line() + '\n')
     return file
 
 

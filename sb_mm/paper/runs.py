@@ -1,7 +1,7 @@
 """A finished run, read from the folders that its training wrote."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -11,6 +11,8 @@ from typing import Any
 from mmengine.config import Config
 
 from sb_mm.engine.config import read_config
+from sb_mm.engine.divergence_hook import DIVERGENCE_FILE
+from sb_mm.engine.on_device import has_device_data, use_device_data
 from sb_mm.engine.run_info import RUN_INFO_FILE
 from sb_mm.errors import UserInputError
 
@@ -33,6 +35,7 @@ _DATA = {
 # compared as the run found them; hooks by their types.
 _IRRELEVANT = (
     'auto_scale_lr.enable',
+    'compile',
     'custom_hooks',
     'custom_imports',
     'data_root',
@@ -53,6 +56,7 @@ _IRRELEVANT = (
     'work_dir',
 )
 _IRRELEVANT_ENDS = (
+    'channels_last',
     'data_root',
     'dataset.type',
     'download',
@@ -68,7 +72,16 @@ _LOGGING_HOOKS = {
     'LoggerHook',
     'VisualizationHook',
     'sb_mm.AttentionStatsHook',
+    'sb_mm.DivergenceHook',
 }
+# What a run's data and batch are called among the deviations.
+_FOUND = (
+    'train data set',
+    'train pictures',
+    'val data set',
+    'val pictures',
+    'batch of all processes',
+)
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,11 @@ class Start:
         file = self.folder / 'vis_data/scalars.json'
         text = file.read_text() if file.is_file() else ''
         return [json.loads(line) for line in text.splitlines()]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it stopped because the loss was not finite any more."""
+        return (self.folder / 'vis_data' / DIVERGENCE_FILE).is_file()
 
     def reached(self, epoch: int) -> bool:
         """Whether it logged something of that epoch."""
@@ -174,13 +192,30 @@ def _seconds(times: dict[int, float]) -> float:
 
 def deviations(cell: Cell, start: Start) -> list[str]:
     """Return what a run did otherwise than its cell, as ``key=value``."""
-    wanted, given = _flat(cell.resolve()), _flat(start.config)
-    changed = [
+    found = _found_otherwise(cell, start.info)
+    return [*config_deviations(cell, start.config), *found]
+
+
+def config_deviations(cell: Cell, cfg: Config) -> list[str]:
+    """Return which settings of a config are not the cell's.
+
+    Where the pictures are cropped and flipped, by the host's loader or on the
+    device, is none of them.
+    """
+    resolved = cell.resolve()
+    if has_device_data(cfg):
+        use_device_data(resolved)
+    wanted, given = _flat(resolved), _flat(cfg)
+    return [
         f'{key}={given[key]}' if key in given else f'{key} not set'
         for key in sorted({*wanted, *given})
         if wanted.get(key) != given.get(key)
     ]
-    return [*changed, *_found_otherwise(cell, start.info)]
+
+
+def without_found(changed: Sequence[str]) -> list[str]:
+    """Return the deviations that a config shows before it is run."""
+    return [c for c in changed if c.split('=')[0] not in _FOUND]
 
 
 def _found_otherwise(cell: Cell, info: dict) -> Iterator[str]:
@@ -211,7 +246,8 @@ def _flat(cfg: Config) -> dict[str, Any]:
             for i, child in enumerate(value):
                 visit(f'{path}.{i}', child)
         elif not _is_irrelevant(path):
-            flat[path] = value
+            # As it is called without sb_mm.IndexedPictures around it.
+            flat[path.replace('.dataset.dataset.', '.dataset.')] = value
 
     visit('', {k: v for k, v in cfg.to_dict().items() if k != 'load_from'})
     return flat

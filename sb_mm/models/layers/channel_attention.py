@@ -30,6 +30,8 @@ class ChannelAttention(nn.Module):
             divided by.
         hidden_multiplier: Factor on the hidden units.
         dropout: Probability of dropping a hidden unit of the gate.
+        gate_norm: Whether the gate has batch normalisation, as in the paper;
+            without it, its Linear layers have a bias.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -44,6 +46,7 @@ class ChannelAttention(nn.Module):
         depthwise_reduction: int = 6,
         hidden_multiplier: float = 1,
         dropout: float = 0.0,
+        gate_norm: bool = True,
     ) -> None:
         super().__init__()
         check_number('in_channels', in_channels, 1, integer=True)
@@ -55,7 +58,9 @@ class ChannelAttention(nn.Module):
         check_number('dropout', dropout, 0, 1, open_high=True)
         reduction = depthwise_reduction if depthwise else 1
         hidden = max(1, int(out_channels // reduction * hidden_multiplier))
-        self.gate = ChannelGate(in_channels, hidden, out_channels, dropout)
+        self.gate = ChannelGate(
+            in_channels, hidden, out_channels, dropout, norm=gate_norm
+        )
         self.gate_function: Callable[[Tensor], Tensor]
 
     def channel_values(self, x: Tensor) -> Tensor:

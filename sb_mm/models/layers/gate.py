@@ -22,6 +22,8 @@ class ChannelGate(nn.Module):
         out_channels: Number of logits.
         dropout: Probability of dropping a hidden unit (Table 7).
         bias: Whether the two Linear layers have a bias.
+        norm: Whether there is the batch normalisation; without it, the
+            Linear layers always have a bias.
 
     Note:
         Computes in the type of its parameters, float32 under autocast: the
@@ -36,14 +38,16 @@ class ChannelGate(nn.Module):
         out_channels: int,
         dropout: float = 0.0,
         bias: bool = False,
+        norm: bool = True,
     ) -> None:
         super().__init__()
+        bias = bias or not norm
         self.fc1 = nn.Linear(in_channels, hidden_channels, bias=bias)
-        self.bn1 = GateBatchNorm1d(hidden_channels)
+        self.bn1 = GateBatchNorm1d(hidden_channels) if norm else nn.Identity()
         self.relu = nn.ReLU()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.fc2 = nn.Linear(hidden_channels, out_channels, bias=bias)
-        self.bn2 = GateBatchNorm1d(out_channels)
+        self.bn2 = GateBatchNorm1d(out_channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` of shape ``(N, Cin, H, W)`` to logits ``(N, Cout)``."""

@@ -1,10 +1,13 @@
 """Squeeze-and-Excite."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from sb_mm.registry import MODELS
 
+from .arguments import check_number
 from .channel_attention import ChannelAttention, over_pixels
 
 
@@ -19,8 +22,17 @@ class SqueezeExcite(ChannelAttention):
     :class:`~sb_mm.models.layers.gate.ChannelGate` for :math:`F`. At the
     output of a block, pass the block's output as both arguments.
 
-    See :class:`~sb_mm.models.layers.channel_attention.ChannelAttention` for
-    the arguments.
+    Args:
+        in_channels: Channels of the layer's input.
+        out_channels: Channels of the layer's output.
+        gate_offset: Added to the logits: 0 lets the gates start around 1/2,
+            as in the papers, 4 around 0.98, which is almost the network
+            without attention.
+        **kwargs: See
+            :class:`~sb_mm.models.layers.channel_attention.ChannelAttention`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
 
     Note:
         Unlike the original, the gate has batch normalisation and, in
@@ -28,9 +40,22 @@ class SqueezeExcite(ChannelAttention):
         hold for this form only.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, **kwargs) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        gate_offset: float = 0.0,
+        **kwargs,
+    ) -> None:
         super().__init__(in_channels, out_channels, **kwargs)
-        self.gate_function = torch.sigmoid
+        check_number('gate_offset', gate_offset, -math.inf)
+        self.gate_offset = gate_offset
+        # The addition would cost a call in each layer.
+        self.gate_function = self._shifted if gate_offset else torch.sigmoid
+
+    def _shifted(self, logits: Tensor) -> Tensor:
+        return torch.sigmoid(logits + self.gate_offset)
 
     def combine(self, trunk: Tensor, values: Tensor) -> Tensor:
         """Scale ``trunk`` of shape ``(N, Cout, H', W')``."""

@@ -1,0 +1,119 @@
+"""Small pictures as one tensor, of which a loader hands out only indices."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from sb_mm.errors import UserInputError
+from sb_mm.registry import DATASETS, FUNCTIONS
+
+
+@DATASETS.register_module()
+class IndexedPictures(Dataset):
+    """A data set of equal pictures, all in memory, read by index.
+
+    For :class:`~sb_mm.models.data_preprocessors.OnDeviceAugmentation`, which
+    keeps the pictures on the device and cuts the batches out there. A batch
+    is a dict of ``pictures`` ``(N, H, W, C)``, uint8, and ``labels`` ``(N,)``
+    of the whole data set, always the same two tensors, and ``indices``
+    ``(B,)``, which of them the batch consists of.
+
+    The loader needs ``num_workers=0`` (there is nothing to do for workers)
+    and ``collate_fn=dict(type='sb_mm.whole_batch')``.
+
+    Args:
+        dataset: Config of the data set, whose samples have ``img`` ``(H, W)``
+            or ``(H, W, C)``, uint8, and ``gt_label``. Its pipeline runs once
+            for each picture, when the data are first asked for: reading and
+            resizing belong there, random transforms do not.
+
+    Raises:
+        UserInputError: If a picture differs in size or type from the first,
+            or a loader's worker reads the data.
+
+    Example:
+        >>> train_dataloader = dict(
+        ...     batch_size=128,
+        ...     num_workers=0,
+        ...     sampler=dict(type='DefaultSampler', shuffle=True),
+        ...     collate_fn=dict(type='sb_mm.whole_batch'),
+        ...     dataset=dict(
+        ...         type='sb_mm.IndexedPictures',
+        ...         dataset=dict(
+        ...             type='CIFAR10',
+        ...             data_root='data/cifar10',
+        ...             split='train',
+        ...             pipeline=[],
+        ...         ),
+        ...     ),
+        ... )
+    """
+
+    def __init__(self, dataset: dict) -> None:
+        self.dataset = MMENGINE_DATASETS.build(dataset)
+        self._tensors: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def metainfo(self) -> dict:
+        """What is known of the data, such as ``classes``."""
+        return self.dataset.metainfo
+
+    def full_init(self) -> None:
+        """Load the pictures now."""
+        if self._tensors is None:
+            self._tensors = self._load()
+
+    def _load(self) -> tuple[Tensor, Tensor]:
+        images: list[np.ndarray] = []
+        labels = []
+        for index in range(len(self.dataset)):
+            sample = self.dataset[index]
+            image = np.asarray(sample['img'])
+            _check_picture(index, image, images[0] if images else image)
+            images.append(image)
+            labels.append(int(sample['gt_label']))
+        pictures = torch.from_numpy(np.stack(images))
+        if pictures.ndim == 3:
+            pictures = pictures[..., None]
+        return pictures, torch.tensor(labels)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> dict:
+        """Return a batch, see above; PyTorch's loader asks for it so."""
+        if get_worker_info() is not None:
+            raise UserInputError(
+                'sb_mm.IndexedPictures must be read by the training process '
+                'itself: set num_workers=0 in its loader.'
+            )
+        self.full_init()
+        pictures, labels = self._tensors
+        return dict(
+            pictures=pictures,
+            labels=labels,
+            indices=torch.tensor(indices),
+        )
+
+
+def _check_picture(index: int, image: np.ndarray, first: np.ndarray) -> None:
+    if image.dtype != np.uint8 or image.shape != first.shape:
+        raise UserInputError(
+            f'Picture {index} is of shape {image.shape} and type '
+            f'{image.dtype}, and sb_mm.IndexedPictures needs 8-bit pictures '
+            f'of one size ({first.shape} here): resize them in the pipeline '
+            'of its dataset.'
+        )
+
+
+@FUNCTIONS.register_module()
+def whole_batch(batch: dict) -> dict:
+    """Leave a batch of :class:`IndexedPictures` as it is."""
+    return batch

@@ -1,0 +1,64 @@
+"""Stop a training whose loss is no number any more."""
+
+import json
+import math
+from pathlib import Path
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from sb_mm.models.layers.arguments import check_number
+from sb_mm.registry import HOOKS
+
+DIVERGENCE_FILE = 'diverged.json'
+
+
+class DivergedError(RuntimeError):
+    """The loss became infinite or NaN."""
+
+
+@HOOKS.register_module()
+class DivergenceHook(Hook):
+    """Stop at a loss that is not finite, and write down where.
+
+    ``<log folder>/vis_data/diverged.json`` gets ``epoch`` and ``iter``, from
+    1. The loss is looked at every ``interval`` iterations only, as that waits
+    for the device; it does not become finite again.
+
+    Args:
+        interval: Iterations between two looks.
+
+    Raises:
+        DivergedError: In the training.
+    """
+
+    def __init__(self, interval: int = 50) -> None:
+        check_number('interval', interval, 1, integer=True)
+        self.interval = interval
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: object = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Look at the loss."""
+        due = self.every_n_train_iters(runner, self.interval)
+        if not due and not self.end_of_epoch(
+            runner.train_dataloader, batch_idx
+        ):
+            return
+        loss = float(outputs['loss'])
+        if math.isfinite(loss):
+            return
+        place = dict(epoch=runner.epoch + 1, iter=runner.iter + 1)
+        if is_main_process():
+            folder = Path(runner.log_dir) / 'vis_data'
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / DIVERGENCE_FILE).write_text(json.dumps(place) + '\n')
+        raise DivergedError(
+            f'The loss is {loss} in iteration {place["iter"]} (epoch '
+            f'{place["epoch"]}): the training diverged.'
+        )

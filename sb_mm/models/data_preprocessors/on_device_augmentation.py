@@ -1,0 +1,163 @@
+"""Crop, flip and normalise on the device, the pictures of which live there."""
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.model import BaseDataPreprocessor
+from torch import Tensor
+from torch.nn import functional as F
+
+from sb_mm.errors import UserInputError
+from sb_mm.models.layers.arguments import check_number
+from sb_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class OnDeviceAugmentation(BaseDataPreprocessor):
+    """Cut a batch out of pictures that stay on the device as 8 bit.
+
+    Does there, for every picture of the batch on its own, what mmpretrain's
+    ``RandomCrop`` (with ``padding``), ``RandomFlip`` and
+    ``ClsDataPreprocessor`` do one picture after the other, with the same
+    distribution. The loader only draws indices, see
+    :class:`~sb_mm.datasets.indexed_pictures.IndexedPictures`.
+
+    Args:
+        mean: Of each channel, 0 to 255.
+        std: Of each channel.
+        padding: Black pixels at each side before the crop.
+        crop_size: Height and width of the random crop in pixels; None for
+            those of the pictures.
+        flip_prob: Probability of mirroring from left to right.
+        to_rgb: Exchange the first and the third channel.
+        channels_last: Give the batch to the network in that memory format.
+        num_classes: For the configs of ``ClsDataPreprocessor``; not needed.
+        batch_augments: The same; must be None.
+
+    Raises:
+        UserInputError: If an argument is out of its range, or a batch comes
+            from another data set.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        padding: int = 0,
+        crop_size: int | None = None,
+        flip_prob: float = 0.0,
+        to_rgb: bool = False,
+        channels_last: bool = False,
+        num_classes: int | None = None,
+        batch_augments: dict | None = None,
+    ) -> None:
+        super().__init__()
+        check_number('padding', padding, 0, integer=True)
+        if crop_size is not None:
+            check_number('crop_size', crop_size, 1, integer=True)
+        check_number('flip_prob', flip_prob, 0, 1)
+        if batch_augments is not None:
+            raise UserInputError(
+                'OnDeviceAugmentation has no batch_augments: use '
+                "mmpretrain's ClsDataPreprocessor for Mixup and its like."
+            )
+        self.padding = padding
+        self.crop_size = crop_size
+        self.flip_prob = flip_prob
+        self.to_rgb = to_rgb
+        self.channels_last = channels_last
+        self.register_buffer('mean', torch.tensor(mean).float(), False)
+        self.register_buffer('std', torch.tensor(std).float(), False)
+        # By address: the tensors of a data set, and their padded copies. The
+        # former are kept, so that no other tensor can get the address.
+        self._stores: dict[int, tuple[Tensor, ...]] = {}
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """Return what mmpretrain's ``ImageClassifier`` takes.
+
+        Args:
+            data: A batch of ``IndexedPictures``.
+            training: Whether to crop and flip at random.
+
+        Returns:
+            ``inputs`` ``(B, C, H, W)``, float32, and ``data_samples``. In
+            training this is one sample with all labels, which the losses
+            concatenate anyway; else there is one for each picture.
+        """
+        from mmpretrain.structures import DataSample
+
+        inputs, labels = self.read(data, training)
+        parts = [labels] if training else labels.split(1)
+        samples = [DataSample().set_gt_label(part) for part in parts]
+        return dict(inputs=inputs, data_samples=samples)
+
+    def read(self, data: dict, training: bool) -> tuple[Tensor, Tensor]:
+        """Return pictures ``(B, C, H, W)``, float32, and labels ``(B,)``."""
+        padded, labels = self._store(data)
+        indices = data['indices'].to(self.device, non_blocking=True)
+        images = self._cut(padded, indices, training)
+        if self.to_rgb:
+            images = images.flip(-1)
+        # A view in channels_last format.
+        inputs = ((images.float() - self.mean) / self.std).movedim(-1, 1)
+        if not self.channels_last:
+            inputs = inputs.contiguous()
+        return inputs, labels[indices]
+
+    def _cut(self, padded: Tensor, indices: Tensor, random: bool) -> Tensor:
+        """Return windows ``(B, h, w, C)`` of the padded pictures."""
+        count, pad = len(indices), self.padding
+        sizes = [size - 2 * pad for size in padded.shape[1:3]]
+        if random and self.crop_size is not None:
+            sizes = [self.crop_size] * 2
+        rows, columns = (
+            torch.arange(size, device=self.device).repeat(count, 1)
+            for size in sizes
+        )
+        if random:
+            chances = torch.rand(count, 1, device=self.device)
+            flip = chances < self.flip_prob
+            columns = torch.where(flip, sizes[1] - 1 - columns, columns)
+            rows = rows + self._offsets(padded.shape[1] - sizes[0], count)
+            columns = columns + self._offsets(
+                padded.shape[2] - sizes[1], count
+            )
+        else:
+            rows, columns = rows + pad, columns + pad
+        return padded[
+            indices[:, None, None], rows[:, :, None], columns[:, None, :]
+        ]
+
+    def _offsets(self, spare: int, count: int) -> Tensor:
+        """Draw where the windows begin, ``(B, 1)``."""
+        if spare < 0:
+            raise UserInputError(
+                f'crop_size is {self.crop_size}, {-spare} pixels more than '
+                'the pictures have with their padding: set a smaller one.'
+            )
+        return torch.randint(spare + 1, (count, 1), device=self.device)
+
+    def _store(self, data: dict) -> tuple[Tensor, Tensor]:
+        """Return the padded pictures and the labels on the device."""
+        if not isinstance(data, dict) or 'pictures' not in data:
+            raise UserInputError(
+                'OnDeviceAugmentation needs batches of indices: wrap the '
+                "data set of the loader in dict(type='sb_mm.IndexedPictures')."
+            )
+        key = data['pictures'].data_ptr()
+        if key not in self._stores:
+            self._stores[key] = (data['pictures'], *self._move(data))
+        return self._stores[key][1:]
+
+    def _move(self, data: dict) -> tuple[Tensor, Tensor]:
+        pictures = data['pictures'].to(self.device)
+        channels = len(self.mean)
+        if pictures.shape[-1] != channels:
+            raise UserInputError(
+                f'The pictures have {pictures.shape[-1]} channels and the '
+                f'mean of OnDeviceAugmentation has {channels} numbers: give '
+                'mean and std one number for each channel.'
+            )
+        borders = (0, 0, *[self.padding] * 4)
+        return F.pad(pictures, borders), data['labels'].to(self.device)

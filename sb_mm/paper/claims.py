@@ -1,0 +1,230 @@
+"""What the paper concludes from its tables, tested on our own runs."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+from .cells import Cell, find_cell
+from .records import Record, Summary
+
+CONFIDENCE = 0.95
+SUPPORTED = 'supported'
+CONTRADICTED = 'contradicted'
+OPEN = 'open'
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A conclusion of the paper.
+
+    Attributes:
+        text: In one line.
+        source: Tables.
+        pairs: Ids of two cells, the first of which is said to be better.
+        margin: None for that; else the claim is that the two differ by no
+            more than this, in percentage points.
+    """
+
+    text: str
+    source: str
+    pairs: tuple[tuple[str, str], ...]
+    margin: float | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What results say of one pair of cells.
+
+    Attributes:
+        cells: The two; the first is said to be better.
+        difference: Of the means, percentage points; None where there is none.
+        interval: Its confidence interval after Welch; None for single runs.
+        verdict: ``'supported'``, ``'contradicted'`` or ``'open'``.
+        reason: Of a verdict that does not rest on the interval alone.
+    """
+
+    cells: tuple[Cell, Cell]
+    difference: float | None
+    interval: tuple[float, float] | None
+    verdict: str
+    reason: str
+
+
+def _widths(better: str, worse: str, *widths: str) -> tuple:
+    return tuple((better.format(w), worse.format(w)) for w in widths)
+
+
+_ALL = 'expand-depthwise-project'
+_FOUR = ('0.35', '0.5', '0.75', '1.0')
+CLAIMS = (
+    Claim(
+        'SB is better than the static network.',
+        'Table 6',
+        _widths('t6-x{}-sb', 't6-x{}-static', *_FOUR),
+    ),
+    Claim(
+        'SB is better than DyConv.',
+        'Table 6',
+        _widths('t6-x{}-sb', 't6-x{}-dyconv', *_FOUR),
+    ),
+    Claim(
+        'With attention in all three layers, SB is better than SE.',
+        'Table 5',
+        _widths('t5-x{}-sb-' + _ALL, 't5-x{}-se-' + _ALL, *_FOUR),
+    ),
+    Claim(
+        'SE in all three layers is worse than SE in the first (it collapses).',
+        'Table 5',
+        _widths('t5-x{}-se-expand', 't5-x{}-se-' + _ALL, *_FOUR),
+    ),
+    Claim(
+        'SB in all three layers is better than SB in the first.',
+        'Table 5',
+        _widths('t5-x{}-sb-' + _ALL, 't5-x{}-sb-expand', *_FOUR),
+    ),
+    Claim(
+        'Dropout in the gate helps.',
+        'Table 7',
+        (
+            ('t7-se-w-dropout', 't7-se-w-o-dropout'),
+            ('t7-sb-w-dropout', 't7-sb-w-o-dropout'),
+        ),
+    ),
+    Claim(
+        'A small initial lambda (0.05) is better than a large one (1.0).',
+        'Table 8',
+        _widths('t8-x{}-lambda_init-0.05', 't8-x{}-lambda_init-1.0', *_FOUR),
+    ),
+    Claim(
+        'The gating function hardly matters: at most 0.5 points from tanh.',
+        'Table 9',
+        tuple(
+            (f't9-x{width}-gate-{gate}', f't9-x{width}-gate-tanh')
+            for gate in ('sigmoid', 'softmax', 'relu', 'none')
+            for width in _FOUR
+        ),
+        margin=0.5,
+    ),
+    Claim(
+        'Three times the hidden units are best.',
+        'Table 10',
+        tuple(
+            ('t10-x0.35-hidden-x3', f't10-x0.35-hidden-x{n}')
+            for n in (1, 2, 4)
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Results of runs of one cell.
+
+    Attributes:
+        mean: Percent; None if all failed to train.
+        std: Sample standard deviation; None for a single run.
+        runs: How many did not fail.
+    """
+
+    mean: float | None
+    std: float | None
+    runs: int
+
+
+# Returns what is known of a cell, or None.
+Samples = Callable[[Cell], Sample | None]
+
+
+def of_runs(records: Sequence[Record]) -> Samples:
+    """Return where to look up the results of runs of one recipe."""
+
+    def sample(cell: Cell) -> Sample | None:
+        same = [r for r in records if r.experiment == cell.experiment]
+        if not same:
+            return None
+        runs = Summary(same)
+        return Sample(runs.mean, runs.std, len(runs.finals))
+
+    return sample
+
+
+def of_paper(cell: Cell) -> Sample:
+    """Return what the paper prints for a cell."""
+    return Sample(
+        cell.printed[cell.metric],
+        cell.printed.get('std'),
+        cell.printed.get('runs', 1),
+    )
+
+
+def judge(claim: Claim, samples: Samples) -> Iterator[Finding]:
+    """Yield what results say of a claim, pair by pair.
+
+    Args:
+        claim: To be judged.
+        samples: Such as :func:`of_runs`, :func:`of_paper`.
+    """
+    for ids in claim.pairs:
+        cells = tuple(map(find_cell, ids))
+        first, second = map(samples, cells)
+        if first is None or second is None:
+            yield Finding(cells, None, None, OPEN, 'not run')
+            continue
+        difference = interval = None
+        if first.mean is not None and second.mean is not None:
+            difference = first.mean - second.mean
+            interval = _interval(first, second)
+        verdict, reason = _verdict(first, second, interval, claim.margin)
+        yield Finding(cells, difference, interval, verdict, reason)
+
+
+def _interval(a: Sample, b: Sample) -> tuple[float, float] | None:
+    """Return Welch's confidence interval of the difference of two means."""
+    if a.std is None or b.std is None:
+        return None
+    parts = [s.std**2 / s.runs for s in (a, b)]
+    error, middle = math.sqrt(sum(parts)), a.mean - b.mean
+    if not error:
+        return middle, middle
+    freedom = sum(parts) ** 2 / sum(
+        part**2 / (s.runs - 1) for part, s in zip(parts, (a, b), strict=True)
+    )
+    reach = error * stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
+    return middle - reach, middle + reach
+
+
+def _verdict(
+    first: Sample,
+    second: Sample,
+    interval: tuple[float, float] | None,
+    margin: float | None,
+) -> tuple[str, str]:
+    if first.mean is None and second.mean is None:
+        return OPEN, 'no run of either trained'
+    if first.mean is None:
+        return CONTRADICTED, 'no run of the first trained'
+    if second.mean is None:
+        verdict = SUPPORTED if margin is None else CONTRADICTED
+        return verdict, 'no run of the second trained'
+    if interval is None:
+        return OPEN, 'a single run is no test'
+    least, most = (0.0, math.inf) if margin is None else (-margin, margin)
+    if least <= interval[0] and interval[1] <= most:
+        return SUPPORTED, ''
+    if interval[1] < least or interval[0] > most:
+        return CONTRADICTED, ''
+    return OPEN, 'the interval holds both'
+
+
+def combined(findings: Sequence[Finding]) -> str:
+    """Return the verdict on a claim from those on its pairs.
+
+    Contradicted by any pair; supported if at least one pair supports it and
+    none is open.
+    """
+    verdicts = {f.verdict for f in findings}
+    if CONTRADICTED in verdicts:
+        return CONTRADICTED
+    return SUPPORTED if verdicts == {SUPPORTED} else OPEN

@@ -1,0 +1,1 @@
+"""Whole tables of the paper: many trainings, started, resumed, recorded."""

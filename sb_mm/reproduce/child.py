@@ -1,0 +1,75 @@
+"""The process of one training: ``python -m sb_mm.reproduce.child FOLDER``.
+
+Exit codes: 0 after the training, 2 for unusable input, 3 if another process
+trains in the folder, 4 for a training that diverged.
+"""
+
+import argparse
+import ctypes
+import signal
+import sys
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sb_mm.engine.divergence_hook import DivergedError
+from sb_mm.engine.run import train
+from sb_mm.errors import UserInputError
+
+UNUSABLE, BUSY, DIVERGED = 2, 3, 4
+CONFIG_FILE = 'config.py'
+# A process that was killed with its node may need a moment to end.
+_WAIT_SECONDS = 60
+_PR_SET_PDEATHSIG = 1  # Linux, <sys/prctl.h>
+
+
+def main(work_dir: Path) -> int:
+    """Train what ``<work_dir>/config.py`` says, or go on with it.
+
+    Args:
+        work_dir: Folder of the run.
+
+    Returns:
+        Exit code.
+    """
+    _end_with_parent()
+    try:
+        # Held by the process that writes here, to whatever happens to those
+        # that started it.
+        with FileLock(work_dir / 'lock', timeout=_WAIT_SECONDS):
+            train(_arguments(work_dir))
+    except Timeout:
+        print(f'another process trains in {work_dir}', file=sys.stderr)
+        return BUSY
+    except UserInputError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return UNUSABLE
+    except DivergedError as error:
+        print(error, file=sys.stderr)
+        return DIVERGED
+    return 0
+
+
+def _arguments(work_dir: Path) -> argparse.Namespace:
+    """Return the options of ``tools/train.py``, to resume if possible."""
+    return argparse.Namespace(
+        config=str(work_dir / CONFIG_FILE),
+        work_dir=str(work_dir),
+        data_root=None,
+        cfg_options=None,
+        launcher='none',
+        trust_checkpoint=False,
+        amp=False,
+        auto_scale_lr=False,
+        resume='auto',
+    )
+
+
+def _end_with_parent() -> None:
+    """Get a signal if the starting process dies, where there is such a one."""
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == '__main__':
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,122 @@
+"""Runs as tasks of a Ray cluster, with the runs' folder on shared storage."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from sb_mm.errors import UserInputError, first_line
+from sb_mm.models.layers.arguments import check_number
+from sb_mm.paper.cells import REPOSITORY
+from sb_mm.paper.records import Record
+
+from .execute import RunFailedError, execute, python_path
+from .local import Outcome
+from .runs import Run
+
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """What Ray reserves for a run.
+
+    Attributes:
+        cpus: Cores, also the threads of the training.
+        gpus: GPUs; a fraction for runs that share one.
+    """
+
+    cpus: int = 1
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number('--cpus-per-run', self.cpus, 1, integer=True)
+        check_number('--gpus-per-run', self.gpus, 0)
+
+
+def run_on_ray(
+    runs: Sequence[Run], address: str | None, share: Share, retries: int
+) -> Iterator[tuple[Run, Outcome] | None]:
+    """Do the runs as tasks of a Ray cluster.
+
+    Every node needs this environment, and the data and the runs' folder at
+    the same paths. A task whose node dies, or whose training fails, is
+    started again, and goes on from the newest checkpoint.
+
+    Args:
+        runs: To be done.
+        address: Of the cluster: ``'auto'`` for the one of this machine,
+            ``'local'`` for a new one on it.
+        share: Of each run.
+        retries: How often a run is started again.
+
+    Yields:
+        Every run with its outcome, as they end, and None in between, once a
+        second.
+
+    Raises:
+        UserInputError: If Ray is not installed, the cluster does not answer,
+            or none of its nodes has the share.
+    """
+    ray = _import_ray()
+    try:
+        ray.init(
+            address,
+            log_to_driver=False,
+            ignore_reinit_error=True,
+            runtime_env=dict(env_vars=dict(PYTHONPATH=python_path())),
+        )
+    except (ConnectionError, ValueError) as error:
+        raise UserInputError(
+            f'No Ray cluster answers at {address!r} ({first_line(error)}): '
+            'start one with `ray start --head`, or give --ray local.'
+        ) from error
+    _check_room(ray, share)
+    task = ray.remote(
+        num_cpus=share.cpus,
+        num_gpus=share.gpus,
+        max_retries=retries,
+        retry_exceptions=[RunFailedError],
+        # A process of its own for each, with the GPU that it was given.
+        max_calls=1,
+    )(_task)
+    pending = {task.remote(run, share.cpus): run for run in runs}
+    while pending:
+        done, _ = ray.wait(list(pending), timeout=_POLL_SECONDS)
+        for reference in done:
+            yield pending.pop(reference), _outcome(ray, reference)
+        yield None
+
+
+def _import_ray() -> object:
+    try:
+        import ray
+    except ImportError as error:
+        raise UserInputError(
+            "--ray needs Ray: pip install -e '.[cluster]' in the folder "
+            f'{REPOSITORY.name}.'
+        ) from error
+    return ray
+
+
+def _check_room(ray: object, share: Share) -> None:
+    for node in ray.nodes():
+        has = node['Resources'] if node['Alive'] else {}
+        if has.get('CPU', 0) >= share.cpus and has.get('GPU', 0) >= share.gpus:
+            return
+    raise UserInputError(
+        f'No node of the Ray cluster has {share.cpus} cores and {share.gpus} '
+        'GPUs for a run: set --cpus-per-run and --gpus-per-run to what the '
+        'nodes have.'
+    )
+
+
+def _task(run: Run, threads: int) -> Record:
+    return execute(run, dict(OMP_NUM_THREADS=str(threads)))
+
+
+def _outcome(ray: object, reference: object) -> Outcome:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        return error.cause if isinstance(error.cause, Exception) else error
+    except ray.exceptions.RayError as error:
+        return error

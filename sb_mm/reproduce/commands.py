@@ -1,0 +1,210 @@
+"""What ``tools/reproduce.py`` does."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sb_mm.engine.preflight import check_data
+from sb_mm.errors import UserInputError, first_few
+from sb_mm.models.layers.arguments import check_number
+from sb_mm.paper.cells import Cell, find_cell, select_cells
+from sb_mm.paper.records import Record, append_record, read_results
+
+from .cluster import Share, run_on_ray
+from .display import Display, describe
+from .local import Outcome, default_jobs, run_locally
+from .recipe import Recipe, check_seeds
+from .runs import Run, plan_runs
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which runs are asked for.
+
+    Attributes:
+        tables: Numbers; all if empty and no cell is named.
+        widths: Factors; all if empty.
+        attentions: Such as ``'SB'``; all if empty.
+        cells: Ids, besides those of the tables.
+        seeds: One run of each cell for each.
+    """
+
+    tables: Sequence[int] = ()
+    widths: Sequence[float] = ()
+    attentions: Sequence[str] = ()
+    cells: Sequence[str] = ()
+    seeds: Sequence[int] = (0,)
+
+    def select(self) -> list[Cell]:
+        """Return the cells, in the paper's order.
+
+        Raises:
+            UserInputError: If something named does not exist, or nothing is
+                left.
+        """
+        if not (self.tables or self.cells):
+            raise UserInputError(
+                'Nothing to reproduce: name tables with --table 6, or cells '
+                'with --cells (tools/paper.py list shows them).'
+            )
+        found = [c for t in self.tables for c in select_cells(t)]
+        for width in self.widths:
+            select_cells(width=width)
+        found = [
+            c
+            for c in found
+            if c.width in (self.widths or [c.width])
+            and c.attention in (self.attentions or [c.attention])
+        ]
+        found += [find_cell(name) for name in self.cells]
+        if not found:
+            raise UserInputError(
+                f'No cell of table {first_few([*map(str, self.tables)])} has '
+                f'width {first_few([*map(str, self.widths)]) or "any"} and '
+                f'attention {first_few([*self.attentions]) or "any"}.'
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where and how the runs are done.
+
+    Attributes:
+        jobs: Processes at a time on this machine; None for one a GPU.
+        ray: Address of a Ray cluster; None for this machine only.
+        share: Of each run on Ray.
+        retries: How often a run that failed is started again.
+    """
+
+    jobs: int | None = None
+    ray: str | None = None
+    share: Share = Share()
+    retries: int = 1
+
+    def __post_init__(self) -> None:
+        if self.jobs is not None:
+            check_number('--jobs', self.jobs, 1, 1024, integer=True)
+        check_number('--retries', self.retries, 0, 100, integer=True)
+
+    def start(
+        self, runs: Sequence[Run]
+    ) -> Iterator[tuple[Run, Outcome] | None]:
+        """Do the runs; yields as the two engines do."""
+        if self.ray is not None:
+            return run_on_ray(runs, self.ray, self.share, self.retries)
+        return run_locally(runs, self.jobs or default_jobs(), self.retries)
+
+
+def plan(
+    selection: Selection, recipe: Recipe, root: Path, only: int | None = None
+) -> list[Run]:
+    """Return the runs that are asked for.
+
+    Args:
+        selection: Of cells and seeds.
+        recipe: Of all.
+        root: Folder of their logs and checkpoints.
+        only: Number of a single one, from 0.
+
+    Raises:
+        UserInputError: If something in the selection does not exist.
+    """
+    check_seeds(list(selection.seeds))
+    runs = plan_runs(selection.select(), selection.seeds, recipe, root)
+    if only is not None:
+        check_number('--only', only, 0, len(runs) - 1, integer=True)
+        runs = [runs[only]]
+    return runs
+
+
+def reproduce(runs: Sequence[Run], results: Path, engine: Engine) -> int:
+    """Do the runs that are not recorded yet, and record them.
+
+    Args:
+        runs: Of :func:`plan`.
+        results: Folder of the records.
+        engine: Where they are done.
+
+    Returns:
+        Exit code: 1 if a run failed.
+
+    Raises:
+        UserInputError: Before any training, if the data or the records cannot
+            be used.
+    """
+    todo = _not_recorded(runs, results)
+    print(
+        f'{len(runs)} runs: {len(runs) - len(todo)} recorded already, '
+        f'{len(todo)} to do'
+    )
+    _check_inputs(todo)
+    failed = []
+    with Display(todo) as display, closing(engine.start(todo)) as events:
+        for event in events:
+            if event is None:
+                display.update()
+                continue
+            run, outcome = event
+            if isinstance(outcome, Record):
+                append_record(outcome, results)
+            else:
+                failed.append(run)
+            display.end(run, outcome)
+    _summarize(todo, failed, results)
+    return 1 if failed else 0
+
+
+def _not_recorded(runs: Sequence[Run], results: Path) -> list[Run]:
+    found = read_results(results)
+    for sentence in found.refused:
+        print(f'left out: {sentence}', file=sys.stderr)
+    return [run for run in runs if not run.is_in(found.records)]
+
+
+def _check_inputs(runs: Sequence[Run]) -> None:
+    """Look at the data of every data set once, before any training."""
+    first = {run.cell.dataset: run for run in reversed(runs)}
+    for run in first.values():
+        check_data(run.config(), ('train_dataloader', 'val_dataloader'))
+
+
+def _summarize(
+    todo: Sequence[Run], failed: Sequence[Run], results: Path
+) -> None:
+    done = len(todo) - len(failed)
+    if todo:
+        print(f'{done} runs recorded in {results}, {len(failed)} failed')
+    if done:
+        print('python tools/paper.py report puts them beside the paper')
+    if failed:
+        print('the same command again goes on with what failed')
+
+
+def show(runs: Sequence[Run], results: Path) -> None:
+    """Print the runs with what is known of each."""
+    found = read_results(results).records
+    table = Table('', 'run', 'state', 'folder', box=None)
+    for number, run in enumerate(runs):
+        entries = (str(number), run.name, _state(run, found), run.work_dir)
+        table.add_row(*(escape(str(entry)) for entry in entries))
+    console = Console(width=None if sys.stdout.isatty() else 250)
+    console.print(table)
+
+
+def _state(run: Run, records: Sequence[Record]) -> str:
+    if run.is_in(records):
+        return 'recorded'
+    if result := run.result():
+        return f'finished, not recorded: {describe(result)}'
+    progress = run.progress()
+    total = run.config().train_cfg.max_epochs
+    if progress.epochs:
+        return f'epoch {progress.epochs:.1f} of {total}'
+    return f'not started ({total} epochs)'

@@ -1,0 +1,130 @@
+"""How the cells are trained: the paper's recipe, or what is changed of it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from sb_mm.engine.config import (
+    dataset_configs,
+    resolve_data_roots,
+    set_data_root,
+)
+from sb_mm.engine.on_device import use_device_data
+from sb_mm.engine.overrides import apply_overrides, check_own_arguments
+from sb_mm.errors import UserInputError
+from sb_mm.models.layers.arguments import check_number
+from sb_mm.paper.cells import Cell
+
+# A run that is cut loses at most that part of its epochs.
+_LOST = 20
+# Iterations between two lines of the log, from which progress is shown.
+_LOG_INTERVAL = 20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a reproduction sets besides the cells' own configs.
+
+    Attributes:
+        epochs: Instead of the paper's; None for these.
+        options: Further settings of the config, by dotted keys.
+        data_root: Folder of the data; None for the config's.
+        on_device: Keep CIFAR-10 on the device, with batches cut out there;
+            other data sets are always read by the host's loader.
+        compile: Let ``torch.compile`` have the training step.
+        amp: bfloat16 where autocast permits it; a deviation.
+    """
+
+    epochs: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    data_root: str | None = None
+    on_device: bool = True
+    compile: bool = False
+    amp: bool = False
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None:
+            check_number('--epochs', self.epochs, 1, integer=True)
+
+    @property
+    def name(self) -> str:
+        """Folder for the runs: of equal name are equal trainings."""
+        changes = dict(self.options)
+        if self.epochs is not None:
+            changes['train_cfg.max_epochs'] = self.epochs
+        if self.amp:
+            changes['amp'] = True
+        if not changes:
+            return 'full'
+        text = json.dumps(changes, sort_keys=True, default=str)
+        return f'reduced-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether it changes the network."""
+        return any(key.startswith('model.') for key in self.options)
+
+    def config(self, cell: Cell, seed: int, work_dir: Path) -> Config:
+        """Return what ``tools/train.py`` runs.
+
+        Raises:
+            UserInputError: If an option names nothing in the cell's config.
+        """
+        cfg = cell.resolve()
+        apply_overrides(cfg, dict(self.options))
+        if self.epochs is not None:
+            cfg.train_cfg.max_epochs = self.epochs
+        check_own_arguments(cfg)
+        self._set_data(cfg, cell)
+        if self.compile:
+            cfg.compile = True
+        if self.amp:
+            cfg.optim_wrapper.type = 'AmpOptimWrapper'
+            cfg.optim_wrapper.dtype = 'bfloat16'
+        cfg.randomness = dict(seed=seed)
+        cfg.work_dir = str(work_dir)
+        cfg.launcher = 'none'
+        _set_hooks(cfg)
+        return cfg
+
+    def _set_data(self, cfg: Config, cell: Cell) -> None:
+        if self.data_root is not None:
+            set_data_root(cfg, self.data_root)
+        resolve_data_roots(cfg)
+        if cell.dataset != 'cifar10':
+            return
+        for _, dataset in dataset_configs(cfg):
+            if (Path(dataset.data_root) / 'train-0.npz').is_file():
+                dataset.type = 'sb_mm.PackedCIFAR10'
+        if self.on_device:
+            use_device_data(cfg)
+
+
+def _set_hooks(cfg: Config) -> None:
+    """Set what is written while it trains."""
+    epochs = cfg.train_cfg.max_epochs
+    checkpoint = cfg.default_hooks.checkpoint
+    # The best of many validations on the test data is no result.
+    checkpoint.pop('save_best', None)
+    checkpoint.pop('rule', None)
+    checkpoint.interval = max(1, epochs // _LOST)
+    checkpoint.max_keep_ckpts = 2
+    cfg.default_hooks.logger.interval = _LOG_INTERVAL
+    cfg.visualizer.vis_backends = [ConfigDict(type='LocalVisBackend')]
+    hooks = list(cfg.get('custom_hooks') or [])
+    cfg.custom_hooks = [*hooks, ConfigDict(type='sb_mm.DivergenceHook')]
+
+
+def check_seeds(seeds: list[int]) -> None:
+    """Raise unless the seeds are usable and distinct."""
+    for seed in seeds:
+        check_number('--seeds', seed, 0, 2**32 - 1, integer=True)
+    if len(set(seeds)) < len(seeds):
+        raise UserInputError(
+            f'--seeds names a seed twice ({seeds}): a run is done once.'
+        )

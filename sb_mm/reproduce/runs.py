@@ -1,0 +1,161 @@
+"""The runs of a reproduction: which there are, and what became of them."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmengine.config import Config
+
+from sb_mm.engine.run_info import RUN_INFO_FILE
+from sb_mm.errors import UserInputError
+from sb_mm.paper.cells import Cell
+from sb_mm.paper.records import Record, record_run
+from sb_mm.paper.runs import config_deviations, without_found
+
+from .recipe import Recipe
+
+# The last lines of a log hold the last value of everything.
+_TAIL_BYTES = 8192
+
+
+# By identity: two runs are never equal.
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One training of one cell.
+
+    Attributes:
+        cell: What is trained.
+        seed: Of the training.
+        recipe: How.
+        root: Folder of all reproductions.
+    """
+
+    cell: Cell
+    seed: int
+    recipe: Recipe
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """Such as ``t6-x0.35-sb seed 0``."""
+        return f'{self.cell.id} seed {self.seed}'
+
+    @property
+    def work_dir(self) -> Path:
+        """Folder of its log and checkpoints."""
+        folder = self.root / self.recipe.name / self.cell.id
+        return folder / f'seed{self.seed}'
+
+    @property
+    def log(self) -> Path:
+        """What the training printed."""
+        return self.work_dir / 'train.log'
+
+    def config(self) -> Config:
+        """Return what is trained; see :meth:`Recipe.config`."""
+        return self.recipe.config(self.cell, self.seed, self.work_dir)
+
+    def result(self) -> Record | None:
+        """Return the record of a finished training, None for another."""
+        try:
+            return self.record()
+        except UserInputError:
+            return None
+
+    def record(self) -> Record:
+        """Return the record of the training.
+
+        Raises:
+            UserInputError: If it is not finished.
+        """
+        return record_run(self.cell, self.work_dir, self.recipe.is_variant)
+
+    def is_in(self, records: Iterable[Record]) -> bool:
+        """Whether its result is recorded already.
+
+        Cells that several tables repeat share their runs.
+        """
+        wanted = (self.cell.experiment, self.seed)
+        same = [r for r in records if (r.experiment, r.seed) == wanted]
+        if not same:
+            return False
+        changed = config_deviations(self.cell, self.config())
+        return any(without_found(r.deviations) == changed for r in same)
+
+    def progress(self) -> 'Progress':
+        """Read how far the training is."""
+        folders = sorted(p.parent for p in self.work_dir.glob('*/vis_data'))
+        if not folders:
+            return Progress()
+        folder = folders[-1] / 'vis_data'
+        return _progress(
+            _tail(folder / 'scalars.json'), folder / RUN_INFO_FILE
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        epochs: Finished, with the fraction of the current one.
+        loss: The newest one.
+        metric: Of the newest validation, in percent.
+    """
+
+    epochs: float = 0.0
+    loss: float = math.nan
+    metric: float = math.nan
+
+
+def _tail(file: Path) -> list[dict]:
+    """Return the last whole lines of a log."""
+    if not file.is_file():
+        return []
+    with file.open('rb') as stream:
+        size = stream.seek(0, 2)
+        stream.seek(max(0, size - _TAIL_BYTES))
+        text = stream.read().decode(errors='ignore')
+    lines = []
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:  # cut at either end
+            continue
+    return lines
+
+
+def _progress(lines: list[dict], info_file: Path) -> Progress:
+    epochs = loss = metric = math.nan
+    info = json.loads(info_file.read_text()) if info_file.is_file() else {}
+    for line in lines:
+        if 'loss' in line:
+            loss = line['loss']
+            epochs = line['step'] / _iterations(info)
+        for key in ('accuracy/top1', 'pascal_voc/mAP'):
+            if key in line:
+                metric = line[key] * (1 if 'top1' in key else 100)
+                epochs = line['step']
+    return Progress(0.0 if math.isnan(epochs) else epochs, loss, metric)
+
+
+def _iterations(info: dict) -> float:
+    """Return how many batches make an epoch."""
+    if not info.get('train'):
+        return math.inf
+    return math.ceil(info['train']['pictures'] / info['batch'])
+
+
+def plan_runs(
+    cells: Sequence[Cell], seeds: Sequence[int], recipe: Recipe, root: Path
+) -> list[Run]:
+    """Return a run for each distinct experiment and seed.
+
+    The first seed of every cell comes first, so that a reproduction that is
+    cut has something of everything.
+    """
+    first = {cell.experiment: cell for cell in reversed(cells)}
+    distinct = [c for c in cells if first[c.experiment] is c]
+    return [Run(cell, s, recipe, root) for s in seeds for cell in distinct]

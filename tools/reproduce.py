@@ -1,0 +1,103 @@
+#!/usr/bin/env python
+"""Train the cells of the paper's tables and record the results."""
+
+import argparse
+import sys
+from pathlib import Path
+
+# Python puts tools/ on the path, not the repository.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sb_mm.engine.cli import Options, run_tool
+from sb_mm.paper.records import RESULTS
+from sb_mm.reproduce import commands
+from sb_mm.reproduce.cluster import Share
+from sb_mm.reproduce.recipe import Recipe
+from sb_mm.reproduce.slurm import array_script
+
+
+def parse_args() -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    which = parser.add_argument_group('which runs')
+    which.add_argument('--table', type=int, nargs='+', default=[])
+    which.add_argument('--width', type=float, nargs='+', default=[])
+    which.add_argument(
+        '--attention', nargs='+', default=[],
+        choices=['static', 'SE', 'SB', 'DyConv'],
+    )  # fmt: skip
+    which.add_argument(
+        '--cells', nargs='+', default=[], help='ids of tools/paper.py list'
+    )
+    which.add_argument('--seeds', type=int, nargs='+', default=[0])
+    which.add_argument(
+        '--only', type=int, metavar='N', help='the N-th of them, from 0'
+    )
+    how = parser.add_argument_group('how')
+    how.add_argument('--epochs', type=int, help="instead of the paper's")
+    how.add_argument('--data-root', help='folder of the data')
+    how.add_argument(
+        '--host-loader', action='store_true',
+        help="read CIFAR-10 with mmpretrain's loader, not on the device",
+    )  # fmt: skip
+    how.add_argument('--compile', action='store_true', help='torch.compile')
+    how.add_argument('--amp', action='store_true', help='bfloat16 (GPU)')
+    how.add_argument(
+        '--cfg-options', nargs='+', action=Options, default={},
+        help='further settings of the config, key=value',
+    )  # fmt: skip
+    where = parser.add_argument_group('where')
+    where.add_argument(
+        '--jobs', type=int, help='processes at a time; one a GPU if left out'
+    )
+    where.add_argument(
+        '--ray', nargs='?', const='auto', metavar='ADDRESS',
+        help='as tasks of this Ray cluster; auto: the one of this machine',
+    )  # fmt: skip
+    where.add_argument('--cpus-per-run', type=int, default=1)
+    where.add_argument('--gpus-per-run', type=float, default=0.0)
+    where.add_argument('--retries', type=int, default=1)
+    where.add_argument(
+        '--slurm', action='store_true', help='print a job array, run nothing'
+    )
+    where.add_argument(
+        '--dry-run', action='store_true', help='list the runs, run nothing'
+    )
+    where.add_argument(
+        '--out', type=Path, default=Path('work_dirs/reproduce'),
+        help='folder of logs and checkpoints',
+    )  # fmt: skip
+    where.add_argument(
+        '--results', type=Path, default=RESULTS, help='folder of the records'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the command."""
+    a = parse_args()
+    selection = commands.Selection(
+        a.table, a.width, a.attention, a.cells, a.seeds
+    )
+    recipe = Recipe(
+        a.epochs,
+        a.cfg_options,
+        a.data_root,
+        not a.host_loader,
+        a.compile,
+        a.amp,
+    )
+    share = Share(a.cpus_per_run, a.gpus_per_run)
+    engine = commands.Engine(a.jobs, a.ray, share, a.retries)
+    runs = commands.plan(selection, recipe, a.out, a.only)
+    if a.slurm:
+        words = [w for w in sys.argv[1:] if w != '--slurm']
+        print(array_script(words, len(runs), share.cpus, share.gpus), end='')
+    elif a.dry_run:
+        commands.show(runs, a.results)
+    else:
+        sys.exit(commands.reproduce(runs, a.results, engine))
+
+
+if __name__ == '__main__':
+    run_tool(main)
