@@ -48,7 +48,14 @@ setup(
     install_requires=requirements('runtime'),
     extras_require={
         name: requirements(name)
-        for name in ('onedl', 'openmmlab', 'dev', 'export', 'bench')
+        for name in (
+            'onedl',
+            'openmmlab',
+            'dev',
+            'export',
+            'bench',
+            'cluster',
+        )
     },
     zip_safe=False,
 )

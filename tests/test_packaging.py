@@ -74,7 +74,8 @@ def test_nothing_of_an_existing_environment_is_replaced(metadata):
 
 
 @pytest.mark.parametrize(
-    'extra', ['onedl', 'openmmlab', 'dev', 'export', 'bench']
+    'extra',
+    ['onedl', 'openmmlab', 'dev', 'export', 'bench', 'cluster'],
 )
 def test_an_extra_pins_what_its_requirements_file_pins(metadata, extra):
     pattern = rf'(.+); extra == "{extra}"'
@@ -218,7 +219,14 @@ def test_torch_is_held_when_other_packages_are_installed(clone):
     setup.runner = FakeRunner(clone.log)
     setup.run()
     torch = str(clone.requirements('torch'))
-    for name in ('onedl', 'runtime', 'dev', 'export', 'bench'):
+    for name in (
+        'onedl',
+        'runtime',
+        'dev',
+        'export',
+        'bench',
+        'cluster',
+    ):
         needs = str(clone.requirements(name))
         command = next(c for c in setup.runner.commands if needs in c)
         assert command[command.index('-c') + 1] == torch

@@ -250,7 +250,8 @@ def _flat(cfg: Config) -> dict[str, Any]:
             flat[path.replace('.dataset.dataset.', '.dataset.')] = value
 
     visit('', {k: v for k, v in cfg.to_dict().items() if k != 'load_from'})
-    return flat
+    # What is None might as well be left out, and hosts add it to a config.
+    return {key: value for key, value in flat.items() if value is not None}
 
 
 def _is_irrelevant(path: str) -> bool:

@@ -115,9 +115,16 @@ def _set_hooks(cfg: Config) -> None:
     checkpoint.interval = max(1, epochs // _LOST)
     checkpoint.max_keep_ckpts = 2
     cfg.default_hooks.logger.interval = _LOG_INTERVAL
+    # Every epoch leaves a line, however short it is.
+    cfg.default_hooks.logger.ignore_last = False
     cfg.visualizer.vis_backends = [ConfigDict(type='LocalVisBackend')]
-    hooks = list(cfg.get('custom_hooks') or [])
-    cfg.custom_hooks = [*hooks, ConfigDict(type='sb_mm.DivergenceHook')]
+    # It costs time, and its lines are most of the log.
+    cfg.custom_hooks = [
+        hook
+        for hook in cfg.get('custom_hooks') or []
+        if hook['type'] != 'sb_mm.AttentionStatsHook'
+    ]
+    cfg.custom_hooks.append(ConfigDict(type='sb_mm.DivergenceHook'))
 
 
 def check_seeds(seeds: list[int]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from sb_mm.paper import commands
 from sb_mm.paper.cells import REPOSITORY
 from sb_mm.paper.check import CheckedCell, Comparison, check_cell
+from sb_mm.paper.records import Results
 
 CELL = 't9-x0.35-gate-relu'
 
@@ -104,7 +105,9 @@ def test_report_names_what_is_stale_and_writes_it(
     monkeypatch, tmp_path, capsys
 ):
     files = {tmp_path / 'a.md': 'new\n'}
-    monkeypatch.setattr(commands, 'generate', lambda: files)
+    monkeypatch.setattr(commands, 'generate', lambda results: files)
+    refused = Results([], ['table6.jsonl line 9 is broken'])
+    monkeypatch.setattr(commands, 'read_results', lambda: refused)
     monkeypatch.setattr('sb_mm.paper.report.REPOSITORY', tmp_path)
     with pytest.raises(SystemExit) as exit_:
         commands.report(check=True)
@@ -113,7 +116,9 @@ def test_report_names_what_is_stale_and_writes_it(
     commands.report(check=False)
     assert (tmp_path / 'a.md').read_text() == 'new\n'
     commands.report(check=True)
-    assert capsys.readouterr().out.splitlines() == [
+    printed = capsys.readouterr()
+    assert printed.err.count('left out: table6.jsonl line 9') == 3
+    assert printed.out.splitlines() == [
         'stale: a.md',
         'run: python tools/paper.py report',
         'written: a.md',

@@ -1,12 +1,10 @@
 """The generated files are up to date, and say what was measured only."""
 
-import json
-
 import pytest
 import yaml
 
 from sb_mm.paper.cells import REPOSITORY, load_cells
-from sb_mm.paper.records import read_records
+from sb_mm.paper.records import Results, read_results
 from sb_mm.paper.report import generate, leaves, stale
 
 
@@ -17,12 +15,12 @@ def _row(text, cell_id):
 
 @pytest.fixture(scope='module')
 def files():
-    return generate([])
+    return generate(Results([], []))
 
 
 @pytest.mark.slow
 def test_no_generated_file_is_stale():
-    outdated = stale(generate(read_records()))
+    outdated = stale(generate())
     assert not outdated, 'run: python tools/paper.py report'
 
 
@@ -39,7 +37,7 @@ def test_records_become_mean_deviation_and_difference(make_record):
         make_record('t6-x0.5-sb', 50.0, deviations=['train_cfg.max_epochs=1']),
         make_record('t4-ssd-mobilenetv2-x0.5-se', 12.0),
     ]
-    made = generate(records)
+    made = generate(Results(records, []))
     text = made[REPOSITORY / 'docs/results.md']
     # 91 - 91.22; the sample deviation of 90 and 92 is sqrt(2).
     assert _row(text, 't10-x0.35-hidden-x1')[5:] == [
@@ -52,7 +50,8 @@ def test_records_become_mean_deviation_and_difference(make_record):
     assert failed[5:8] == ['/', '12.000', '']
     full, reduced = text.split('## Reduced runs')
     assert _row(full, 't6-x0.5-sb')[6] == 'not run'
-    assert _row(reduced, 't6-x0.5-sb')[1] == '`train_cfg.max_epochs=1`'
+    assert '### Recipe 1\n\n- `train_cfg.max_epochs=1`\n' in reduced
+    assert _row(reduced, 't6-x0.5-sb')[1:4] == ['50.000', '0', '50.00']
     meta = yaml.safe_load(made[REPOSITORY / 'configs/cifar10/metafile.yml'])
     results = {m['Name']: m.get('Results') for m in meta['Models']}
     assert [v for v in results.values() if v] == [
@@ -100,6 +99,44 @@ def test_a_changed_file_is_stale(files, tmp_path):
     assert stale({path: path.read_text() + ' '}) == ['model-index.yml']
 
 
-def test_records_in_the_repository_are_readable():
-    for record in read_records():
-        assert json.loads(record.to_line())['final'] == record.final
+def test_a_failed_training_is_a_slash_in_the_table(make_record):
+    records = [
+        make_record('t6-x0.35-sb', 10.0),
+        make_record('t6-x0.35-sb', 91.0, seed=1),
+        make_record('t6-x0.5-sb', None, history=[]),
+    ]
+    made = generate(Results(records, ['table6.jsonl line 9 is broken']))
+    text = made[REPOSITORY / 'docs/results.md']
+    assert _row(text, 't6-x0.35-sb')[6] == '91.000 (1 of 2 runs: /)'
+    assert _row(text, 't6-x0.5-sb')[6:8] == ['/', '']
+    assert '## Records left out\n\n- table6.jsonl line 9 is broken\n' in text
+    meta = yaml.safe_load(made[REPOSITORY / 'configs/cifar10/metafile.yml'])
+    measured = [m['Name'] for m in meta['Models'] if 'Results' in m]
+    assert measured == ['mobilenetv2-sb-w0.35_1xb128-200e_cifar10']
+
+
+def test_claims_are_judged_for_each_recipe_on_its_own(make_record):
+    full = [
+        make_record(cell, mean + seed / 10, seed=seed)
+        for cell, mean in (('t6-x0.35-sb', 91.0), ('t6-x0.35-static', 90.0))
+        for seed in range(3)
+    ]
+    short = [
+        make_record(cell, mean, deviations=['train_cfg.max_epochs=1'])
+        for cell, mean in (('t6-x0.35-sb', 40.0), ('t6-x0.35-static', 45.0))
+    ]
+    made = generate(Results([*full, *short], []))
+    text = made[REPOSITORY / 'docs/results.md']
+    full_text, reduced = text.split('## Reduced runs')
+    claim = 'SB is better than the static network.'
+    (row,) = [x for x in full_text.splitlines() if claim in x]
+    # One width of four was run.
+    assert row.endswith('| **open** (pairs: 1 supported, 3 open) |')
+    (row,) = [x for x in reduced.splitlines() if claim in x]
+    assert '| -5.00 |  | open (a single run is no test) |' in row
+
+
+def test_records_in_the_repository_are_whole():
+    found = read_results()
+    assert not found.refused
+    assert found.records

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VENVS = {'onedl': '.venv', 'openmmlab': '.venv-openmmlab'}
 PYTHON_VERSION = f'{sys.version_info.major}.{sys.version_info.minor}'
 # Requirements of sb_mm itself and of what tests and measures it.
-OWN = ('runtime', 'dev', 'export', 'bench')
+OWN = ('runtime', 'dev', 'export', 'bench', 'cluster')
 
 
 def cache_folder() -> Path:
