@@ -1,0 +1,212 @@
+"""Which runs are done, with which configs, and what is known of them."""
+
+import json
+import math
+
+import pytest
+
+from sb_mm.errors import UserInputError
+from sb_mm.paper.cells import find_cell, select_cells
+from sb_mm.paper.runs import config_deviations
+from sb_mm.reproduce import commands
+from sb_mm.reproduce.commands import Engine, Selection
+from sb_mm.reproduce.recipe import Recipe
+from sb_mm.reproduce.runs import Run
+from sb_mm.reproduce.slurm import array_script
+
+SB = find_cell('t6-x0.35-sb')
+
+
+def _names(runs):
+    return [run.name for run in runs]
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    def make(cell=SB, seed=0, **recipe):
+        return Run(cell, seed, Recipe(**recipe), tmp_path)
+
+    return make
+
+
+def test_a_table_gives_its_cells_once_for_each_seed(tmp_path):
+    selection = Selection(tables=[6], widths=[0.35, 0.5], seeds=[3, 1])
+    runs = commands.plan(selection, Recipe(), tmp_path)
+    cells = [c.id for c in select_cells(6) if c.width in (0.35, 0.5)]
+    assert len(cells) == 6
+    # The first seed of every cell first.
+    assert _names(runs) == [f'{c} seed {s}' for s in (3, 1) for c in cells]
+    assert len({run.work_dir for run in runs}) == 12
+
+
+def test_cells_that_tables_repeat_are_done_once(tmp_path):
+    selection = Selection(
+        cells=['t6-x0.35-sb', 't9-x0.35-gate-tanh', 't6-x0.35-static']
+    )
+    runs = commands.plan(selection, Recipe(), tmp_path)
+    assert _names(runs) == ['t6-x0.35-sb seed 0', 't6-x0.35-static seed 0']
+
+
+def test_one_run_is_picked_by_its_number(tmp_path):
+    selection = Selection(tables=[6], attentions=['SB'], seeds=[0, 1])
+    runs = commands.plan(selection, Recipe(), tmp_path)
+    (only,) = commands.plan(selection, Recipe(), tmp_path, only=5)
+    assert only.name == runs[5].name == 't6-x0.5-sb seed 1'
+    with pytest.raises(UserInputError, match='--only must be .* 8'):
+        commands.plan(selection, Recipe(), tmp_path, only=8)
+
+
+@pytest.mark.parametrize(
+    ('selection', 'message'),
+    [
+        (Selection(), 'Nothing to reproduce'),
+        (Selection(tables=[11]), 'no table 11'),
+        (Selection(tables=[6], widths=[0.4]), 'no width 0.4'),
+        (Selection(tables=[10], widths=[0.5]), 'No cell of table 10'),
+        (Selection(tables=[6], attentions=['SE']), 'No cell of table 6'),
+        (Selection(cells=['t6-sb']), "no cell 't6-sb'"),
+        (Selection(tables=[6], seeds=[1, 1]), 'names a seed twice'),
+        (Selection(tables=[6], seeds=[-1]), '--seeds must be'),
+    ],
+    ids=str,
+)
+def test_what_does_not_exist_is_refused(selection, message, tmp_path):
+    with pytest.raises(UserInputError, match=message):
+        commands.plan(selection, Recipe(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda: Recipe(epochs=0), '--epochs must be'),
+        (lambda: Engine(jobs=0), '--jobs must be'),
+        (lambda: Engine(retries=-1), '--retries must be'),
+        (lambda: commands.Share(cpus=0), '--cpus-per-run must be'),
+        (lambda: commands.Share(gpus=-0.5), '--gpus-per-run must be'),
+    ],
+)
+def test_numbers_out_of_range_are_refused(make, message):
+    with pytest.raises(UserInputError, match=message):
+        make()
+
+
+def test_the_paper_recipe_is_no_deviation(make_run, cifar):
+    for run in (
+        make_run(data_root=cifar),
+        make_run(data_root=cifar, on_device=False),
+        make_run(data_root=cifar, compile=True),
+        make_run(find_cell('t4-ssd-mobilenetv2-x0.35-sb')),
+        make_run(find_cell('t1-sb-x0.35')),
+    ):
+        assert config_deviations(run.cell, run.config()) == []
+        assert run.recipe.name == 'full'
+    changed = config_deviations(SB, make_run(amp=True).config())
+    assert changed == [
+        'optim_wrapper.dtype=bfloat16',
+        'optim_wrapper.type=AmpOptimWrapper',
+    ]
+
+
+def test_a_changed_recipe_has_its_own_folder(make_run):
+    recipes = [
+        dict(),
+        dict(epochs=3),
+        dict(epochs=4),
+        dict(epochs=3, options={'optim_wrapper.optimizer.lr': 0.2}),
+        dict(amp=True),
+    ]
+    assert len({make_run(**r).work_dir for r in recipes}) == 5
+    same = make_run(epochs=3, data_root='elsewhere', on_device=False)
+    assert same.work_dir == make_run(epochs=3).work_dir
+
+
+def test_the_config_of_a_run_has_what_was_asked_for(make_run, cifar):
+    run = make_run(seed=7, epochs=100, data_root=cifar, compile=True)
+    cfg = run.config()
+    assert cfg.randomness.seed == 7
+    assert cfg.train_cfg.max_epochs == 100
+    assert cfg.compile is True
+    assert cfg.work_dir == str(run.work_dir)
+    data = cfg.train_dataloader.dataset
+    assert data.type == 'sb_mm.IndexedPictures'
+    assert data.dataset.type == 'sb_mm.PackedCIFAR10'
+    assert data.dataset.data_root == cifar
+    # A twentieth of the epochs can be lost, and the best is not looked for.
+    assert cfg.default_hooks.checkpoint.interval == 5
+    assert 'save_best' not in cfg.default_hooks.checkpoint
+    assert [h.type for h in cfg.custom_hooks] == ['sb_mm.DivergenceHook']
+    host = make_run(data_root=cifar, on_device=False).config()
+    assert host.train_dataloader.dataset.type == 'sb_mm.PackedCIFAR10'
+    assert host.train_dataloader.num_workers == 2
+
+
+def test_an_option_that_names_nothing_is_refused(make_run):
+    run = make_run(options={'optim_wrapper.optimiser.lr': 1})
+    with pytest.raises(UserInputError, match='optimiser'):
+        run.config()
+
+
+def test_a_recorded_run_is_known_by_recipe_and_seed(make_run, make_record):
+    run = make_run(epochs=3, options={'train_dataloader.batch_size': 8})
+    recorded = make_record(
+        # The same experiment in another table, with what the run found.
+        't9-x0.35-gate-tanh',
+        deviations=[
+            'train_cfg.max_epochs=3',
+            'train pictures=16',
+            'batch of all processes=8',
+        ],
+    )
+    assert run.is_in([recorded])
+    assert not run.is_in([])
+    assert not make_run(seed=1, epochs=3).is_in([recorded])
+    assert not make_run(epochs=4).is_in([recorded])
+    assert not make_run().is_in([recorded])
+    static = find_cell('t6-x0.35-static')
+    assert not make_run(static, epochs=3).is_in([recorded])
+
+
+def _log(run, lines, pictures=100):
+    folder = run.work_dir / '20260101_000000/vis_data'
+    folder.mkdir(parents=True)
+    info = dict(train=dict(pictures=pictures), batch=32)
+    (folder / 'run_info.json').write_text(json.dumps(info))
+    (folder / 'scalars.json').write_text('\n'.join(lines))
+
+
+def test_progress_is_read_from_the_log(make_run):
+    run = make_run()
+    assert run.progress().epochs == 0
+    # 100 pictures are 4 batches of 32: 6 are an epoch and a half.
+    _log(
+        run,
+        [
+            json.dumps({'loss': 2.0, 'step': 4, 'epoch': 1}),
+            json.dumps({'accuracy/top1': 33.0, 'step': 1}),
+            json.dumps({'loss': 1.5, 'step': 6, 'epoch': 2}),
+            '{"loss": 1.4, "st',  # being written
+        ],
+    )
+    progress = run.progress()
+    assert (progress.epochs, progress.loss, progress.metric) == (1.5, 1.5, 33)
+
+
+def test_progress_of_a_long_log_is_read_from_its_end(make_run):
+    run = make_run()
+    lines = [json.dumps({'loss': 9.0, 'step': n}) for n in range(1, 5000)]
+    _log(run, [*lines, json.dumps({'loss': 1.0, 'step': 5000})])
+    assert run.progress().epochs == 1250
+    assert math.isnan(run.progress().metric)
+
+
+def test_the_script_for_slurm_does_one_run_in_each_job():
+    words = ['--table', '6', '--data-root', 'my data']
+    script = array_script(words, runs=12, cpus=4, gpus=0.25)
+    assert '#SBATCH --array=0-11\n' in script
+    assert '#SBATCH --cpus-per-task=4\n' in script
+    assert '#SBATCH --gres=gpu:1\n' in script
+    assert script.endswith(
+        "python tools/reproduce.py --table 6 --data-root 'my data' "
+        '--only "$SLURM_ARRAY_TASK_ID"\n'
+    )
+    assert 'gres' not in array_script(words, 1, 1, 0)

@@ -1,0 +1,271 @@
+"""Trainings from the command to the record: resumed, failed, on a cluster."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sb_mm.paper.cells import find_cell
+from sb_mm.paper.records import read_results
+from sb_mm.reproduce import child, commands
+from sb_mm.reproduce.cluster import Share, run_on_ray
+from sb_mm.reproduce.commands import Engine, Selection
+from sb_mm.reproduce.execute import RunFailedError, execute
+from sb_mm.reproduce.recipe import Recipe
+from sb_mm.reproduce.runs import Run
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CELLS = ('t6-x0.35-static', 't6-x0.35-sb')
+BATCH = {'train_dataloader.batch_size': 8}
+FOUND = [
+    'train pictures=16',
+    'val pictures=10',
+    'batch of all processes=8',
+]
+
+
+@pytest.fixture
+def make_run(cifar, tmp_path):
+    def make(cell=CELLS[0], epochs=1, seed=0, **options):
+        recipe = Recipe(epochs, {**BATCH, **options}, cifar)
+        return Run(find_cell(cell), seed, recipe, tmp_path / 'out')
+
+    return make
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+
+
+def _starts(run):
+    return sorted(p.parent.name for p in run.work_dir.glob('*/vis_data'))
+
+
+@pytest.mark.slow
+def test_a_table_is_trained_once_and_recorded(cifar, tmp_path, capsys):
+    recipe = Recipe(1, BATCH, cifar)
+    selection = Selection(cells=CELLS)
+    runs = commands.plan(selection, recipe, tmp_path / 'out')
+    results = tmp_path / 'results'
+    assert commands.reproduce(runs, results, Engine(jobs=2)) == 0
+    records = {r.cell: r for r in read_results(results).records}
+    assert sorted(records) == sorted(CELLS)
+    sb = records['t6-x0.35-sb']
+    assert sb.deviations == ['train_cfg.max_epochs=1', *FOUND]
+    assert (sb.seed, sb.epochs, sb.parameters) == (0, 1, 1_440_510)
+    assert sb.history == [[1, sb.final]]
+    printed = capsys.readouterr().out
+    assert '2 runs: 0 recorded already, 2 to do' in printed
+    assert '2 runs recorded in' in printed
+    # The same command again: nothing to do, nothing changed.
+    lines = (results / 'table6.jsonl').read_text()
+    starts = [_starts(run) for run in runs]
+    assert commands.reproduce(runs, results, Engine(jobs=2)) == 0
+    assert '2 runs: 2 recorded already, 0 to do' in capsys.readouterr().out
+    assert (results / 'table6.jsonl').read_text() == lines
+    assert [_starts(run) for run in runs] == starts
+    commands.show(runs, results)
+    assert capsys.readouterr().out.count('recorded') == 2
+
+
+@pytest.mark.slow
+def test_an_interrupted_reproduction_goes_on(cifar, tmp_path, make_run):
+    epochs = 40
+    run = make_run(epochs=epochs)
+    command = [
+        sys.executable, 'tools/reproduce.py', '--cells', CELLS[0],
+        '--epochs', epochs, '--data-root', cifar, '--jobs', 1,
+        '--out', tmp_path / 'out', '--results', tmp_path / 'results',
+        '--cfg-options', 'train_dataloader.batch_size=8',
+    ]  # fmt: skip
+    command = [str(word) for word in command]
+    options = dict(cwd=REPOSITORY, stdout=-1, stderr=-1, text=True)
+    process = subprocess.Popen(command, **options)
+    deadline = time.monotonic() + 240
+    while not list(run.work_dir.glob('epoch_*.pth')):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    assert error.splitlines()[-1] == 'interrupted'
+    # Whoever trained has ended with it.
+    with child.FileLock(run.work_dir / 'lock', timeout=60):
+        assert run.result() is None
+    done = subprocess.run(command, **options)
+    assert done.returncode == 0, done.stderr
+    (record,) = read_results(tmp_path / 'results').records
+    assert [epoch for epoch, _ in record.history][-1] == epochs
+    assert len(record.history) >= epochs - 1
+    assert len(_starts(run)) == 2
+
+
+@pytest.mark.slow
+def test_a_run_cut_before_its_last_validation_repeats_that_epoch(
+    make_run, one_thread
+):
+    run = make_run(epochs=2)
+    execute(run)
+    (log,) = run.work_dir.glob('*/vis_data/scalars.json')
+    lines = log.read_text().splitlines()
+    assert 'accuracy/top1' in lines.pop()
+    log.write_text('\n'.join(lines) + '\n')
+    assert run.result() is None
+    record = execute(run)
+    assert [epoch for epoch, _ in record.history] == [1, 2]
+    info = json.loads(
+        (run.work_dir / _starts(run)[1] / 'vis_data/run_info.json').read_text()
+    )
+    assert info['start_epoch'] == 1
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges_is_a_result(make_run, one_thread):
+    run = make_run(epochs=3, **{'optim_wrapper.optimizer.lr': 1e30})
+    record = execute(run)
+    assert record.final is None
+    assert record.diverged
+    assert record.epochs == 3
+    assert 'optim_wrapper.optimizer.lr=1e+30' in record.deviations
+    # It is not tried again.
+    starts = _starts(run)
+    assert execute(run) == record
+    assert _starts(run) == starts
+
+
+@pytest.mark.slow
+def test_a_failing_training_says_why(make_run, one_thread):
+    run = make_run(**{'optim_wrapper.optimizer.momentum': -1.0})
+    with pytest.raises(RunFailedError, match=r'omentum value.*train\.log'):
+        execute(run)
+    assert run.result() is None
+
+
+def test_two_processes_do_not_train_in_one_folder(
+    make_run, monkeypatch, capsys
+):
+    run = make_run()
+    run.work_dir.mkdir(parents=True)
+    monkeypatch.setattr(child, '_WAIT_SECONDS', 0)
+    with child.FileLock(run.work_dir / 'lock'):
+        assert child.main(run.work_dir) == child.BUSY
+    assert 'another process trains in' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='a call of Linux')
+def test_a_training_ends_with_the_process_that_started_it(tmp_path):
+    code = (
+        'from sb_mm.reproduce.child import _end_with_parent\n'
+        'import pathlib, os, time\n'
+        '_end_with_parent()\n'
+        f'pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))'
+        '\ntime.sleep(120)\n'
+    )
+    starter = (
+        'import subprocess, sys\n'
+        f'subprocess.run([sys.executable, "-c", {code!r}])\n'
+    )
+    env = dict(os.environ, PYTHONPATH=str(REPOSITORY))
+    parent = subprocess.Popen([sys.executable, '-c', starter], env=env)
+    file, deadline = tmp_path / 'pid', time.monotonic() + 60
+    while not (file.is_file() and file.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    pid = int(file.read_text())
+    while _is_alive(pid):
+        assert time.monotonic() < deadline + 10
+        time.sleep(0.1)
+
+
+def _is_alive(pid):
+    try:
+        state = Path(f'/proc/{pid}/stat').read_text().rsplit(')')[-1].split()
+    except FileNotFoundError:
+        return False
+    return state[0] != 'Z'
+
+
+def test_missing_data_stop_it_before_any_training(tmp_path):
+    recipe = Recipe(1, BATCH, str(tmp_path / 'nowhere'))
+    runs = commands.plan(Selection(cells=CELLS), recipe, tmp_path / 'out')
+    with pytest.raises(commands.UserInputError, match='nowhere'):
+        commands.reproduce(runs, tmp_path / 'results', Engine(jobs=1))
+    assert not (tmp_path / 'out').exists()
+
+
+def test_an_edited_record_is_said_and_the_run_done_again(
+    make_record, tmp_path, capsys
+):
+    folder = tmp_path / 'results'
+    folder.mkdir()
+    line = make_record('t6-x0.35-sb').to_line()
+    (folder / 'table6.jsonl').write_text(line.replace('91.0', '99.0'))
+    runs = commands.plan(Selection(cells=CELLS[1:]), Recipe(), tmp_path)
+    assert commands._not_recorded(runs, folder) == runs
+    assert 'was edited after the run' in capsys.readouterr().err
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A Ray cluster of two nodes on this machine, one core each."""
+    ray = pytest.importorskip('ray', reason='the extra cluster')
+    from ray.cluster_utils import Cluster
+
+    # By default Ray gives way to everything else on the machine.
+    monkeypatch.setenv('RAY_worker_niceness', '0')
+    head = dict(num_cpus=1, include_dashboard=False)
+    made = Cluster(initialize_head=True, head_node_args=head)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='made for CPU nodes')
+def test_no_run_is_lost_with_a_node_of_a_cluster(cluster, make_run, capsys):
+    runs = [make_run(cell, epochs=20) for cell in CELLS]
+    node = cluster.add_node(num_cpus=1)
+    killed, outcomes = False, {}
+    events = run_on_ray(runs, cluster.address, Share(), retries=2)
+    for event in events:
+        if event:
+            outcomes[event[0]] = event[1]
+        started = all(list(r.work_dir.glob('epoch_*.pth')) for r in runs)
+        if started and not killed:
+            assert not outcomes
+            cluster.remove_node(node, allow_graceful=False)
+            killed = True
+    assert killed
+    for run in runs:
+        record = outcomes[run]
+        assert record.cell == run.cell.id, record
+        assert record.history[-1][0] == 20
+    # One went through; the other was started again and did not begin anew.
+    assert sorted(len(_starts(run)) for run in runs) == [1, 2]
+    (resumed,) = [run for run in runs if len(_starts(run)) == 2]
+    folder = resumed.work_dir / _starts(resumed)[1]
+    info = json.loads((folder / 'vis_data/run_info.json').read_text())
+    assert info['start_epoch'] >= 1
+
+
+@pytest.mark.slow
+def test_a_share_that_no_node_has_is_refused(cluster, make_run):
+    events = run_on_ray([make_run()], cluster.address, Share(gpus=1), 0)
+    with pytest.raises(commands.UserInputError, match='No node of the Ray'):
+        next(events)
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch, make_run):
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    with pytest.raises(commands.UserInputError, match=r'\[cluster\]'):
+        next(run_on_ray([make_run()], 'auto', Share(), 0))
