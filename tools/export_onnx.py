@@ -2,6 +2,7 @@
 """Export a classifier or detector to ONNX, and check the file."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Export, and print what was done."""
+    # Nothing half-written is left, as by Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         for line in export(parse_args()):
             print(line, flush=True)

@@ -15,17 +15,24 @@ from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sb_mm.checkpoint import load_checkpoint_file, state_dict_of
 from sb_mm.engine.config import load_config
 from sb_mm.engine.preflight import check_checkpoint, check_data
-from sb_mm.errors import UserInputError
+from sb_mm.errors import UserInputError, first_line
 from sb_mm.models.layers.arguments import check_number
 from sb_mm.version import __version__
 
-from .exportable import check_model_type, exportable, wrap
+from .agreement import ExportFailedError, compare
+from .exportable import (
+    ExportedDetector,
+    check_model_type,
+    exportable,
+    wrap,
+)
 from .fold import fold
 from .onnx_file import (
     add_metadata,
@@ -33,17 +40,9 @@ from .onnx_file import (
     require_packages,
     to_onnx,
 )
-from .suppression import SuppressingDetector
+from .onnx_runner import OnnxRunner
 
-# Largest difference from PyTorch: of a score, and of a box in pixels. ONNX
-# Runtime's sums over the pixels round 30 times as much as PyTorch's, and a
-# box multiplies what is left of it by its size; a trained SSDLite x0.35 came
-# to 5e-5 and 1e-2.
-TOLERANCES = dict(scores=5e-4, boxes=5e-2)
-
-
-class ExportFailedError(RuntimeError):
-    """The file does not compute what the network does."""
+__all__ = ['ExportFailedError', 'evaluate', 'export']
 
 
 def export(args: argparse.Namespace) -> Iterator[str]:
@@ -68,19 +67,26 @@ def export(args: argparse.Namespace) -> Iterator[str]:
     cfg = load_config(args)
     model = _build(cfg, args.nms)
     check_data(cfg, ('test_dataloader',))
+    evaluator = _evaluator(cfg) if args.evaluate else None
     yield _load(model, cfg, args)
     loader = _loader(cfg)
-    pictures = _pictures(loader, args.check_images)
-    size = tuple(pictures.shape[2:])
-    reference = wrap(model, size)
+    samples = _samples(loader, args.check_images)
+    reference = wrap(model, tuple(samples[0][0].shape[1:]))
+    if hasattr(model, 'bbox_head') and (args.nms or args.evaluate):
+        _check_suppression(reference)
     # Next to the file, so that it gets its name in one step.
     draft = out.with_name(f'.{out.name}.{os.getpid()}')
     try:
-        _write(draft, model, pictures, args, loader)
-        yield from _compare(draft, reference, pictures)
-        if args.evaluate:
-            yield from _evaluate(draft, model, cfg, loader)
+        _write(draft, model, samples[0][0][None].float(), args, loader)
+        yield from _compare(draft, reference, model, samples)
+        if evaluator:
+            yield from _evaluate(draft, model, evaluator, loader)
         draft.replace(out)
+    except OSError as error:
+        raise UserInputError(
+            f'{out} cannot be written ({first_line(error)}): make room or '
+            'choose another --out.'
+        ) from error
     finally:
         draft.unlink(missing_ok=True)
     yield f'{out}: {out.stat().st_size / 2**20:.1f} MiB'
@@ -136,41 +142,59 @@ def _loader(cfg: Config) -> DataLoader:
     return Runner.build_dataloader(settings, seed=0)
 
 
-def _pictures(loader: DataLoader, number: int) -> Tensor:
-    """Return the first pictures of the test set, ``(N, 3, H, W)``.
+def _samples(
+    loader: DataLoader, number: int
+) -> list[tuple[Tensor, BaseDataElement]]:
+    """Return the first pictures of the test set, each with its sample.
 
     Raises:
-        UserInputError: If they differ in size.
+        UserInputError: If there are none, or they differ in size.
     """
-    every = (picture for batch in loader for picture in batch['inputs'])
-    pictures = list(islice(every, number))
-    sizes = {tuple(picture.shape) for picture in pictures}
+    every = (
+        pair
+        for batch in loader
+        for pair in zip(batch['inputs'], batch['data_samples'], strict=True)
+    )
+    samples = list(islice(every, number))
+    sizes = {tuple(picture.shape) for picture, _ in samples}
+    if not sizes:
+        raise UserInputError(
+            'The test set has no pictures, with which the file is checked.'
+        )
     if len(sizes) > 1:
         raise UserInputError(
             f'The test pictures differ in size ({sorted(sizes)}), but a file '
             'has one: let the test pipeline resize them with keep_ratio=False.'
         )
-    return torch.stack(pictures).float()
+    return samples
+
+
+def _check_suppression(detector: ExportedDetector) -> None:
+    """Raise if the head's suppression cannot be exported."""
+    from .suppression import SuppressingDetector
+
+    SuppressingDetector(detector)
 
 
 def _write(
     path: Path,
     model: BaseModel,
-    pictures: Tensor,
+    one: Tensor,
     args: argparse.Namespace,
     loader: DataLoader,
 ) -> None:
     import onnx
 
+    from .suppression import SuppressingDetector
+
     folded = copy.deepcopy(model)
     # It may have no norm of the kind that folds, and no attention.
     with contextlib.suppress(UserInputError):
         fold(folded)
-    module = exportable(folded, tuple(pictures.shape[2:]))
+    module = exportable(folded, tuple(one.shape[2:]))
     metadata = _metadata(module, loader)
     if args.nms:
         module = SuppressingDetector(module)
-    one = pictures[:1]
     example = one if args.this_cpu else torch.cat([one, one])
     file = to_onnx(module, example, dynamic=not args.this_cpu)
     if args.this_cpu:
@@ -200,105 +224,65 @@ def _metadata(module: nn.Module, loader: DataLoader) -> dict:
     )
 
 
-def _compare(path: Path, reference: nn.Module, pictures: Tensor) -> list[str]:
-    """Compare the file with PyTorch.
-
-    Raises:
-        ExportFailedError: If they differ by more than rounding does.
-    """
-    from .onnx_runner import OnnxRunner
-
-    runner = OnnxRunner(path)
-    lines = [
-        f'{value.name} {value.shape} {value.type}'
-        for group in (runner.session.get_inputs, runner.session.get_outputs)
-        for value in group()
-    ]
-    sizes = (1,) if runner.batch == 1 else (1, 2)
-    for name, worst in _differences(runner, reference, pictures, sizes):
-        unit = ' pixels' if name == 'boxes' else ''
-        lines.append(
-            f'largest difference of {name} from PyTorch, {len(pictures)} '
-            f'pictures, batches of {" and ".join(map(str, sizes))}: '
-            f'{worst:.1e}{unit}'
-        )
-        if not worst <= TOLERANCES[name]:
-            raise ExportFailedError(
-                f'{lines[-1]}, but at most {TOLERANCES[name]:g} is rounding; '
-                'no file was written.'
-            )
-    return lines
-
-
-def _differences(
-    runner: 'OnnxRunner',  # noqa: F821
+def _compare(
+    path: Path,
     reference: nn.Module,
-    pictures: Tensor,
-    sizes: tuple[int, ...],
-) -> Iterator[tuple[str, float]]:
-    """Yield each output's name and its largest absolute difference."""
-    worst: dict[str, float] = {}
-    for size in sizes:
-        for images in pictures.split(size):
-            with torch.no_grad():
-                expected = reference(images)
-            single = isinstance(expected, Tensor)
-            expected = (expected,) if single else expected
-            expected = dict(zip(reference.output_names, expected, strict=True))
-            outputs = runner.run(images)
-            for name, value in _differing(outputs, expected, reference):
-                worst[name] = max(worst.get(name, 0.0), value)
-    yield from worst.items()
+    model: BaseModel,
+    samples: list[tuple[Tensor, BaseDataElement]],
+) -> Iterator[str]:
+    """Yield the file's inputs and outputs, and how far it is off."""
+    runner = OnnxRunner(path)
+    for group in (runner.session.get_inputs, runner.session.get_outputs):
+        for value in group():
+            yield f'{value.name} {value.shape} {value.type}'
+    batches = [
+        _batch(samples[i : i + size])
+        for size in ((1,) if runner.batch == 1 else (1, 2))
+        for i in range(0, len(samples), size)
+    ]
+    yield from compare(runner, reference, model, batches)
 
 
-def _differing(
-    outputs: dict[str, Tensor], expected: dict[str, Tensor], model: nn.Module
-) -> Iterator[tuple[str, float]]:
-    if 'image' not in outputs:
-        for name, value in expected.items():
-            yield name, (outputs[name] - value).abs().max().item()
-        return
-    # Suppressed or not may hang on the last digit: each detection is looked
-    # for among PyTorch's candidates instead of beside its twin.
-    rows = zip(*outputs.values(), strict=True)
-    for image, label, box, score in rows:
-        candidates = expected['scores'][image, :, label]
-        boxes = (expected['boxes'][image] - box).abs().amax(1)
-        # Of the priors that score the same, that with the same box.
-        near = (candidates - score).abs() <= TOLERANCES['scores']
-        yield 'scores', (candidates - score).abs().min().item()
-        yield 'boxes', boxes[near].min().item() if near.any() else 0.0
+def _batch(samples: list[tuple[Tensor, BaseDataElement]]) -> dict:
+    pictures, data_samples = zip(*samples, strict=True)
+    return dict(inputs=list(pictures), data_samples=list(data_samples))
+
+
+def _evaluator(cfg: Config) -> Evaluator:
+    if not cfg.get('test_evaluator'):
+        raise UserInputError(
+            'The config has no test_evaluator: add one, or leave --evaluate '
+            'out.'
+        )
+    return Evaluator(cfg.test_evaluator)
 
 
 def _evaluate(
-    path: Path, model: BaseModel, cfg: Config, loader: DataLoader
+    path: Path, model: BaseModel, evaluator: Evaluator, loader: DataLoader
 ) -> Iterator[str]:
     """Compute the test set's metrics with the file and with PyTorch."""
-    from .onnx_runner import OnnxRunner
-
     runner = OnnxRunner(path)
     for name, predict in (
         ('PyTorch', model.test_step),
         ('ONNX Runtime', runner.predict),
     ):
-        metrics = evaluate(predict, cfg, loader)
+        metrics = evaluate(predict, evaluator, loader)
         shown = ', '.join(f'{k} {v:.4f}' for k, v in metrics.items())
         yield f'{name}: {shown}'
 
 
 def evaluate(
     predict: Callable[[dict], list],
-    cfg: Config,
+    evaluator: Evaluator,
     loader: DataLoader,
 ) -> dict[str, float]:
-    """Return the metrics of the config's ``test_evaluator``.
+    """Return the metrics of an evaluator.
 
     Args:
         predict: Maps a loader's batch to samples with predictions.
-        cfg: The config.
+        evaluator: It is left empty.
         loader: Of the test data.
     """
-    evaluator = Evaluator(cfg.test_evaluator)
     evaluator.dataset_meta = loader.dataset.metainfo
     for batch in loader:
         with torch.no_grad():

@@ -3,6 +3,7 @@
 import copy
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
@@ -20,6 +21,9 @@ class Normalise(nn.Module):
 
     def __init__(self, preprocessor: nn.Module) -> None:
         super().__init__()
+        # Both hosts pad after the normalisation, on the right and below.
+        self.divisor = getattr(preprocessor, 'pad_size_divisor', 1)
+        self.pad_value = float(getattr(preprocessor, 'pad_value', 0))
         swap = getattr(preprocessor, '_channel_conversion', False)
         self.swaps_channels = swap or getattr(preprocessor, 'to_rgb', False)
         self.register_buffer('mean', _buffer(preprocessor, 'mean', 0.0))
@@ -28,7 +32,11 @@ class Normalise(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map pixels of 0 to 255 to what the backbone takes."""
         images = images.flip(1) if self.swaps_channels else images
-        return (images - self.mean) / self.std
+        images = (images - self.mean) / self.std
+        rows, columns = (-side % self.divisor for side in images.shape[2:])
+        if not rows and not columns:
+            return images
+        return F.pad(images, (0, columns, 0, rows), value=self.pad_value)
 
 
 def _buffer(preprocessor: nn.Module, name: str, absent: float) -> Tensor:
@@ -66,6 +74,10 @@ class ExportedDetector(nn.Module):
         model: mmdet's ``SingleStageDetector`` with an ``AnchorHead``.
         size: Height and width of the input in pixels, to which the prior
             boxes are fixed.
+
+    Raises:
+        UserInputError: If the head gives more than scores and boxes of the
+            priors.
     """
 
     output_names = ('boxes', 'scores')
@@ -77,7 +89,9 @@ class ExportedDetector(nn.Module):
         self.size = size
         head = model.bbox_head
         with torch.no_grad():
-            features = model.extract_feat(torch.zeros(1, 3, *size))
+            images = self.normalise(torch.zeros(1, 3, *size))
+            features = model.extract_feat(images)
+            _check_outputs(head, head(features))
         sizes = [tuple(f.shape[2:]) for f in features]
         priors = head.prior_generator.grid_priors(sizes, device='cpu')
         self.register_buffer('priors', torch.cat(priors))
@@ -106,6 +120,24 @@ class ExportedDetector(nn.Module):
         if head.use_sigmoid_cls:
             return logits.sigmoid()
         return logits.softmax(-1)[..., : head.num_classes]
+
+
+def _check_outputs(head: nn.Module, outputs: tuple) -> None:
+    """Raise unless these are the levels' logits and deltas."""
+    coder = getattr(head.bbox_coder, 'encode_size', 0)
+    numbers = (head.cls_out_channels, coder)
+    priors = head.prior_generator.num_base_priors
+    fits = len(outputs) == len(numbers) and all(
+        level.size(1) == each * number
+        for levels, number in zip(outputs, numbers, strict=True)
+        for level, each in zip(levels, priors, strict=True)
+    )
+    if not fits:
+        raise UserInputError(
+            f'{type(head).__name__} cannot be exported: besides a score a '
+            "class and a box's four numbers, it gives something else of the "
+            'prior boxes.'
+        )
 
 
 def _by_prior(levels: list[Tensor], numbers: int) -> Tensor:

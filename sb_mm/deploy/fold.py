@@ -60,15 +60,17 @@ def fold(model: nn.Module) -> nn.Module:
     if not any(folded):
         raise UserInputError(_nothing_to_fold(model))
     model.folded = True
-    return model
+    # What was put in is new, and so in training mode.
+    return model.eval()
 
 
 def _check_mode(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.training:
+        if module.training:
+            part = f' (its {name} is)' if name else ''
             raise UserInputError(
-                f'{type(model).__name__} is in training mode (its {name} '
-                'is): call eval() before fold().'
+                f'{type(model).__name__} is in training mode{part}: call '
+                'eval() before fold().'
             )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from sb_mm.errors import UserInputError, first_line
-
-from .suppression import translations
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -24,11 +23,20 @@ _PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
 
 
 def require_packages() -> None:
-    """Raise unless the packages of the extra ``export`` are installed.
+    """Raise unless what the export needs is installed.
 
     Raises:
-        UserInputError: Names those that are missing.
+        UserInputError: Names the packages of the extra ``export`` that are
+            missing, or PyTorch if it is too old.
     """
+    if (
+        'custom_translation_table'
+        not in signature(torch.onnx.export).parameters
+    ):
+        raise UserInputError(
+            f'Export needs PyTorch 2.6 or later, but this is '
+            f'{torch.__version__}.'
+        )
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise UserInputError(
@@ -50,29 +58,33 @@ def to_onnx(module: nn.Module, images: Tensor, dynamic: bool) -> 'ModelProto':
         UserInputError: If a layer has no ONNX form; names it.
     """
     try:
-        return _export(module, images, dynamic)
+        return _export(module, (images,), dynamic)
     except Exception as error:  # of any kind, from any step of the exporter
-        name, kind, cause = _culprit(module, images, error)
+        name, kind, cause = _culprit(module, images, dynamic, error)
         raise UserInputError(
             f'The layer {name} ({kind}) cannot be exported to ONNX '
             f'({first_line(cause)}): replace it.'
         ) from error
 
 
-def _export(module: nn.Module, images: Tensor, dynamic: bool) -> 'ModelProto':
+def _export(
+    module: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool
+) -> 'ModelProto':
+    from .suppression import translations
+
     batch = {0: torch.export.Dim('batch')}
-    shapes = (batch,) if dynamic else None
+    shapes = tuple(batch for _ in inputs) if dynamic else None
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
         # Here and not by the exporter, which then tries a slower way too.
         traced = torch.export.export(
-            module, (images,), dynamic_shapes=shapes, strict=False
+            module, inputs, dynamic_shapes=shapes, strict=False
         )
         program = torch.onnx.export(
             traced,
-            (images,),
+            inputs,
             dynamo=True,
-            input_names=['images'],
+            input_names=['images', *map(str, range(1, len(inputs)))],
             output_names=list(getattr(module, 'output_names', ('y',))),
             opset_version=OPSET,
             custom_translation_table=translations(),
@@ -94,24 +106,26 @@ def _name_batch(model: 'ModelProto') -> None:
 
 
 def _culprit(
-    module: nn.Module, images: Tensor, error: Exception
+    module: nn.Module, images: Tensor, dynamic: bool, error: Exception
 ) -> tuple[str, str, Exception]:
     """Return name and type of the innermost layer that has no ONNX form.
 
     Each kind of layer is exported on its own, in the order in which they
-    finish: what is inside of a layer comes before it.
+    finish: what is inside of a layer comes before it. For one batch size
+    first, as not every input of a layer has a batch.
     """
     inputs = _inputs(module, images)
-    tried = set()
-    for layer, (name, args) in inputs.items():
-        plain = len(args) == 1 and isinstance(args[0], Tensor)
-        if not plain or type(layer) in tried:
-            continue
-        tried.add(type(layer))
-        try:
-            _export(layer, args[0], dynamic=False)
-        except Exception as cause:  # see to_onnx
-            return name, type(layer).__name__, cause
+    for free in (False, True) if dynamic else (False,):
+        tried = set()
+        for layer, (name, args) in inputs.items():
+            tensors = args and all(isinstance(a, Tensor) for a in args)
+            if not tensors or type(layer) in tried:
+                continue
+            tried.add(type(layer))
+            try:
+                _export(layer, args, free)
+            except Exception as cause:  # see to_onnx
+                return name, type(layer).__name__, cause
     return 'as a whole', type(module).__name__, error
 
 

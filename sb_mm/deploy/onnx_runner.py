@@ -11,8 +11,6 @@ from torch import Tensor
 
 from sb_mm.errors import UserInputError, first_line
 
-from .suppression import Suppression
-
 
 class OnnxRunner:
     """An exported classifier or detector, on the CPU.
@@ -85,6 +83,8 @@ class OnnxRunner:
     def _detections(self, outputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         if 'image' in outputs:
             return tuple(outputs.values())
+        from .suppression import Suppression
+
         boxes, scores = outputs['boxes'], outputs['scores']
         suppression = Suppression(self.test_cfg, boxes.size(1), scores.size(2))
         return suppression(boxes, scores)

@@ -1,7 +1,10 @@
 """A network and its ONNX file give the same, whatever the batch."""
 
 import copy
+import errno
 import importlib.util
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,14 @@ pytest.importorskip('onnxscript')
 MMDET = pytest.importorskip('mmdet.registry').MODELS
 MMPRETRAIN = pytest.importorskip('mmpretrain.registry').MODELS
 
+from mmengine.structures import InstanceData  # noqa: E402
+
 from sb_mm.deploy import export, onnx_file, this_cpu  # noqa: E402
+from sb_mm.deploy.agreement import (  # noqa: E402
+    ExportFailedError,
+    compare,
+    disagreements,
+)
 from sb_mm.deploy.exportable import (  # noqa: E402
     check_model_type,
     exportable,
@@ -154,10 +164,12 @@ def detector_config(test_cfg=TEST_CFG):
     )
 
 
-def detector(test_cfg=TEST_CFG):
+def detector(test_cfg=TEST_CFG, **preprocessing):
     torch.manual_seed(1)
+    config = detector_config(test_cfg)
+    config['data_preprocessor'].update(preprocessing)
     with DefaultScope.overwrite_default_scope('mmdet'):
-        model = trained(MMDET.build(Config(detector_config(test_cfg))))
+        model = trained(MMDET.build(Config(config)))
     for convs in (model.bbox_head.cls_convs, model.bbox_head.reg_convs):
         for level in convs:
             nn.init.normal_(level[-1].weight, std=1)
@@ -302,6 +314,143 @@ def test_at_most_max_per_img_are_kept(shared, tmp_path):
     assert len(sample.pred_instances) == 4
 
 
+@torch.no_grad()
+def test_a_file_pads_as_the_preprocessor_does(tmp_path):
+    model = detector(pad_size_divisor=32, pad_value=3)
+    module = exportable(model, (SIDE, SIDE))
+    # Priors of 64 pixels, boxes within 48.
+    assert len(module.priors) == 6 * (32**2 + 16**2 + 8**2)
+    file = runner(
+        to_onnx(module, pictures(2), dynamic=True), tmp_path / 'a.onnx'
+    )
+    batch = detector_batch(2)
+    lines = list(compare(file, wrap(model, (SIDE, SIDE)), model, [batch]))
+    assert lines[-1].startswith('detections of the file or of test_step')
+    assert lines[-1].endswith(': 0')
+
+
+def detector_batch(number):
+    return dict(
+        inputs=list(pictures(number)),
+        data_samples=[_picture_sample() for _ in range(number)],
+    )
+
+
+@pytest.mark.parametrize('wrong', ['decoded', 'suppressed', 'not a number'])
+def test_a_file_that_computes_something_else_is_found(
+    wrong, shared, tmp_path, monkeypatch
+):
+    model = detector()
+    reference = wrap(model, (SIDE, SIDE))
+    kind = 'nms' if wrong == 'suppressed' else 'raw'
+    file = runner(detector_file(shared, kind), tmp_path / 'a.onnx')
+    if wrong == 'decoded':
+        # By the network, while file and wrapper agree.
+        model = detector()
+        model.bbox_head.bbox_coder.stds = (0.1, 0.1, 0.3, 0.3)
+        message = 'the other lacks'
+    elif wrong == 'suppressed':
+        model.bbox_head.test_cfg['nms'] = dict(type='nms', iou_threshold=0.9)
+        message = 'the other lacks'
+    else:
+        run = file.run
+        outputs = dict(boxes=torch.nan)
+        monkeypatch.setattr(
+            file,
+            'run',
+            lambda x: {k: v * outputs.get(k, 1) for k, v in run(x).items()},
+        )
+        message = 'boxes from PyTorch, batches of 2: nan pixels, but at most'
+    with pytest.raises(ExportFailedError, match=message):
+        list(compare(file, reference, model, [detector_batch(2)]))
+
+
+def test_a_file_that_overlooks_a_class_is_found(shared, tmp_path, monkeypatch):
+    model = detector()
+    file = runner(detector_file(shared, 'nms'), tmp_path / 'a.onnx')
+    run = file.run
+
+    def without_a_class(images):
+        outputs = run(images)
+        kept = outputs['label'] != 1
+        return {name: value[kept] for name, value in outputs.items()}
+
+    reference = wrap(model, (SIDE, SIDE))
+    batches = [detector_batch(1)]
+    assert list(compare(file, reference, model, batches))[-1].endswith(': 0')
+    monkeypatch.setattr(file, 'run', without_a_class)
+    with pytest.raises(ExportFailedError, match=r'the other lacks.*: [1-9]'):
+        list(compare(file, reference, model, batches))
+
+
+def test_a_network_whose_outputs_are_not_finite_is_refused(shared, tmp_path):
+    model = detector()
+    nn.init.constant_(model.bbox_head.cls_convs[0][-1].bias, torch.nan)
+    file = runner(detector_file(shared, 'raw'), tmp_path / 'a.onnx')
+    with pytest.raises(ExportFailedError, match='scores of the network'):
+        list(
+            compare(
+                file, wrap(model, (SIDE, SIDE)), model, [detector_batch(1)]
+            )
+        )
+
+
+def found(*rows):
+    """Detections of (label, score, x1, y1, x2, y2)."""
+    rows = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
+    return InstanceData(
+        labels=rows[:, 0].long(), scores=rows[:, 1], bboxes=rows[:, 2:]
+    )
+
+
+BOX = (0.0, 0.0, 100.0, 100.0)
+# Overlaps BOX by 0.4502, at the threshold of 0.45, and by less.
+AT = (0.0, 0.0, 100.0, 45.02)
+LESS = (0.0, 0.0, 100.0, 40.0)
+
+
+@pytest.mark.parametrize(
+    ('mine', 'others', 'count'),
+    [
+        ([(0, 0.9, *BOX)], [(0, 0.9002, 0.02, 0, 100, 100)], 0),
+        ([(0, 0.9, *BOX)], [(0, 0.9, 0.1, 0, 100, 100)], 2),
+        ([(0, 0.9, *BOX)], [(0, 0.901, *BOX)], 2),
+        ([(0, 0.9, *BOX)], [(1, 0.9, *BOX)], 2),
+        ([(0, 0.9, *BOX)], [], 1),
+        ([], [], 0),
+        # At the score's threshold; at the last candidate's score.
+        ([(0, 0.0502, *BOX)], [], 0),
+        ([(1, 0.3001, *BOX)], [], 0),
+        ([(0, 0.3001, *BOX)], [], 1),
+        # Suppressed by one and not by the other, at the overlap.
+        ([(0, 0.9, *BOX), (0, 0.8, *AT)], [(0, 0.9, *BOX)], 0),
+        ([(0, 0.9, *BOX), (1, 0.8, *AT)], [(0, 0.9, *BOX)], 1),
+        ([(0, 0.9, *BOX), (0, 0.8, *LESS)], [(0, 0.9, *BOX)], 1),
+        # And what that one would have suppressed.
+        (
+            [(0, 0.9, *BOX), (0, 0.8, *AT)],
+            [(0, 0.9, *BOX), (0, 0.7, 0, 0, 100, 30)],
+            0,
+        ),
+    ],
+)
+def test_what_rounding_does_not_decide_is_counted(mine, others, count):
+    floors = torch.tensor([0.01, 0.3])
+    for a, b in ((mine, others), (others, mine)):
+        number = disagreements(found(*a), found(*b), floors, TEST_CFG)
+        assert number == count
+
+
+def test_rounding_decides_which_is_the_last_of_a_picture():
+    cfg = dict(TEST_CFG, max_per_img=2)
+    far = (200.0, 0.0, 220.0, 20.0)
+    mine = found((0, 0.9, *BOX), (0, 0.4, *far))
+    others = found((0, 0.9, *BOX), (1, 0.4003, *far))
+    floors = torch.zeros(2)
+    assert disagreements(mine, others, floors, cfg) == 0
+    assert disagreements(mine, others, floors, TEST_CFG) == 2
+
+
 def test_on_this_cpu_the_shift_leaves_the_features_in_their_layout(shared):
     graph = detector_file(shared, 'raw cpu').graph
     constants = {t.name for t in graph.initializer}
@@ -397,6 +546,60 @@ def test_a_layer_without_an_onnx_form_is_named():
         to_onnx(net.eval(), torch.rand(2, 3, 4, 4), dynamic=False)
 
 
+class Pair(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.inner = layer
+
+    def forward(self, x):
+        return self.inner(x, x * 2)
+
+
+class SingularOfTwo(nn.Module):
+    def forward(self, x, y):
+        return x * torch.linalg.svdvals(y.flatten(1)).sum()
+
+
+class SizeOfBatch(nn.Module):
+    def forward(self, x):
+        return x * 2 if len(x) == 2 else x
+
+
+@pytest.mark.parametrize('layer', [SingularOfTwo, SizeOfBatch])
+def test_a_layer_of_two_inputs_or_of_one_batch_size_is_named(layer):
+    inner = layer()
+    inner = Pair(inner) if layer is SingularOfTwo else inner
+    where = r'0\.inner' if layer is SingularOfTwo else '0'
+    net = nn.Sequential(inner, nn.ReLU()).eval()
+    message = rf'layer {where} \({layer.__name__}\) cannot be exported'
+    with pytest.raises(UserInputError, match=message):
+        to_onnx(net, torch.rand(2, 3, 4, 4), dynamic=True)
+
+
+def test_a_head_that_says_more_of_a_prior_is_refused():
+    config = detector_config()
+    config['neck'] = dict(
+        type='FPN', in_channels=[48, 24], out_channels=32, num_outs=3
+    )
+    config['bbox_head'] = dict(
+        type='ATSSHead',
+        num_classes=2,
+        in_channels=32,
+        feat_channels=32,
+        anchor_generator=dict(
+            type='AnchorGenerator',
+            ratios=[1.0],
+            octave_base_scale=8,
+            scales_per_octave=1,
+            strides=[2, 4, 8],
+        ),
+    )
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MMDET.build(Config(config)).eval()
+    with pytest.raises(UserInputError, match='ATSSHead cannot be exported'):
+        wrap(model, (SIDE, SIDE))
+
+
 def test_a_network_of_another_kind_is_refused():
     with pytest.raises(UserInputError, match='AttentionMobileNetV2 cannot'):
         check_model_type(AttentionMobileNetV2(out_indices=(2,)))
@@ -407,6 +610,12 @@ def test_missing_packages_are_named(monkeypatch):
         onnx_file, 'find_spec', lambda n: None if n == 'onnxruntime' else n
     )
     with pytest.raises(UserInputError, match='needs onnxruntime: install'):
+        onnx_file.require_packages()
+
+
+def test_a_pytorch_that_is_too_old_is_named(monkeypatch):
+    monkeypatch.setattr(torch.onnx, 'export', lambda model, args: None)
+    with pytest.raises(UserInputError, match='needs PyTorch 2.6 or later'):
         onnx_file.require_packages()
 
 
@@ -536,6 +745,72 @@ def test_a_file_that_differs_is_not_left(
     assert 'at most 0.0005 is rounding; no file was written' in error
     assert out.read_text() == 'an earlier one'
     assert not list(tmp_path.glob('.net.onnx*'))
+
+
+@pytest.fixture
+def exported(shared, monkeypatch):
+    """Without the seconds of an export."""
+    file = detector_file(shared, 'raw')
+    monkeypatch.setattr(export, 'to_onnx', lambda *_, **__: file)
+
+
+def test_ended_by_a_signal_nothing_is_left(
+    tool, config, checkpoint, exported, tmp_path, monkeypatch
+):
+    def end(draft, *_):
+        assert draft.exists()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(export, '_compare', end)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        code, _, _ = tool(config, checkpoint, '--out', 'net.onnx')
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert code == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob('*net.onnx*'))
+
+
+def test_a_full_disk_is_named(
+    tool, config, checkpoint, exported, tmp_path, monkeypatch
+):
+    def save(file, path):
+        Path(path).write_text('half')
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(onnx, 'save', save)
+    code, _, error = tool(config, checkpoint, '--out', 'net.onnx')
+    assert code == 2
+    assert 'net.onnx cannot be written' in error
+    assert 'No space left' in error
+    assert not list(tmp_path.glob('*net.onnx*'))
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['test_evaluator=None'], 'no test_evaluator'),
+        (['model.test_cfg.nms_pre=10'], 'nms_pre=10 keeps only some'),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused_before_the_export(
+    tool, config, options, message, monkeypatch
+):
+    monkeypatch.setattr(export, 'to_onnx', None)
+    argv = (config, '--evaluate', '--cfg-options', *options)
+    code, _, error = tool(*argv)
+    assert code == 2
+    assert message in error
+
+
+def test_raw_outputs_are_exported_whatever_follows_them(
+    tool, config, checkpoint, exported
+):
+    code, printed, error = tool(
+        config, checkpoint, '--cfg-options', 'model.test_cfg.nms_pre=10'
+    )
+    assert code == 0, error
+    assert 'detections not compared with test_step' in printed
 
 
 @pytest.mark.parametrize(

@@ -208,19 +208,33 @@ def test_training_mode_is_refused():
     assert [m for m in model.modules() if isinstance(m, _BatchNorm)]
 
 
+@pytest.mark.parametrize(
+    'part', [nn.Dropout(), nn.ReLU(), nn.Sequential(nn.Dropout())]
+)
+def test_training_mode_of_any_part_is_refused(part):
+    model = nn.Sequential(backbone('SBMobileNetV2'), part).eval()
+    part.train()
+    with pytest.raises(UserInputError, match=r'\(its 1 is\)'):
+        fold(model)
+    model.eval()
+    model.training = True
+    with pytest.raises(UserInputError, match='is in training mode: call'):
+        fold(model)
+
+
 def test_folding_twice_is_refused():
     model = fold(backbone('SBMobileNetV2'))
     with pytest.raises(UserInputError, match='folded already'):
         fold(model)
     with pytest.raises(UserInputError, match='folded already'):
-        fold(nn.Sequential(model))
+        fold(nn.Sequential(model).eval())
     with pytest.raises(UserInputError, match='folded already'):
         model.switch_to_deploy()
 
 
 def test_nothing_to_fold_is_refused():
     with pytest.raises(UserInputError, match='nothing to fold'):
-        fold(nn.Conv2d(3, 4, 1))
+        fold(nn.Conv2d(3, 4, 1).eval())
 
 
 @torch.no_grad()
