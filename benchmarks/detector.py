@@ -1,5 +1,6 @@
-"""A training step of the detector, also on a GPU."""
+"""Training steps of the detector, also on a GPU."""
 
+import functools
 from collections.abc import Callable, Iterator
 
 import mmdet.models  # noqa: F401  fills the registry
@@ -9,18 +10,21 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from torch import nn
+from torch.utils.data import DataLoader
 
-from .measurement import Measurement, Settings, take_turns
+from .measurement import Measurement, Settings, rates_in_turns, take_turns
 from .networks import SB, SE, STATIC
-from .pipeline import CONFIG
+from .pipeline import CONFIG, build_dataset
 
 BACKBONES = {
     STATIC: 'sb_mm.AttentionMobileNetV2',
     SE: 'sb_mm.SEMobileNetV2',
     SB: 'sb_mm.SBMobileNetV2',
 }
+LOADERS = 16  # processes that load, beside a GPU
 _SIZE = 300  # pixels
 _BOXES = 3  # objects a picture: VOC has 2.4 on average
 
@@ -31,21 +35,58 @@ def detector_step(settings: Settings) -> Iterator[Measurement]:
     On a GPU, the networks are compiled, as ``compile=True`` in a config
     does.
     """
-    device = torch.device(settings.device)
-    batch = 2 if settings.tiny else 32
-    compiles = device.type == 'cuda'
-    case = dict(
-        width=1.0,
-        batch=batch,
-        size=_SIZE,
-        device=device.type,
-        compiled=compiles,
-    )
+    case = _case(settings)
     steps = {
-        kind: _step(_build(kind).to(device), batch, compiles)
+        kind: functools.partial(
+            _trainer(_build(kind), settings), _batch(case['batch'])
+        )
         for kind in BACKBONES
     }
     yield from take_turns(case, steps, min(5, settings.rounds))
+
+
+def detector_loop(settings: Settings) -> Iterator[Measurement]:
+    """Count the pictures/s of a GPU's training with VOC2007's files.
+
+    Without a GPU, the network alone takes the time: see ``detector_step``.
+    """
+    case = _case(settings)
+    if case['device'] != 'cuda' and not settings.tiny:
+        settings.notes.append('no --device cuda: not run')
+        return
+    workers = 1 if settings.tiny else LOADERS
+    batch = case['batch']
+    dataset = build_dataset(settings, 2 * batch if settings.tiny else None)
+    loader = Runner.build_dataloader(
+        dict(
+            dataset=dataset,
+            batch_size=batch,
+            num_workers=workers,
+            persistent_workers=True,
+            drop_last=True,  # another size would be compiled again
+            pin_memory=case['device'] == 'cuda',
+            sampler=dict(type='DefaultSampler', shuffle=True),
+        )
+    )
+    epochs = {
+        kind: _epoch(loader, _trainer(_build(kind), settings))
+        for kind in (STATIC, SB)
+    }
+    pictures = len(loader) * batch
+    case.update(workers=workers, pictures=pictures)
+    rounds = min(5, settings.rounds)
+    yield from rates_in_turns(case, epochs, rounds, pictures)
+
+
+def _case(settings: Settings) -> dict:
+    device = torch.device(settings.device).type
+    return dict(
+        width=1.0,
+        batch=2 if settings.tiny else 32,
+        size=_SIZE,
+        device=device,
+        compiled=device == 'cuda',
+    )
 
 
 def _build(kind: str) -> nn.Module:
@@ -56,13 +97,24 @@ def _build(kind: str) -> nn.Module:
         return MODELS.build(config).train()
 
 
-def _step(model: nn.Module, batch: int, compiles: bool) -> Callable[[], None]:
-    data = _batch(batch)
+def _trainer(model: nn.Module, settings: Settings) -> Callable[[dict], dict]:
+    """Return what takes a step with a batch."""
+    model = model.to(settings.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0, momentum=0.9)
     wrapper = OptimWrapper(optimizer)
-    if compiles:
+    if settings.device.startswith('cuda'):
         model.forward = torch.compile(model.forward)  # as mmengine's runner
-    return lambda: model.train_step(data, wrapper)
+    return lambda data: model.train_step(data, wrapper)
+
+
+def _epoch(
+    loader: DataLoader, step: Callable[[dict], dict]
+) -> Callable[[], None]:
+    def run() -> None:
+        for data in loader:
+            step(data)
+
+    return run
 
 
 def _batch(number: int) -> dict:

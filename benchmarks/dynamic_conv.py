@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from sb_mm.models.layers import DynamicConv2d
 
-from .measurement import Measurement, Settings, peak_memory, take_turns
+from .measurement import Measurement, Settings, memory_in_turns, take_turns
 from .networks import installed
 
 OURS = 'sb_mm'
 GROUPED = 'grouped convolution'
 TIMM = 'timm CondConv2d'
+# Without gate and mixing of kernels: what is left if those cost nothing.
+ALONE = 'sb_mm, the convolution alone'
+GROUPED_ALONE = 'grouped convolution alone'
 TOLERANCE = 1e-5  # of the outputs, relative to the largest
 Shape = tuple[int, int, int, int, int]
 
@@ -36,17 +39,59 @@ class GroupedDynamicConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x`` of shape ``(N, Cin, H, W)``."""
-        conv, n = self.conv, x.size(0)
-        bank = conv.weight.view(conv.num_kernels, -1)
-        weight = torch.mm(conv.attention(x), bank)
-        y = F.conv2d(
-            x.view(1, -1, *x.shape[2:]),
-            weight.view(-1, *conv.weight.shape[1:]),
-            stride=conv.stride,
-            padding=conv.padding,
-            groups=n * conv.groups,
-        )
-        return y.view(n, -1, *y.shape[2:])
+        return convolve_grouped(self.conv, x, mixed_kernels(self.conv, x))
+
+
+def mixed_kernels(conv: DynamicConv2d, x: Tensor) -> Tensor:
+    """Return ``(N * Cout, Cin / groups, kh, kw)``: each sample's kernels."""
+    bank = conv.weight.view(conv.num_kernels, -1)
+    weight = torch.mm(conv.attention(x), bank)
+    return weight.view(-1, *conv.weight.shape[1:])
+
+
+def convolve_grouped(
+    conv: DynamicConv2d, x: Tensor, kernels: Tensor
+) -> Tensor:
+    """Convolve ``(N, Cin, H, W)``, a sample being a group."""
+    n = x.size(0)
+    y = F.conv2d(
+        x.view(1, -1, *x.shape[2:]),
+        kernels,
+        stride=conv.stride,
+        padding=conv.padding,
+        groups=n * conv.groups,
+    )
+    return y.view(n, -1, *y.shape[2:])
+
+
+def convolve_ours(conv: DynamicConv2d, x: Tensor, kernels: Tensor) -> Tensor:
+    """Convolve ``(N, Cin, H, W)`` as sb_mm does."""
+    return conv._convolve(x, kernels.unflatten(0, (x.size(0), -1)))
+
+
+class ConvolutionAlone(nn.Module):
+    """The convolution with kernels that are there, each sample its own.
+
+    Args:
+        conv: Whose kernels to mix, once.
+        images: For which; the only input that it takes.
+        convolve: How to convolve.
+    """
+
+    def __init__(
+        self,
+        conv: DynamicConv2d,
+        images: Tensor,
+        convolve: Callable[[DynamicConv2d, Tensor, Tensor], Tensor],
+    ) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.kernels = nn.Parameter(mixed_kernels(conv, images))
+        self._convolve = lambda x: convolve(conv, x, self.kernels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``x`` of shape ``(N, Cin, H, W)``."""
+        return self._convolve(x)
 
 
 class TimmDynamicConv2d(nn.Module):
@@ -84,23 +129,25 @@ def dynamic_conv(settings: Settings) -> Iterator[Measurement]:
     batch = 2 if settings.tiny else 32
     for width in (0.5,) if settings.tiny else (0.5, 1.0):
         for shape in _shapes(width, 64 if settings.tiny else 224):
-            forms = _forms(shape, settings)
             images = torch.randn(
                 batch, shape[0], shape[2], shape[2], requires_grad=True
             )
+            forms = _forms(shape, images, settings)
             _check_equal(forms, images)
             passes = {k: forward_backward(f, images) for k, f in forms.items()}
-            inputs, outputs, size, groups, stride = shape
-            case = dict(
-                width=width,
-                kind='pointwise' if groups == 1 else 'depthwise',
-                inputs=inputs,
-                outputs=outputs,
-                size=size,
-                stride=stride,
-                batch=batch,
-            )
+            case = dict(width=width, **_case(shape), batch=batch)
             yield from take_turns(case, passes, settings.rounds)
+
+
+def _case(shape: Shape) -> dict:
+    inputs, outputs, size, groups, stride = shape
+    return dict(
+        kind='pointwise' if groups == 1 else 'depthwise',
+        inputs=inputs,
+        outputs=outputs,
+        size=size,
+        stride=stride,
+    )
 
 
 def dynamic_conv_memory(settings: Settings) -> Iterator[Measurement]:
@@ -110,12 +157,8 @@ def dynamic_conv_memory(settings: Settings) -> Iterator[Measurement]:
     names = [OURS, GROUPED]
     if installed('timm', settings.notes):
         names.append(TIMM)
-    values = {name: [] for name in names}
-    for _ in range(min(3, settings.rounds)):
-        for name, each in values.items():
-            each.append(peak_memory(all_pointwise, name, batch, size))
-    for name, each in values.items():
-        yield Measurement(case, name, 'MiB', each)
+    contenders = {name: (all_pointwise, name, batch, size) for name in names}
+    yield from memory_in_turns(case, contenders, min(3, settings.rounds))
 
 
 def all_pointwise(name: str, batch: int, size: int) -> Callable[[], None]:
@@ -185,11 +228,16 @@ _FORMS = {
 }
 
 
-def _forms(shape: Shape, settings: Settings) -> dict[str, nn.Module]:
+def _forms(
+    shape: Shape, images: Tensor, settings: Settings
+) -> dict[str, nn.Module]:
     conv = _conv(shape)
     forms = {OURS: conv, GROUPED: GroupedDynamicConv2d(copy.deepcopy(conv))}
     if installed('timm', settings.notes):
         forms[TIMM] = TimmDynamicConv2d(copy.deepcopy(conv))
+    forms[ALONE] = ConvolutionAlone(conv, images, convolve_ours)
+    if shape[3] == 1:  # ours of depthwise kernels is the grouped one itself
+        forms[GROUPED_ALONE] = ConvolutionAlone(conv, images, convolve_grouped)
     return forms
 
 

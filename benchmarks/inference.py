@@ -8,12 +8,21 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from sb_mm.deploy import fold
-from sb_mm.deploy.exportable import exportable, wrap
+from sb_mm.deploy.exportable import Normalise, exportable, wrap
 
 from .measurement import Measurement, Settings, one_thread, take_turns
-from .networks import ATTENTION, SB, installed, others
+from .networks import (
+    ATTENTION,
+    CLASSES,
+    SB,
+    classify_timm,
+    classify_torchvision,
+    installed,
+)
 
-CLASSIFIER = 'classifier'
+_PIXELS = dict(
+    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True
+)
 TOLERANCE = 1e-4  # of the scores
 EAGER = 'PyTorch'
 FOLDED = 'PyTorch, folded'
@@ -42,36 +51,18 @@ def _inference(settings: Settings) -> Iterator[Measurement]:
         for kind in ATTENTION:
             for runtime, call in _runtimes(kind, width, images, settings):
                 calls[f'{kind}: {runtime}'] = call
-        for name, make in others(settings.notes).items():
-            network = make(width)
-            network.eval()  # of mmpretrain's, it returns nothing
-            calls[f'{name}: {EAGER}'] = _without_gradient(network, images)
-        case = dict(width=width, batch=1, size=size, threads=1)
+        for name, make in PEERS.items():
+            if installed(name, settings.notes):
+                network = make(width, (size, size))
+                calls[f'{name}: {EAGER}'] = _without_gradient(network, images)
+        case = dict(width=width, batch=1, size=size)
         yield from take_turns(case, calls, settings.rounds, number=10)
 
 
 def build_classifier(kind: str, width: float) -> nn.Module:
     """Return an mmpretrain classifier whose norms and shifts do something."""
-    torch.manual_seed(0)
-    model = MODELS.build(
-        dict(
-            type='ImageClassifier',
-            data_preprocessor=dict(
-                mean=[123.675, 116.28, 103.53],
-                std=[58.395, 57.12, 57.375],
-                to_rgb=True,
-            ),
-            backbone=dict(
-                type='sb_mm.AttentionMobileNetV2',
-                widen_factor=width,
-                **ATTENTION[kind],
-            ),
-            neck=dict(type='GlobalAveragePooling'),
-            head=dict(
-                type='LinearClsHead', num_classes=1000, in_channels=1280
-            ),
-        )
-    )
+    backbone = dict(type='sb_mm.AttentionMobileNetV2', **ATTENTION[kind])
+    model = _classifier(widen_factor=width, **backbone)
     for name, parameter in model.named_parameters():
         if name.endswith('lambda_'):
             nn.init.uniform_(parameter, -0.5, 0.5)
@@ -81,6 +72,54 @@ def build_classifier(kind: str, width: float) -> nn.Module:
             module.running_mean.normal_(std=0.3)
             module.running_var.uniform_(0.5, 2)
     return model.eval()
+
+
+def _classifier(**backbone) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS.build(
+        dict(
+            type='ImageClassifier',
+            data_preprocessor=dict(_PIXELS),
+            backbone=backbone,
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(
+                type='LinearClsHead', num_classes=CLASSES, in_channels=1280
+            ),
+        )
+    )
+
+
+class PeerClassifier(nn.Module):
+    """A classifier of others, from the pixels to the scores as ours.
+
+    Args:
+        network: From normalised pixels to logits.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        pixels = MODELS.build(dict(type='ClsDataPreprocessor', **_PIXELS))
+        self.normalise = Normalise(pixels)
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``(N, 3, H, W)`` to scores ``(N, classes)``."""
+        return self.network(self.normalise(images)).softmax(1)
+
+
+def _of_mmpretrain(width: float, size: tuple[int, int]) -> nn.Module:
+    model = _classifier(type='MobileNetV2', widen_factor=width)
+    model.eval()  # of mmpretrain's backbone, it returns nothing
+    return wrap(model, size)
+
+
+PEERS: dict[str, Callable[[float, tuple[int, int]], nn.Module]] = dict(
+    mmpretrain=_of_mmpretrain,
+    torchvision=lambda width, _: PeerClassifier(
+        classify_torchvision(width)
+    ).eval(),
+    timm=lambda width, _: PeerClassifier(classify_timm(width)).eval(),
+)
 
 
 def _runtimes(

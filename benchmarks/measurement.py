@@ -24,12 +24,14 @@ class Measurement:
         unit: Of the values.
         values: One a round. The contenders of a case take turns, so that the
             values of a round belong together whatever else the machine did.
+        threads: PyTorch's, a process; None in files of before it was noted.
     """
 
     case: dict
     contender: str
     unit: str
     values: list[float]
+    threads: int | None = None
 
 
 @contextlib.contextmanager
@@ -53,7 +55,7 @@ class Settings:
         rounds: Values of each contender.
         tiny: Whether to measure next to nothing, to see that all of it runs.
         data_root: Folder of VOCdevkit.
-        device: PyTorch's name of the device of what trains a detector.
+        device: PyTorch's name of the device of what trains whole models.
         notes: Filled with what was left out, and why.
     """
 
@@ -82,21 +84,76 @@ def take_turns(
         unit: Of the result.
         number: Calls of a value, which is their mean.
     """
+    seconds = _seconds_in_turns(contenders, rounds, number)
+    return [
+        _measurement(case, name, unit, [round(scale * s, 4) for s in each])
+        for name, each in seconds.items()
+    ]
+
+
+def rates_in_turns(
+    case: dict,
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    pictures: int,
+) -> list[Measurement]:
+    """Count the pictures/s of the contenders of a case, in turns.
+
+    Args:
+        case: See :class:`Measurement`.
+        contenders: What to call, by name.
+        rounds: Values of each, after the first calls that do not count.
+        pictures: That pass in a call.
+    """
+    seconds = _seconds_in_turns(contenders, rounds)
+    return [
+        _measurement(
+            case, name, 'pictures/s', [round(pictures / s, 1) for s in each]
+        )
+        for name, each in seconds.items()
+    ]
+
+
+def memory_in_turns(
+    case: dict, contenders: Mapping[str, tuple], rounds: int
+) -> list[Measurement]:
+    """Measure the peaks of memory of the contenders of a case, in turns.
+
+    Args:
+        case: See :class:`Measurement`.
+        contenders: Arguments for :func:`peak_memory`, by name.
+        rounds: Values of each.
+    """
+    values = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, arguments in contenders.items():
+            values[name].append(peak_memory(*arguments))
+    return [
+        _measurement(case, name, 'MiB', each) for name, each in values.items()
+    ]
+
+
+def _measurement(
+    case: dict, contender: str, unit: str, values: list[float]
+) -> Measurement:
+    return Measurement(case, contender, unit, values, torch.get_num_threads())
+
+
+def _seconds_in_turns(
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    number: int = 1,
+) -> dict[str, list[float]]:
     for call in contenders.values():
         for _ in range(WARM_UP):
             call()
-    values = {name: [] for name in contenders}
+    seconds = {name: [] for name in contenders}
     order = list(contenders)
     for _ in range(rounds):
         for name in order:
-            seconds = _seconds(contenders[name], number) / number
-            values[name].append(round(scale * seconds, 4))
+            seconds[name].append(_seconds(contenders[name], number) / number)
         order.append(order.pop(0))  # whose turn is first finds cold caches
-    return [Measurement(case, *item) for item in _units(values, unit)]
-
-
-def _units(values: dict, unit: str) -> list[tuple]:
-    return [(name, unit, each) for name, each in values.items()]
+    return seconds
 
 
 def _seconds(call: Callable[[], object], number: int) -> float:

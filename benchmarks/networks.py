@@ -15,6 +15,7 @@ from sb_mm.models.layers.shifted_norm import (
 )
 
 STATIC, SE, SB = 'static', 'SE', 'SB'
+CLASSES = 1000  # of ImageNet
 SAME_NORM = 'static with the norm of SB'
 LAYER_WISE = dict(attention_layers=('expand', 'depthwise', 'project'))
 ATTENTION = {
@@ -68,17 +69,31 @@ def build_mmpretrain(width: float) -> nn.Module:
 
 def build_torchvision(width: float) -> nn.Module:
     """Return torchvision's MobileNetV2 without its classifier."""
-    from torchvision.models import mobilenet_v2
-
-    return mobilenet_v2(width_mult=width).features
+    return classify_torchvision(width).features
 
 
 def build_timm(width: float) -> nn.Module:
     """Return timm's MobileNetV2 without its classifier."""
+    return _timm(width, num_classes=0, global_pool='')
+
+
+def classify_torchvision(width: float) -> nn.Module:
+    """Return torchvision's MobileNetV2 for the classes of ImageNet."""
+    from torchvision.models import mobilenet_v2
+
+    return mobilenet_v2(num_classes=CLASSES, width_mult=width)
+
+
+def classify_timm(width: float) -> nn.Module:
+    """Return timm's MobileNetV2 for the classes of ImageNet."""
+    return _timm(width, num_classes=CLASSES)
+
+
+def _timm(width: float, **kwargs) -> nn.Module:
     import timm
 
     name = f'mobilenetv2_{round(100 * width):03d}'
-    return timm.create_model(name, num_classes=0, global_pool='')
+    return timm.create_model(name, **kwargs)
 
 
 OURS = {

@@ -1,6 +1,9 @@
 """The input pipeline of SSD: sb_mm's augmentation against mmdet's."""
 
+import contextlib
 import copy
+import itertools
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from .measurement import Measurement, Settings, one_thread, take_turns
 OURS, STOCK, FLOOR = 'sb_mm', 'mmdet', 'decode and resize alone'
 CONFIG = Path(__file__).resolve().parents[1] / 'configs/ssd_sb_voc.py'
 _WHERE = 'VOC2007/ImageSets/Main/trainval.txt'
+_TINY = 33  # pictures: a batch and one more
 
 
 def check_data(settings: Settings) -> None:
@@ -45,7 +49,7 @@ def augmentation(settings: Settings) -> Iterator[Measurement]:
         paths = [
             datasets[OURS].get_data_info(i)['img_path'] for i in range(number)
         ]
-        case = dict(pictures=number, size=300, threads=1)
+        case = dict(pictures=number, size=300)
         calls = {k: _all_of(d) for k, d in datasets.items()}
         calls[FLOOR] = lambda: [_decode_and_resize(p) for p in paths]
         yield from take_turns(
@@ -72,15 +76,41 @@ def loading(settings: Settings) -> Iterator[Measurement]:
 
 def build_datasets(settings: Settings) -> dict:
     """Return the training set of VOC2007 with both pipelines."""
-    check_data(settings)
-    config = Config.fromfile(CONFIG).train_dataloader.dataset.datasets[0]
-    config.data_root = settings.data_root
-    np.random.seed(0)
-    with DefaultScope.overwrite_default_scope('mmdet'):
+    with _training_set(settings) as config:
         return {
             STOCK: DATASETS.build(_with_stock_transforms(config)),
             OURS: DATASETS.build(config),
         }
+
+
+def build_dataset(
+    settings: Settings, pictures: int | None = None
+) -> torch.utils.data.Dataset:
+    """Return the training set of VOC2007, or the first pictures of it."""
+    with _training_set(settings, pictures) as config:
+        return DATASETS.build(config)
+
+
+@contextlib.contextmanager
+def _training_set(
+    settings: Settings, pictures: int | None = None
+) -> Iterator[ConfigDict]:
+    """Give the config of VOC2007's training set, in which to build it."""
+    check_data(settings)
+    if pictures is None and settings.tiny:
+        pictures = _TINY
+    config = Config.fromfile(CONFIG).train_dataloader.dataset.datasets[0]
+    config.data_root = settings.data_root
+    np.random.seed(0)
+    with tempfile.NamedTemporaryFile('w', suffix='.txt') as names:
+        if pictures is not None:
+            # `indices` of the data set would read all annotations before.
+            with Path(settings.data_root, _WHERE).open() as lines:
+                names.writelines(itertools.islice(lines, pictures))
+            names.flush()
+            config.ann_file = names.name
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            yield config
 
 
 def _with_stock_transforms(config: ConfigDict) -> ConfigDict:

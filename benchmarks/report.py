@@ -1,8 +1,10 @@
 #!/usr/bin/env python
-"""Write docs/performance.md from results/performance.json."""
+"""Write docs/performance.md from results/performance.json and page.md."""
 
 import argparse
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 # Python puts benchmarks/ on the path, not the repository.
@@ -10,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from matplotlib.figure import Figure
 
-from benchmarks import results, targets
+from benchmarks import explanations, results, targets
 from benchmarks.measurement import Measurement
 from benchmarks.networks import SB, SE, STATIC
 from benchmarks.pipeline import OURS, STOCK
@@ -19,7 +21,11 @@ from sb_mm.engine.cli import run_tool
 from sb_mm.paper.report import REPOSITORY, fill, markdown
 
 PAGE = REPOSITORY / 'docs/performance.md'
+TEMPLATE = REPOSITORY / 'benchmarks/page.md'
+_WITHOUT_TABLE = ('scaling', 'loading')  # in the figure
 FIGURE = REPOSITORY / 'docs/images/scaling.png'
+NO_RESULT = f'`{targets.NOT_RUN}`'
+_GENERATED = re.compile(r'<!-- generated: (\w+) -->')
 _AXES = dict(
     batch='pictures in a batch',
     width='width multiplier',
@@ -45,7 +51,7 @@ def main() -> None:
     args = parse_args()
     found = results.read()
     text = page(found)
-    stale = text != PAGE.read_text()
+    stale = not PAGE.is_file() or text != PAGE.read_text()
     if args.check:
         sys.exit('run: python benchmarks/report.py' if stale else 0)
     PAGE.write_text(text)
@@ -56,13 +62,17 @@ def main() -> None:
 
 def page(found: dict[str, Result]) -> str:
     """Return the text of the page with its tables filled in."""
-    text = PAGE.read_text()
-    aims = ['ratio', 'aim', 'median (quartiles)', 'reached']
-    text = fill(text, 'targets', markdown(aims, targets.table(found)), PAGE)
-    text = fill(text, 'machine', machine(found), PAGE)
+    text = TEMPLATE.read_text()
+    parts = dict.fromkeys(_GENERATED.findall(text), NO_RESULT)
+    parts['targets'] = markdown(targets.HEADER, targets.table(found))
+    parts['limits'] = explanations.limits(found)
+    parts['machine'] = machine(found)
     for name, result in found.items():
-        if name not in ('scaling', 'loading', 'dynamic_conv'):
-            text = fill(text, name, times(result), PAGE)
+        if name not in _WITHOUT_TABLE and result.measurements:
+            make = sums if name == 'dynamic_conv' else times
+            parts[name] = make(result)
+    for name, part in parts.items():
+        text = fill(text, name, part, TEMPLATE)
     return text
 
 
@@ -71,19 +81,16 @@ def machine(found: dict[str, Result]) -> str:
     rows = []
     for name, result in found.items():
         where = result.environment
-        versions = ', '.join(f'{k} {v}' for k, v in where['versions'].items())
         rows.append(
             [
                 name,
-                f'{where["gpu"] or where["processor"]}, '
-                f'{where["cores"]} cores, {where["instructions"]}, '
-                f'{where["memory_gib"]} GiB',
-                str(where['threads']),
-                str(where['rounds']),
+                results.machine(where),
+                _all(m.threads or 'not noted' for m in result.measurements),
+                _all(len(m.values) for m in result.measurements),
                 where['date'],
                 where['commit'],
                 f'`{where["command"]}`',
-                versions,
+                results.packages(where),
                 '; '.join(result.notes),
             ]
         )
@@ -94,18 +101,41 @@ def machine(found: dict[str, Result]) -> str:
     return markdown(header, rows)
 
 
+def _all(values: Iterable[object]) -> str:
+    """Return the different ones of what the measurements have."""
+    return ', '.join(dict.fromkeys(map(str, values)))
+
+
+def sums(result: Result) -> str:
+    """Return the table of DyConv: a row a kind, summed over the layers."""
+    names = list(dict.fromkeys(m.contender for m in result.measurements))
+    groups: dict[str, dict[str, float]] = {}
+    for taken in result.measurements:
+        group = f'{taken.case["kind"]}, x{taken.case["width"]}'
+        total = groups.setdefault(group, dict.fromkeys(names, 0.0))
+        total[taken.contender] += targets.spread(taken.values)[0]
+    rows = [
+        [group, *(f'{v:.4g}' if v else '' for v in total.values())]
+        for group, total in groups.items()
+    ]
+    unit = result.measurements[0].unit
+    return markdown([f'sum of medians, {unit}', *names], rows)
+
+
 def times(result: Result) -> str:
     """Return a benchmark's table: a row a case, a column a contender."""
     cases = targets.by_case(result.measurements)
     names = list(dict.fromkeys(m.contender for m in result.measurements))
-    unit = result.measurements[0].unit
     keys = varying(cases)
+    single = all(len(m.values) == 1 for m in result.measurements)
+    unit = result.measurements[0].unit
+    corner = unit if single else f'median (quartiles), {unit}'
     if len(cases) * 3 < len(names):  # few cases: contenders as rows
-        labels = [label(key, keys) or 'time' for key in cases]
-        header = [f'median (quartiles), {unit}', *labels]
+        labels = [label(key, keys or list(dict(key))) for key in cases]
+        header = [corner, *labels]
         rows = [[n, *(_cell(c, n) for c in cases.values())] for n in names]
     else:
-        header = [f'median (quartiles), {unit}', *names]
+        header = [corner, *names]
         rows = [
             [label(key, keys), *(_cell(case, n) for n in names)]
             for key, case in cases.items()
@@ -133,6 +163,8 @@ def _cell(case: dict[str, Measurement], name: str) -> str:
     if name not in case:
         return ''
     median, low, high = targets.spread(case[name].values)
+    if len(case[name].values) == 1:
+        return f'{median:.4g}'
     return f'{median:.4g} ({low:.4g}-{high:.4g})'
 
 

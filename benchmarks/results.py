@@ -15,6 +15,7 @@ import torch
 from sb_mm.engine.run_info import commit, versions
 from sb_mm.errors import UserInputError, first_line
 
+from .distribution import TESTS
 from .measurement import Measurement, Settings
 
 RESULTS = Path(__file__).resolve().parents[1] / 'results/performance.json'
@@ -26,7 +27,7 @@ class Result:
     """One benchmark's measurements.
 
     Attributes:
-        environment: Machine, versions, threads, command, commit and date.
+        environment: Machine, versions, command, commit and date.
         notes: What was left out, and why.
         measurements: In the order in which they were taken.
     """
@@ -44,15 +45,28 @@ def environment(settings: Settings) -> dict:
         instructions=torch.backends.cpu.get_cpu_capability(),
         cores=os.cpu_count(),
         gpu=gpu,
-        threads=torch.get_num_threads(),
         memory_gib=round(_memory() / 2**30),
         versions=versions(*_MORE_PACKAGES),
-        rounds=settings.rounds,
         tiny=settings.tiny,
         command=shlex.join(['python', 'benchmarks/run.py', *sys.argv[1:]]),
-        commit=commit(),
+        commit=commit('benchmarks', str(TESTS)),
         date=date.today().isoformat(),
     )
+
+
+def machine(environment: dict) -> str:
+    """Return the machine of an environment in words."""
+    gpu = environment['gpu']
+    return (
+        f'{environment["processor"]}, {environment["cores"]} cores, '
+        f'{environment["instructions"]}, {environment["memory_gib"]} GiB'
+        f'{f"; {gpu}" if gpu else ""}'
+    )
+
+
+def packages(environment: dict) -> str:
+    """Return the versions of an environment in words."""
+    return ', '.join(f'{k} {v}' for k, v in environment['versions'].items())
 
 
 def _processor() -> str:

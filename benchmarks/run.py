@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import results, targets
-from benchmarks.detector import detector_step
+from benchmarks.cifar_pipeline import cifar_pipeline
+from benchmarks.detector import detector_loop, detector_step
+from benchmarks.distribution import distribution
 from benchmarks.dynamic_conv import dynamic_conv, dynamic_conv_memory
 from benchmarks.inference import inference
 from benchmarks.measurement import Measurement, Settings
@@ -35,18 +37,21 @@ from sb_mm.models.layers.arguments import check_number
 
 BENCHMARKS: dict[str, Callable[[Settings], Iterator[Measurement]]] = dict(
     augmentation=augmentation,
+    distribution=distribution,
     loading=loading,
     dynamic_conv=dynamic_conv,
     dynamic_conv_memory=dynamic_conv_memory,
     training_step=training_step,
     calls=calls,
     cifar_step=cifar_step,
+    cifar_pipeline=cifar_pipeline,
     training_memory=training_memory,
     inference=inference,
     detector_step=detector_step,
+    detector_loop=detector_loop,
     scaling=scaling,
 )
-_NEED_DATA = ('augmentation', 'loading')
+_NEED_DATA = ('augmentation', 'loading')  # and detector_loop, on a GPU
 
 
 def parse_args() -> argparse.Namespace:
@@ -76,7 +81,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument(
-        '--device', default=Settings.device, help='of detector_step'
+        '--device',
+        default=Settings.device,
+        help='of detector_step, detector_loop and cifar_pipeline '
+        '(default: %(default)s)',
     )
     parser.add_argument(
         '--tiny',
@@ -91,19 +99,28 @@ def main() -> None:
     args = parse_args()
     settings = _settings(args)
     names = args.only or list(BENCHMARKS)
-    if set(names) & set(_NEED_DATA):
+    if _need_data(names, settings):
         check_data(settings)
     found = results.read(args.out)
+    where = results.environment(settings)  # the code as it is loaded now
     args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     keep_freed_memory()  # as tools/train.py does, for all contenders alike
     console = Console(width=None if sys.stdout.isatty() else 160)
     for name in names:
-        found[name] = _run(name, settings, console)
+        found[name] = _run(name, settings, where, console)
         results.write(
             {n: found[n] for n in BENCHMARKS if n in found}, args.out
         )
+    console.print(f'{results.machine(where)}; {results.packages(where)}')
     _print(found, names, console)
+
+
+def _need_data(names: list[str], settings: Settings) -> bool:
+    loop = 'detector_loop' in names and (
+        settings.tiny or settings.device.startswith('cuda')
+    )
+    return loop or bool(set(names) & set(_NEED_DATA))
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -119,7 +136,9 @@ def _settings(args: argparse.Namespace) -> Settings:
     return Settings(rounds, args.tiny, args.data_root, args.device)
 
 
-def _run(name: str, settings: Settings, console: Console) -> Result:
+def _run(
+    name: str, settings: Settings, where: dict, console: Console
+) -> Result:
     start = time.monotonic()
     settings.notes.clear()
     measurements = []
@@ -129,14 +148,13 @@ def _run(name: str, settings: Settings, console: Console) -> Result:
     console.print(f'{name}: {time.monotonic() - start:.0f} s')
     for note in settings.notes:
         console.print(f'  {note}')
-    where = results.environment(settings)
     return Result(where, list(settings.notes), measurements)
 
 
 def _print(
     found: dict[str, Result], names: list[str], console: Console
 ) -> None:
-    shown = Table('ratio', 'aim', 'median (quartiles)', 'reached', box=None)
+    shown = Table(*targets.HEADER, box=None)
     rows = zip(targets.TARGETS, targets.table(found), strict=True)
     for target, row in rows:
         if target.benchmark in names:

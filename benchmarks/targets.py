@@ -1,13 +1,24 @@
-"""The ratios that are aimed at, and what was reached of them."""
+"""What is aimed at, and what was reached of it."""
 
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from . import dynamic_conv, inference, networks, pipeline
+from . import (
+    cifar_pipeline,
+    detector,
+    distribution,
+    dynamic_conv,
+    inference,
+    networks,
+    pipeline,
+)
 from .measurement import Measurement
 from .results import Result
+
+HEADER = ['what', 'aim', 'median (quartiles)', 'bound', 'reached']
+NOT_RUN = 'not run'
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,8 @@ class Target:
         bottom: Contender below the line; of several, the fastest.
         limit: Of the median.
         at_least: Whether the limit is the lowest that will do.
+        floor: Contender that does only what cannot be left out; of several,
+            the fastest. With it below the line, the ratio is the bound.
     """
 
     what: str
@@ -44,6 +57,7 @@ class Target:
     bottom: Sequence[str]
     limit: float
     at_least: bool = False
+    floor: Sequence[str] = ()
 
     def aim(self) -> str:
         """Return the limit in words."""
@@ -51,22 +65,112 @@ class Target:
 
     def ratio(self, results: dict[str, Result]) -> Ratio | None:
         """Return what was measured; None if nothing was."""
-        result = results.get(self.benchmark)
-        found = {} if result is None else by_case(result.measurements)
-        pairs = [
-            (_fastest(case, self.top), _fastest(case, self.bottom))
-            for key, case in found.items()
-            if self.case.items() <= dict(key).items()
-        ]
-        # A tiny pass may add no memory, of which there is no ratio.
-        pairs = [pair for pair in pairs if all(pair) and all(pair[1])]
-        return mean_ratio(pairs) if pairs else None
+        return ratio(results, self.benchmark, self.case, self.top, self.bottom)
+
+    def bound(self, results: dict[str, Result]) -> Ratio | None:
+        """Return the ratio to the floor; None if nothing was measured."""
+        return ratio(results, self.benchmark, self.case, self.top, self.floor)
 
     def reached(self, ratio: Ratio) -> bool:
         """Tell whether the median is within the limit."""
         if self.at_least:
             return ratio.median >= self.limit
         return ratio.median <= self.limit
+
+    def row(self, results: dict[str, Result]) -> list[str]:
+        """Return what, aim, measured, bound and whether it was reached."""
+        found, bound = self.ratio(results), self.bound(results)
+        if found is None:
+            return [self.what, self.aim(), NOT_RUN, '', '']
+        return [
+            self.what,
+            self.aim(),
+            str(found),
+            '' if bound is None else f'{bound.median:.2f}',
+            _verdict(self.reached(found)),
+        ]
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a measured value should be, beside nothing else.
+
+    Attributes:
+        what: It is.
+        benchmark: That measures it.
+        case: Entries that the case must have.
+        contenders: Whose; of several, the lowest counts. None for all.
+        limit: The lowest that will do; None if there is none.
+    """
+
+    what: str
+    benchmark: str
+    case: dict
+    contenders: Sequence[str] | None
+    limit: float | None
+
+    def aim(self) -> str:
+        """Return the limit in words."""
+        return 'none' if self.limit is None else f'at least {self.limit:,g}'
+
+    def lowest(self, results: dict[str, Result]) -> Measurement | None:
+        """Return what counts; None if nothing was measured."""
+        result = results.get(self.benchmark)
+        found = [
+            taken
+            for taken in (result.measurements if result else ())
+            if self.case.items() <= taken.case.items()
+            and (self.contenders is None or taken.contender in self.contenders)
+        ]
+        return min(
+            found, key=lambda m: statistics.median(m.values), default=None
+        )
+
+    def row(self, results: dict[str, Result]) -> list[str]:
+        """Return what, aim, measured, bound and whether it was reached."""
+        found = self.lowest(results)
+        if found is None:
+            return [self.what, self.aim(), NOT_RUN, '', '']
+        median, low, high = spread(found.values)
+        text = f'{median:.4g}'
+        if len(found.values) > 1:
+            text += f' ({low:.4g}-{high:.4g})'
+        if self.contenders is None:
+            text += f', {found.contender}'
+        reached = '' if self.limit is None else _verdict(median >= self.limit)
+        return [self.what, self.aim(), text, '', reached]
+
+
+def _verdict(reached: bool) -> str:
+    return 'yes' if reached else '**no**'
+
+
+def ratio(
+    results: dict[str, Result],
+    benchmark: str,
+    case: dict,
+    top: Sequence[str],
+    bottom: Sequence[str],
+) -> Ratio | None:
+    """Return a ratio, the geometric mean over cases; None if not measured.
+
+    Args:
+        results: Of the benchmarks.
+        benchmark: See :class:`Target`, as for what follows.
+        case: Entries that the cases must have.
+        top: Contenders above the line.
+        bottom: Contenders below the line.
+    """
+    result = results.get(benchmark)
+    found = {} if result is None else by_case(result.measurements)
+    pairs = [
+        (_fastest(entry, top), _fastest(entry, bottom))
+        for key, entry in found.items()
+        if case.items() <= dict(key).items()
+    ]
+    # A tiny pass may add no memory, of which there is no ratio.
+    pairs = [pair for pair in pairs if all(pair) and all(pair[1])]
+    return mean_ratio(pairs) if pairs else None
 
 
 def by_case(
@@ -139,6 +243,7 @@ def _dynamic_conv() -> list[Target]:
             [dynamic_conv.OURS],
             limit,
             at_least=True,
+            floor=[dynamic_conv.ALONE],
         )
         for kind, limit in limits.items()
         for other in (dynamic_conv.GROUPED, dynamic_conv.TIMM)
@@ -162,7 +267,38 @@ def _inference() -> list[Target]:
     ]
 
 
-TARGETS = (
+def _cifar_pipeline() -> list[Target | Level]:
+    parts = cifar_pipeline
+    width = f'SB x{parts.WIDTH}, batch {parts.BATCH}'
+    names = {parts.PIPELINE: 'alone', parts.STEP: width}
+    ratios = [
+        Target(
+            f'8: CIFAR-10, {what} {names[what]}, on {place}, pictures/s, '
+            'sb_mm / mmpretrain',
+            'cifar_pipeline',
+            dict(what=what, batch=parts.BATCH, device=device),
+            [parts.OURS],
+            [parts.STOCK],
+            limit,
+            at_least=True,
+        )
+        for device, place, limit in (
+            ('cpu', 'the CPU', 1.0),
+            ('cuda', 'a GPU', 10.0),
+        )
+        for what in (parts.PIPELINE, parts.STEP)
+    ]
+    rate = Level(
+        f'8: CIFAR-10, training step {width}, on a GPU, compiled, pictures/s',
+        'cifar_pipeline',
+        dict(what=parts.STEP, batch=parts.BATCH, device='cuda'),
+        [parts.OURS],
+        15_000,
+    )
+    return [*ratios, rate]
+
+
+TARGETS: tuple[Target | Level, ...] = (
     Target(
         '1: SSD augmentation from file to tensor, mmdet / sb_mm',
         'augmentation',
@@ -171,6 +307,15 @@ TARGETS = (
         [pipeline.OURS],
         3.0,
         at_least=True,
+        floor=[pipeline.FLOOR],
+    ),
+    Level(
+        "2: SSD augmentation, two-sample tests of mmdet's and sb_mm's "
+        f'{distribution.DRAWS:,} draws, lowest p',
+        'distribution',
+        dict(draws=distribution.DRAWS),
+        None,
+        0.01,
     ),
     *_dynamic_conv(),
     Target(
@@ -211,17 +356,18 @@ TARGETS = (
         [networks.STATIC],
         1.15,
     ),
+    Level(
+        '7: SSDLite SB x1.0, whole training loop on a GPU, batch 32, '
+        f'{detector.LOADERS} processes that load, pictures/s',
+        'detector_loop',
+        dict(device='cuda', workers=detector.LOADERS),
+        [networks.SB],
+        None,
+    ),
+    *_cifar_pipeline(),
 )
 
 
 def table(results: dict[str, Result]) -> list[list[str]]:
-    """Return the rows: what, aim, measured, reached."""
-    rows = []
-    for target in TARGETS:
-        ratio = target.ratio(results)
-        if ratio is None:
-            rows.append([target.what, target.aim(), 'not run', ''])
-        else:
-            verdict = 'yes' if target.reached(ratio) else '**no**'
-            rows.append([target.what, target.aim(), str(ratio), verdict])
-    return rows
+    """Return the rows, with the columns of ``HEADER``."""
+    return [target.row(results) for target in TARGETS]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from .measurement import Measurement, Settings, peak_memory, take_turns
+from .measurement import Measurement, Settings, memory_in_turns, take_turns
 from .networks import (
     OURS,
     SAME_NORM,
@@ -66,12 +66,11 @@ def training_memory(settings: Settings) -> Iterator[Measurement]:
     batch, size = (1, 64) if settings.tiny else (32, 224)
     for width in (0.35,) if settings.tiny else (0.35, 1.0):
         case = dict(width=width, batch=batch, size=size, layout=NCHW)
-        values = {STATIC: [], SB: []}
-        for _ in range(min(3, settings.rounds)):
-            for kind, each in values.items():
-                each.append(peak_memory(two_steps, kind, width, batch, size))
-        for kind, each in values.items():
-            yield Measurement(case, kind, 'MiB', each)
+        contenders = {
+            kind: (two_steps, kind, width, batch, size)
+            for kind in (STATIC, SB)
+        }
+        yield from memory_in_turns(case, contenders, min(3, settings.rounds))
 
 
 def two_steps(

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 RUN_INFO_FILE = 'run_info.json'
 _REPOSITORY = Path(__file__).resolve().parents[2]
+_CODE = ('sb_mm', 'configs', 'tools')  # what a training depends on
 _PACKAGES = (
     'torch',
     'torchvision',
@@ -95,9 +96,13 @@ def versions(*more: str) -> dict[str, str]:
     return found
 
 
-def commit() -> str:
-    """Return the commit, with ``+`` if the code differs from it."""
-    changed = _git('status', '--porcelain', '--', 'sb_mm', 'configs', 'tools')
+def commit(*more: str) -> str:
+    """Return the commit, with ``+`` if the code differs from it.
+
+    Args:
+        more: Folders of the code besides those that a training depends on.
+    """
+    changed = _git('status', '--porcelain', '--', *_CODE, *more)
     commit = _git('rev-parse', '--short', 'HEAD')
     return f'{commit}{"+" if changed else ""}' if commit else 'unknown'
 

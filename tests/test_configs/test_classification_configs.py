@@ -8,6 +8,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
+from sb_mm.engine.on_device import use_device_data
+
 from .learning_rates import learning_rates
 
 pytest.importorskip('mmpretrain')
@@ -77,6 +79,31 @@ def test_images_are_prepared_as_the_official_example_does():
     assert flip.prob == 0.5
     _, resize, centre, _ = cfg.val_dataloader.dataset.pipeline
     assert (resize.scale, resize.edge, centre.crop_size) == (256, 'short', 224)
+
+
+def test_the_example_on_the_device_is_the_same_training():
+    folder = CONFIGS / 'cifar10'
+    example = Config.fromfile(folder / 'mobilenetv2-sb-w0.35_on-device.py')
+    cfg = Config.fromfile(
+        folder / 'mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py'
+    )
+    use_device_data(cfg)
+    written, derived = (
+        {
+            **(c.model.get('data_preprocessor') or c.data_preprocessor),
+            **dict(num_classes=None, to_rgb=None, channels_last=None),
+        }
+        for c in (example, cfg)
+    )
+    assert written == derived
+    for name in ('train', 'val', 'test'):
+        a, b = (c[f'{name}_dataloader'] for c in (example, cfg))
+        assert a.dataset.dataset == b.dataset.dataset
+        assert {**a, 'batch_size': 0} == {**b, 'batch_size': 0}
+    assert example.train_dataloader.batch_size == 128
+    for name in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'val_cfg'):
+        assert example[name] == cfg[name]
+    assert example.model.backbone == cfg.model.backbone
 
 
 def test_cifar_pictures_are_cropped_from_36_pixels():
