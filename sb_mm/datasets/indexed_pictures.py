@@ -33,7 +33,8 @@ class IndexedPictures(Dataset):
 
     Raises:
         UserInputError: If a picture differs in size or type from the first,
-            or a loader's worker reads the data.
+            the pipeline leaves no picture or no label, or a loader's worker
+            reads the data.
 
     Example:
         >>> train_dataloader = dict(
@@ -72,6 +73,7 @@ class IndexedPictures(Dataset):
         labels = []
         for index in range(len(self.dataset)):
             sample = self.dataset[index]
+            _check_sample(sample)
             image = np.asarray(sample['img'])
             _check_picture(index, image, images[0] if images else image)
             images.append(image)
@@ -100,6 +102,16 @@ class IndexedPictures(Dataset):
             pictures=pictures,
             labels=labels,
             indices=torch.tensor(indices),
+        )
+
+
+def _check_sample(sample: dict) -> None:
+    missing = [key for key in ('img', 'gt_label') if key not in sample]
+    if missing:
+        raise UserInputError(
+            f'The dataset of sb_mm.IndexedPictures gives no {missing[0]}: '
+            'let its pipeline read and resize the pictures and nothing else '
+            '(no PackInputs).'
         )
 
 

@@ -15,9 +15,10 @@ class BatchedValLoop(ValLoop):
 
     For mmpretrain's ``ImageClassifier`` with
     :class:`~sb_mm.models.data_preprocessors.OnDeviceAugmentation` and the
-    metric ``Accuracy`` with ``topk=(1,)``. The stock loop wraps and unwraps
-    every picture, and copies its scores from the device on their own, which
-    takes longer than the network does on a GPU.
+    metric ``Accuracy`` with ``topk=(1,)``, whose value is that of the stock
+    loop. The stock loop wraps and unwraps every picture, and copies its
+    scores from the device on their own, which takes longer than the network
+    does on a GPU. If there are other metrics, this loop does so too.
 
     Raises:
         UserInputError: When it starts, if the processes cannot share the
@@ -46,20 +47,34 @@ class BatchedValLoop(ValLoop):
         model = self.runner.model
         return model.module if is_model_wrapper(model) else model
 
+    @property
+    def _labels_suffice(self) -> bool:
+        """Whether no metric asks for the scores of single pictures."""
+        from mmpretrain.evaluation import Accuracy
+
+        return all(
+            type(metric) is Accuracy
+            and (metric.topk, metric.thrs) == ((1,), (0.0,))
+            for metric in self.evaluator.metrics
+        )
+
     @torch.no_grad()
     def run_iter(self, idx: int, data_batch: dict) -> None:
         """Validate one batch of ``IndexedPictures``."""
         from mmpretrain.structures import DataSample
 
+        if not self._labels_suffice:
+            super().run_iter(idx, data_batch)
+            return
         self.runner.call_hook(
             'before_val_iter', batch_idx=idx, data_batch=data_batch
         )
         model = self._model
         with autocast(enabled=self.fp16):
             inputs, labels = model.data_preprocessor.read(data_batch, False)
-            scores = model(inputs, mode='tensor')
+            best = _best(model(inputs, mode='tensor'))
         sample = DataSample().set_gt_label(labels)
-        outputs = [sample.set_pred_label(scores.argmax(1))]
+        outputs = [sample.set_pred_label(best)]
         self.evaluator.process(data_samples=outputs, data_batch=data_batch)
         self.runner.call_hook(
             'after_val_iter',
@@ -67,3 +82,14 @@ class BatchedValLoop(ValLoop):
             data_batch=data_batch,
             outputs=outputs,
         )
+
+
+def _best(scores: torch.Tensor) -> torch.Tensor:
+    """Return the predicted labels, -1 where the score is not above 0.
+
+    These are misses to ``Accuracy`` as well: those of a diverged network,
+    whose scores are NaN.
+    """
+    # Like Accuracy, which decides between equal scores as topk does.
+    values, labels = scores.softmax(1).topk(1)
+    return labels.where(values > 0, -1)[:, 0]

@@ -4,7 +4,8 @@ import json
 import math
 from pathlib import Path
 
-from mmengine.dist import is_main_process
+import torch
+from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -24,7 +25,8 @@ class DivergenceHook(Hook):
 
     ``<log folder>/vis_data/diverged.json`` gets ``epoch`` and ``iter``, from
     1. The loss is looked at every ``interval`` iterations only, as that waits
-    for the device; it does not become finite again.
+    for the device; it does not become finite again. Several processes stop
+    together, whichever of them has the loss.
 
     Args:
         interval: Iterations between two looks.
@@ -50,7 +52,7 @@ class DivergenceHook(Hook):
             runner.train_dataloader, batch_idx
         ):
             return
-        loss = float(outputs['loss'])
+        loss = _mean_of_all(outputs['loss'])
         if math.isfinite(loss):
             return
         place = dict(epoch=runner.epoch + 1, iter=runner.iter + 1)
@@ -62,3 +64,10 @@ class DivergenceHook(Hook):
             f'The loss is {loss} in iteration {place["iter"]} (epoch '
             f'{place["epoch"]}): the training diverged.'
         )
+
+
+def _mean_of_all(loss: torch.Tensor) -> float:
+    # Of one that stops alone, the others would wait until they are killed.
+    total = torch.as_tensor(loss).detach().clone()
+    all_reduce(total, 'mean')
+    return float(total)

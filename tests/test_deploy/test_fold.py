@@ -55,6 +55,8 @@ NETWORKS = [
     ('SEMobileNetV2', {}),
     ('SEMobileNetV2', dict(attention_layers=ALL)),
     ('SEMobileNetV2', dict(attention_layers=ALL, attention_after='conv')),
+    ('AttentionMobileNetV2', dict(attention=dict(SE, gate_norm=False))),
+    ('AttentionMobileNetV2', dict(attention=dict(SE, gate_offset=2.0))),
     ('DyConvMobileNetV2', {}),
     ('AttentionMobileNetV2CIFAR', dict(attention=SB)),
     ('AttentionMnasNet', dict(attention=SB, widen_factor=0.5)),

@@ -36,7 +36,13 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
 
     Raises:
         UserInputError: If an argument is out of its range, or a batch comes
-            from another data set.
+            from another data set or was pinned.
+
+    Note:
+        Random numbers are those of the device's own generator, which
+        MMEngine seeds alike in every process: with several, set
+        ``randomness=dict(diff_rank_seed=True)``, else the same places of
+        their batches are cropped and flipped alike.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         if crop_size is not None:
             check_number('crop_size', crop_size, 1, integer=True)
         check_number('flip_prob', flip_prob, 0, 1)
+        _check_channels(mean, std)
         if batch_augments is not None:
             raise UserInputError(
                 'OnDeviceAugmentation has no batch_augments: use '
@@ -69,9 +76,10 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         self.channels_last = channels_last
         self.register_buffer('mean', torch.tensor(mean).float(), False)
         self.register_buffer('std', torch.tensor(std).float(), False)
-        # By address: the tensors of a data set, and their padded copies. The
-        # former are kept, so that no other tensor can get the address.
-        self._stores: dict[int, tuple[Tensor, ...]] = {}
+        # By address and device: the tensors of a data set, and their padded
+        # copies. The former are kept, so that no other tensor can get the
+        # address.
+        self._stores: dict[tuple, tuple[Tensor, ...]] = {}
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """Return what mmpretrain's ``ImageClassifier`` takes.
@@ -145,12 +153,18 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
                 'OnDeviceAugmentation needs batches of indices: wrap the '
                 "data set of the loader in dict(type='sb_mm.IndexedPictures')."
             )
-        key = data['pictures'].data_ptr()
+        key = data['pictures'].data_ptr(), self.device
         if key not in self._stores:
             self._stores[key] = (data['pictures'], *self._move(data))
         return self._stores[key][1:]
 
     def _move(self, data: dict) -> tuple[Tensor, Tensor]:
+        # A copy for each batch, none of which would ever be given back.
+        if data['pictures'].is_pinned():
+            raise UserInputError(
+                'sb_mm.IndexedPictures must not be pinned: set '
+                'pin_memory=False in its loader.'
+            )
         pictures = data['pictures'].to(self.device)
         channels = len(self.mean)
         if pictures.shape[-1] != channels:
@@ -161,3 +175,13 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
             )
         borders = (0, 0, *[self.padding] * 4)
         return F.pad(pictures, borders), data['labels'].to(self.device)
+
+
+def _check_channels(mean: Sequence[float], std: Sequence[float]) -> None:
+    if len(mean) != len(std):
+        raise UserInputError(
+            f'mean has {len(mean)} numbers and std has {len(std)}: give both '
+            'one number for each channel.'
+        )
+    for value in std:
+        check_number('std', value, 0, open_low=True)

@@ -116,3 +116,33 @@ def test_arguments_out_of_range_name_what_is_allowed(kwargs, message):
     sizes = dict(in_channels=4, out_channels=4)
     with pytest.raises(ValueError, match=message):
         SqueezeExcite(**{**sizes, **kwargs})
+
+
+def test_the_offset_opens_the_gates(se, data, gate_formula):
+    open_ = SqueezeExcite(5, 7, gate_offset=4)
+    open_.load_state_dict(se.state_dict())
+    trunk, x = data
+    logits, _ = gate_formula(se.gate, x, True)
+    expected = trunk / (1 + (-logits - 4).exp())[:, :, None, None]
+    torch.testing.assert_close(
+        open_.train()(trunk, x), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize('bad', ['4', None, float('nan')])
+def test_an_offset_that_is_no_number_is_refused(bad):
+    with pytest.raises(ValueError, match='gate_offset'):
+        SqueezeExcite(5, 7, gate_offset=bad)
+
+
+def test_a_gate_without_norm_has_biases_instead(data):
+    torch.manual_seed(0)
+    se = SqueezeExcite(5, 7, gate_norm=False)
+    # hidden 7: 5 * 7 + 7 * 7 weights, 7 + 7 biases
+    assert sum(p.numel() for p in se.parameters()) == 5 * 7 + 7 * 7 + 14
+    trunk, x = data
+    hidden = x.mean((2, 3)) @ se.gate.fc1.weight.T + se.gate.fc1.bias
+    logits = hidden.clamp(min=0) @ se.gate.fc2.weight.T + se.gate.fc2.bias
+    expected = trunk / (1 + (-logits).exp())[:, :, None, None]
+    torch.testing.assert_close(se(trunk, x), expected, rtol=1e-4, atol=1e-5)
+    assert not [n for n in se.state_dict() if 'running' in n]
