@@ -74,8 +74,7 @@ def detector_loop(settings: Settings) -> Iterator[Measurement]:
     }
     pictures = len(loader) * batch
     case.update(workers=workers, pictures=pictures)
-    rounds = min(5, settings.rounds)
-    yield from rates_in_turns(case, epochs, rounds, pictures)
+    yield from rates_in_turns(case, epochs, min(5, settings.rounds), pictures)
 
 
 def _case(settings: Settings) -> dict:

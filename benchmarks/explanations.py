@@ -143,7 +143,7 @@ def _shares(found: dict[str, Result], layout: str) -> str:
     longer = _longer(found, layout)
     return _join(
         {
-            width: f'{longer[width] / t[STATIC]:.2f}'
+            width: f'{1 + longer[width] / t[STATIC]:.2f}'
             for width, t in times.items()
             if width in longer
         }

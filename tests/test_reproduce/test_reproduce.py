@@ -77,7 +77,7 @@ def test_a_table_is_trained_once_and_recorded(cifar, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_an_interrupted_reproduction_goes_on(cifar, tmp_path, make_run):
-    epochs = 40
+    epochs = 12
     run = make_run(epochs=epochs)
     command = [
         sys.executable, 'tools/reproduce.py', '--cells', CELLS[0],
@@ -233,7 +233,7 @@ def cluster(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='made for CPU nodes')
 def test_no_run_is_lost_with_a_node_of_a_cluster(cluster, make_run, capsys):
-    runs = [make_run(cell, epochs=20) for cell in CELLS]
+    runs = [make_run(cell, epochs=12) for cell in CELLS]
     node = cluster.add_node(num_cpus=1)
     killed, outcomes = False, {}
     events = run_on_ray(runs, cluster.address, Share(), retries=2)
@@ -249,7 +249,7 @@ def test_no_run_is_lost_with_a_node_of_a_cluster(cluster, make_run, capsys):
     for run in runs:
         record = outcomes[run]
         assert record.cell == run.cell.id, record
-        assert record.history[-1][0] == 20
+        assert record.history[-1][0] == 12
     # One went through; the other was started again and did not begin anew.
     assert sorted(len(_starts(run)) for run in runs) == [1, 2]
     (resumed,) = [run for run in runs if len(_starts(run)) == 2]
