@@ -223,8 +223,13 @@ def test_half_precision_is_the_hosts_too(pictures, build):
     results = []
     for cfg in (classifier(pictures), on_device(pictures)):
         cfg.val_cfg.fp16 = True
-        results.append(validated(build(cfg))[0])
+        runner, types = build(cfg), set()
+        runner.model.head.fc.register_forward_hook(
+            lambda _, args, out, types=types: types.add(out.dtype)
+        )
+        results.append((validated(runner)[0], types))
     assert results[0] == results[1]
+    assert torch.float32 not in results[1][1]
 
 
 def test_the_hosts_test_loop_takes_batches_of_indices(pictures, build):
