@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
-from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader
 from sb_mm.checkpoint import load_checkpoint_file, state_dict_of
 from sb_mm.engine.config import load_config
 from sb_mm.engine.preflight import check_checkpoint, check_data
+from sb_mm.engine.quiet import quiet_logger
 from sb_mm.errors import UserInputError, first_line
 from sb_mm.models.layers.arguments import check_number
 from sb_mm.version import __version__
@@ -112,7 +112,7 @@ def _build(cfg: Config, nms: bool) -> BaseModel:
 
 def _load(model: BaseModel, cfg: Config, args: argparse.Namespace) -> str:
     if args.checkpoint is None:
-        with _quiet():
+        with quiet_logger():
             model.init_weights()
         return 'no checkpoint given: the weights are random'
     trust = args.trust_checkpoint
@@ -120,18 +120,6 @@ def _load(model: BaseModel, cfg: Config, args: argparse.Namespace) -> str:
     content = load_checkpoint_file(args.checkpoint, trust=trust)
     model.load_state_dict(state_dict_of(content), strict=False)
     return f'weights of {args.checkpoint}'
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep MMEngine from logging every parameter that it draws."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('WARNING')
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _loader(cfg: Config) -> DataLoader:
