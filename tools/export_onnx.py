@@ -2,7 +2,6 @@
 """Export a classifier or detector to ONNX, and check the file."""
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -10,7 +9,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sb_mm.deploy.export import ExportFailedError, export
-from sb_mm.engine.cli import add_common_options, parse_arguments, run_tool
+from sb_mm.engine.cli import (
+    add_common_options,
+    exit_on_sigterm,
+    parse_arguments,
+    run_tool,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,8 +57,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Export, and print what was done."""
-    # Nothing half-written is left, as by Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    exit_on_sigterm()
     try:
         for line in export(parse_args()):
             print(line, flush=True)

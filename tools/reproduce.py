@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sb_mm.engine.cli import Options, run_tool
+from sb_mm.errors import UserInputError
 from sb_mm.paper.records import RESULTS
 from sb_mm.reproduce import commands
 from sb_mm.reproduce.cluster import Share
@@ -18,7 +19,8 @@ from sb_mm.reproduce.slurm import array_script
 
 def parse_args() -> argparse.Namespace:
     """Return the options."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    # A shortened option would not be found again in the script of Slurm.
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     which = parser.add_argument_group('which runs')
     which.add_argument('--table', type=int, nargs='+', default=[])
     which.add_argument('--width', type=float, nargs='+', default=[])
@@ -40,7 +42,15 @@ def parse_args() -> argparse.Namespace:
         '--host-loader', action='store_true',
         help="read CIFAR-10 with mmpretrain's loader, not on the device",
     )  # fmt: skip
-    how.add_argument('--compile', action='store_true', help='torch.compile')
+    how.add_argument(
+        '--channels-last', action='store_true',
+        help='memory format of the batches, with the data on the device',
+    )  # fmt: skip
+    how.add_argument(
+        '--compile', nargs='?', const='default', metavar='MODE',
+        choices=['default', 'reduce-overhead', 'max-autotune'],
+        help='torch.compile; reduce-overhead is with CUDA graphs',
+    )  # fmt: skip
     how.add_argument('--amp', action='store_true', help='bfloat16 (GPU)')
     how.add_argument(
         '--cfg-options', nargs='+', action=Options, default={},
@@ -82,14 +92,18 @@ def main() -> None:
     recipe = Recipe(
         a.epochs,
         a.cfg_options,
-        a.data_root,
+        # The processes may start in another folder, on Ray's nodes.
+        a.data_root and str(Path(a.data_root).expanduser().resolve()),
         not a.host_loader,
+        a.channels_last,
         a.compile,
         a.amp,
     )
     share = Share(a.cpus_per_run, a.gpus_per_run)
     engine = commands.Engine(a.jobs, a.ray, share, a.retries)
-    runs = commands.plan(selection, recipe, a.out, a.only)
+    runs = commands.plan(selection, recipe, a.out.resolve(), a.only)
+    if a.slurm and a.only is not None:
+        raise UserInputError('--slurm numbers the runs itself: drop --only.')
     if a.slurm:
         words = [w for w in sys.argv[1:] if w != '--slurm']
         print(array_script(words, len(runs), share.cpus, share.gpus), end='')

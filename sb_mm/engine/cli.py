@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -72,6 +73,16 @@ def parse_arguments(
     args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does, with all cleaning up."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # Not the workers of a pool, which is how a pool ends them: one that waits
+    # for a lock would never come to run a handler.
+    os.register_at_fork(
+        after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    )
 
 
 def run_tool(main: Callable[[], None]) -> NoReturn:

@@ -44,7 +44,10 @@ class RunInfoHook(Hook):
         """Write the file."""
         file = Path(runner.log_dir, 'vis_data', RUN_INFO_FILE)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(run_info(runner), indent=2) + '\n')
+        # Others may read it at any time.
+        draft = file.with_suffix('.draft')
+        draft.write_text(json.dumps(run_info(runner), indent=2) + '\n')
+        draft.replace(file)
 
 
 def run_info(runner: Runner) -> dict:
@@ -93,6 +96,9 @@ def versions(*more: str) -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
+    if torch.version.cuda and torch.cuda.is_available():
+        found['cuda'] = torch.version.cuda
+        found['cudnn'] = str(torch.backends.cudnn.version())
     return found
 
 

@@ -126,11 +126,13 @@ class Sample:
         mean: Percent; None if all failed to train.
         std: Sample standard deviation; None for a single run.
         runs: How many did not fail.
+        failed: How many did.
     """
 
     mean: float | None
     std: float | None
     runs: int
+    failed: int = 0
 
 
 # Returns what is known of a cell, or None.
@@ -145,7 +147,7 @@ def of_runs(records: Sequence[Record]) -> Samples:
         if not same:
             return None
         runs = Summary(same)
-        return Sample(runs.mean, runs.std, len(runs.finals))
+        return Sample(runs.mean, runs.std, len(runs.finals), runs.diverged)
 
     return sample
 
@@ -203,11 +205,10 @@ def _verdict(
 ) -> tuple[str, str]:
     if first.mean is None and second.mean is None:
         return OPEN, 'no run of either trained'
-    if first.mean is None:
-        return CONTRADICTED, 'no run of the first trained'
-    if second.mean is None:
-        verdict = SUPPORTED if margin is None else CONTRADICTED
-        return verdict, 'no run of the second trained'
+    if first.mean is None or second.mean is None:
+        return _verdict_of_failures(first, second, margin)
+    if first.failed or second.failed:
+        return OPEN, f'{first.failed + second.failed} runs failed to train'
     if interval is None:
         return OPEN, 'a single run is no test'
     least, most = (0.0, math.inf) if margin is None else (-margin, margin)
@@ -216,6 +217,20 @@ def _verdict(
     if interval[1] < least or interval[0] > most:
         return CONTRADICTED, ''
     return OPEN, 'the interval holds both'
+
+
+def _verdict_of_failures(
+    first: Sample, second: Sample, margin: float | None
+) -> tuple[str, str]:
+    """Judge where all runs of one side failed to train."""
+    which = 'first' if first.mean is None else 'second'
+    reason = f'no run of the {which} trained'
+    if min(s.runs + s.failed for s in (first, second)) < 2 or (
+        (first if second.mean is None else second).failed
+    ):
+        return OPEN, f'{reason}, which is no test yet'
+    better = second.mean is None and margin is None
+    return (SUPPORTED if better else CONTRADICTED), reason
 
 
 def combined(findings: Sequence[Finding]) -> str:

@@ -130,7 +130,7 @@ def read_results(folder: Path = RESULTS) -> Results:
     places: dict[tuple, str] = {}
     results = Results([], [])
     for file in sorted(folder.glob('*.jsonl')):
-        for number, line in enumerate(file.read_text().splitlines(), 1):
+        for number, line in enumerate(_lines(file), 1):
             place = f'{file.name} line {number}'
             try:
                 record = _parse(line, place)
@@ -146,6 +146,11 @@ def read_results(folder: Path = RESULTS) -> Results:
             places[key] = place
             results.records.append(record)
     return results
+
+
+def _lines(file: Path) -> list[str]:
+    # What is no text is refused as a line that is no JSON.
+    return file.read_text(errors='replace').splitlines()
 
 
 def read_records(folder: Path = RESULTS) -> list[Record]:
@@ -307,8 +312,10 @@ def append_record(record: Record, folder: Path = RESULTS) -> Path:
                     'record it anew, delete that line first.'
                 )
         file = _file(folder, record)
+        # A line that was cut stays one of its own.
+        cut = file.is_file() and not file.read_bytes().endswith(b'\n')
         with file.open('a') as stream:
-            stream.write(record.to_line() + '\n')
+            stream.write(('\n' if cut else '') + record.to_line() + '\n')
     return file
 
 

@@ -1,5 +1,7 @@
 """A finished run, read from the folders that its training wrote."""
 
+import contextlib
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -74,13 +76,12 @@ _LOGGING_HOOKS = {
     'sb_mm.AttentionStatsHook',
     'sb_mm.DivergenceHook',
 }
-# What a run's data and batch are called among the deviations.
-_FOUND = (
+# What a run's data are called among the deviations.
+_FOUND_DATA = (
     'train data set',
     'train pictures',
     'val data set',
     'val pictures',
-    'batch of all processes',
 )
 
 
@@ -93,14 +94,22 @@ class Start:
     @cached_property
     def info(self) -> dict:
         """The content of ``run_info.json``."""
-        file = self.folder / 'vis_data' / RUN_INFO_FILE
-        if not file.is_file():
+        if not self.has_info:
             raise UserInputError(
                 f'{self.folder} holds no vis_data/{RUN_INFO_FILE}: the run '
                 'stopped before its first epoch, or was not started with '
                 'tools/train.py.'
             )
-        return json.loads(file.read_text())
+        return json.loads(self._info_file.read_text())
+
+    @property
+    def _info_file(self) -> Path:
+        return self.folder / 'vis_data' / RUN_INFO_FILE
+
+    @property
+    def has_info(self) -> bool:
+        """Whether its training began."""
+        return self._info_file.is_file()
 
     @cached_property
     def config(self) -> Config:
@@ -109,10 +118,10 @@ class Start:
 
     @cached_property
     def lines(self) -> list[dict]:
-        """What was logged."""
+        """What was logged, but for lines that were cut with the process."""
         file = self.folder / 'vis_data/scalars.json'
-        text = file.read_text() if file.is_file() else ''
-        return [json.loads(line) for line in text.splitlines()]
+        text = file.read_text(errors='replace') if file.is_file() else ''
+        return list(whole_lines(text))
 
     @property
     def diverged(self) -> bool:
@@ -124,8 +133,19 @@ class Start:
         return any(e.get('epoch', 0) >= epoch for e in self.lines)
 
 
+def whole_lines(text: str) -> Iterator[dict]:
+    """Yield the JSON objects of a log; leave out lines that are none."""
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
 def read_starts(work_dir: Path) -> list[Start]:
     """Return the newest run's starts: its first, and every resume of it.
+
+    A start that was cut before it came any further is left out.
 
     Raises:
         UserInputError: If there is none, or a resume does not continue what
@@ -142,16 +162,35 @@ def read_starts(work_dir: Path) -> list[Start]:
         if not folders:
             _refuse_resume(starts[0])
         before = Start(folders.pop())
-        if not _continues(before, starts[0]):
+        if not before.has_info:
+            continue
+        if not _is_same_run(before, starts[0]):
             _refuse_resume(starts[0])
-        starts.insert(0, before)
+        if before.reached(starts[0].info['start_epoch']):
+            starts.insert(0, before)
     return starts
 
 
-def _continues(before: Start, after: Start) -> bool:
-    same = _flat(before.config) == _flat(after.config)
-    same = same and before.info['seed'] == after.info['seed']
-    return same and before.reached(after.info['start_epoch'])
+def _is_same_run(before: Start, after: Start) -> bool:
+    same = _flat(_on_device(before.config)) == _flat(_on_device(after.config))
+    return same and all(
+        before.info.get(key) == after.info.get(key)
+        for key in ('seed', 'batch', 'train', 'val')
+    )
+
+
+def _on_device(cfg: Config) -> Config:
+    """Return a config whose pictures are on the device, if they can be.
+
+    A run may go on with the other way to read the same pictures.
+    """
+    if has_device_data(cfg):
+        return cfg
+    cfg = copy.deepcopy(cfg)
+    # It is left as it is otherwise.
+    with contextlib.suppress(UserInputError):
+        use_device_data(cfg)
+    return cfg
 
 
 def _refuse_resume(start: Start) -> None:
@@ -213,9 +252,18 @@ def config_deviations(cell: Cell, cfg: Config) -> list[str]:
     ]
 
 
-def without_found(changed: Sequence[str]) -> list[str]:
-    """Return the deviations that a config shows before it is run."""
-    return [c for c in changed if c.split('=')[0] not in _FOUND]
+def expected_deviations(cell: Cell, cfg: Config) -> list[str]:
+    """Return the deviations that a config shows before it is run.
+
+    Those are all but what only the data tell; for one process.
+    """
+    batch = cfg.train_dataloader.batch_size
+    return [*config_deviations(cell, cfg), *_other_batch(cell, batch)]
+
+
+def without_data(changed: Sequence[str]) -> list[str]:
+    """Return the deviations but those of the data that a run found."""
+    return [c for c in changed if c.split('=')[0] not in _FOUND_DATA]
 
 
 def _found_otherwise(cell: Cell, info: dict) -> Iterator[str]:
@@ -227,8 +275,12 @@ def _found_otherwise(cell: Cell, info: dict) -> Iterator[str]:
             yield f'{name} data set={"+".join(data["types"])}'
         if data['pictures'] != count:
             yield f'{name} pictures={data["pictures"]}'
-    if info['batch'] != cell.resolve().train_dataloader.batch_size:
-        yield f'batch of all processes={info["batch"]}'
+    yield from _other_batch(cell, info['batch'])
+
+
+def _other_batch(cell: Cell, batch: int) -> Iterator[str]:
+    if batch != cell.resolve().train_dataloader.batch_size:
+        yield f'batch of all processes={batch}'
 
 
 def _flat(cfg: Config) -> dict[str, Any]:

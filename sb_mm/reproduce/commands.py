@@ -6,15 +6,21 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from sb_mm.engine.preflight import check_data
-from sb_mm.errors import UserInputError, first_few
+from sb_mm.errors import UserInputError, first_few, first_line
 from sb_mm.models.layers.arguments import check_number
 from sb_mm.paper.cells import Cell, find_cell, select_cells
-from sb_mm.paper.records import Record, append_record, read_results
+from sb_mm.paper.records import (
+    RESULTS,
+    Record,
+    append_record,
+    read_results,
+)
 
 from .cluster import Share, run_on_ray
 from .display import Display, describe
@@ -28,9 +34,9 @@ class Selection:
     """Which runs are asked for.
 
     Attributes:
-        tables: Numbers; all if empty and no cell is named.
-        widths: Factors; all if empty.
-        attentions: Such as ``'SB'``; all if empty.
+        tables: Numbers.
+        widths: Factors, of the tables' cells; all if empty.
+        attentions: Such as ``'SB'``, of the tables' cells; all if empty.
         cells: Ids, besides those of the tables.
         seeds: One run of each cell for each.
     """
@@ -139,12 +145,13 @@ def reproduce(runs: Sequence[Run], results: Path, engine: Engine) -> int:
         UserInputError: Before any training, if the data or the records cannot
             be used.
     """
+    _check_results(results)
     todo = _not_recorded(runs, results)
     print(
         f'{len(runs)} runs: {len(runs) - len(todo)} recorded already, '
         f'{len(todo)} to do'
     )
-    _check_inputs(todo)
+    _check_inputs(todo, engine)
     failed = []
     with Display(todo) as display, closing(engine.start(todo)) as events:
         for event in events:
@@ -152,13 +159,34 @@ def reproduce(runs: Sequence[Run], results: Path, engine: Engine) -> int:
                 display.update()
                 continue
             run, outcome = event
-            if isinstance(outcome, Record):
-                append_record(outcome, results)
-            else:
+            outcome = _recorded(outcome, results)
+            if not isinstance(outcome, Record):
                 failed.append(run)
             display.end(run, outcome)
     _summarize(todo, failed, results)
     return 1 if failed else 0
+
+
+def _check_results(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / '.lock').touch()
+    except OSError as error:
+        raise UserInputError(
+            f'--results {folder} cannot be written to '
+            f'({first_line(error)}): choose another folder.'
+        ) from error
+
+
+def _recorded(outcome: Outcome, results: Path) -> Outcome:
+    """Record a result; return why, if that cannot be."""
+    if isinstance(outcome, Record):
+        try:
+            append_record(outcome, results)
+        except (UserInputError, OSError) as error:
+            # The other trainings go on.
+            return error
+    return outcome
 
 
 def _not_recorded(runs: Sequence[Run], results: Path) -> list[Run]:
@@ -168,8 +196,13 @@ def _not_recorded(runs: Sequence[Run], results: Path) -> list[Run]:
     return [run for run in runs if not run.is_in(found.records)]
 
 
-def _check_inputs(runs: Sequence[Run]) -> None:
+def _check_inputs(runs: Sequence[Run], engine: Engine) -> None:
     """Look at the data of every data set once, before any training."""
+    amp = any(run.recipe.amp for run in runs)
+    if amp and engine.ray is None and not torch.cuda.is_available():
+        raise UserInputError(
+            '--amp needs a GPU, and this machine has none: leave it out.'
+        )
     first = {run.cell.dataset: run for run in reversed(runs)}
     for run in first.values():
         check_data(run.config(), ('train_dataloader', 'val_dataloader'))
@@ -181,7 +214,7 @@ def _summarize(
     done = len(todo) - len(failed)
     if todo:
         print(f'{done} runs recorded in {results}, {len(failed)} failed')
-    if done:
+    if done and results.resolve() == RESULTS:
         print('python tools/paper.py report puts them beside the paper')
     if failed:
         print('the same command again goes on with what failed')

@@ -83,7 +83,8 @@ def execute(
     if code == UNUSABLE:
         raise UserInputError(message.removeprefix('error: '))
     if code == BUSY:
-        raise UserInputError(
+        # It may be about to end, with the node that started it.
+        raise RunFailedError(
             f'Another process trains {run.name} in {run.work_dir}: wait for '
             'it, or stop it.'
         )

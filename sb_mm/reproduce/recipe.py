@@ -22,6 +22,8 @@ from sb_mm.paper.cells import Cell
 
 # A run that is cut loses at most that part of its epochs.
 _LOST = 20
+# Keys of the config that a reproduction sets.
+_OWN_SETTINGS = ('default_hooks.', 'randomness', 'work_dir', 'launcher')
 # Iterations between two lines of the log, from which progress is shown.
 _LOG_INTERVAL = 20
 
@@ -36,7 +38,10 @@ class Recipe:
         data_root: Folder of the data; None for the config's.
         on_device: Keep CIFAR-10 on the device, with batches cut out there;
             other data sets are always read by the host's loader.
-        compile: Let ``torch.compile`` have the training step.
+        channels_last: Memory format of the batches on the device.
+        compile: Mode of ``torch.compile`` for the training step, such as
+            ``'default'``, or ``'reduce-overhead'`` with CUDA graphs; None
+            for none.
         amp: bfloat16 where autocast permits it; a deviation.
     """
 
@@ -44,12 +49,19 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     data_root: str | None = None
     on_device: bool = True
-    compile: bool = False
+    channels_last: bool = False
+    compile: str | None = None
     amp: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs is not None:
             check_number('--epochs', self.epochs, 1, integer=True)
+        own = [k for k in self.options if k.startswith(_OWN_SETTINGS)]
+        if own:
+            raise UserInputError(
+                f'--cfg-options {own[0]} is set by this tool itself: leave it '
+                'out.'
+            )
 
     @property
     def name(self) -> str:
@@ -59,10 +71,9 @@ class Recipe:
             changes['train_cfg.max_epochs'] = self.epochs
         if self.amp:
             changes['amp'] = True
-        if not changes:
-            return 'full'
-        text = json.dumps(changes, sort_keys=True, default=str)
-        return f'reduced-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+        name = f'reduced-{_digest(changes)}' if changes else 'full'
+        # Another folder may hold other pictures.
+        return f'{name}-{_digest(self.data_root)}' if self.data_root else name
 
     @property
     def is_variant(self) -> bool:
@@ -82,7 +93,7 @@ class Recipe:
         check_own_arguments(cfg)
         self._set_data(cfg, cell)
         if self.compile:
-            cfg.compile = True
+            cfg.compile = dict(mode=self.compile)
         if self.amp:
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
             cfg.optim_wrapper.dtype = 'bfloat16'
@@ -102,7 +113,12 @@ class Recipe:
             if (Path(dataset.data_root) / 'train-0.npz').is_file():
                 dataset.type = 'sb_mm.PackedCIFAR10'
         if self.on_device:
-            use_device_data(cfg)
+            use_device_data(cfg, self.channels_last)
+
+
+def _digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _set_hooks(cfg: Config) -> None:

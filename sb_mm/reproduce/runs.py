@@ -1,6 +1,5 @@
 """The runs of a reproduction: which there are, and what became of them."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,11 +7,15 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from sb_mm.engine.run_info import RUN_INFO_FILE
 from sb_mm.errors import UserInputError
 from sb_mm.paper.cells import Cell
 from sb_mm.paper.records import Record, record_run
-from sb_mm.paper.runs import config_deviations, without_found
+from sb_mm.paper.runs import (
+    Start,
+    expected_deviations,
+    whole_lines,
+    without_data,
+)
 
 from .recipe import Recipe
 
@@ -81,18 +84,19 @@ class Run:
         same = [r for r in records if (r.experiment, r.seed) == wanted]
         if not same:
             return False
-        changed = config_deviations(self.cell, self.config())
-        return any(without_found(r.deviations) == changed for r in same)
+        changed = expected_deviations(self.cell, self.config())
+        if not changed:
+            return any(not r.deviations for r in same)
+        return any(without_data(r.deviations) == changed for r in same)
 
     def progress(self) -> 'Progress':
         """Read how far the training is."""
         folders = sorted(p.parent for p in self.work_dir.glob('*/vis_data'))
         if not folders:
             return Progress()
-        folder = folders[-1] / 'vis_data'
-        return _progress(
-            _tail(folder / 'scalars.json'), folder / RUN_INFO_FILE
-        )
+        start = Start(folders[-1])
+        lines = _tail(start.folder / 'vis_data/scalars.json')
+        return _progress(lines, start.info if start.has_info else {})
 
 
 @dataclass(frozen=True)
@@ -118,18 +122,11 @@ def _tail(file: Path) -> list[dict]:
         size = stream.seek(0, 2)
         stream.seek(max(0, size - _TAIL_BYTES))
         text = stream.read().decode(errors='ignore')
-    lines = []
-    for line in text.splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:  # cut at either end
-            continue
-    return lines
+    return list(whole_lines(text))
 
 
-def _progress(lines: list[dict], info_file: Path) -> Progress:
+def _progress(lines: list[dict], info: dict) -> Progress:
     epochs = loss = metric = math.nan
-    info = json.loads(info_file.read_text()) if info_file.is_file() else {}
     for line in lines:
         if 'loss' in line:
             loss = line['loss']
@@ -156,6 +153,9 @@ def plan_runs(
     The first seed of every cell comes first, so that a reproduction that is
     cut has something of everything.
     """
-    first = {cell.experiment: cell for cell in reversed(cells)}
-    distinct = [c for c in cells if first[c.experiment] is c]
-    return [Run(cell, s, recipe, root) for s in seeds for cell in distinct]
+    distinct: dict[tuple, Cell] = {}
+    for cell in cells:
+        distinct.setdefault(cell.experiment, cell)
+    return [
+        Run(cell, s, recipe, root) for s in seeds for cell in distinct.values()
+    ]

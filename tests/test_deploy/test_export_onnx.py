@@ -678,6 +678,7 @@ def tool(monkeypatch, capsys, tmp_path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
 
     def run(*argv):
         words = [str(word) for word in argv]
@@ -689,7 +690,8 @@ def tool(monkeypatch, capsys, tmp_path):
         code = stop.value.code
         return code, captured.out, f'{captured.err}{code}'
 
-    return run
+    yield run
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture
@@ -762,13 +764,21 @@ def test_ended_by_a_signal_nothing_is_left(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(export, '_compare', end)
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        code, _, _ = tool(config, checkpoint, '--out', 'net.onnx')
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+    code, _, _ = tool(config, checkpoint, '--out', 'net.onnx')
     assert code == 128 + signal.SIGTERM
     assert not list(tmp_path.glob('*net.onnx*'))
+
+
+def test_a_worker_of_a_pool_still_ends_at_once(tool, config, exported):
+    def state():
+        return signal.getsignal(signal.SIGTERM)
+
+    tool(config, '--check-images', 0)
+    assert state() is not signal.SIG_DFL
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if state() is signal.SIG_DFL else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_full_disk_is_named(

@@ -24,7 +24,7 @@ from sb_mm.paper.runs import (
     config_deviations,
     deviations,
     read_starts,
-    without_found,
+    without_data,
 )
 
 CELL = find_cell('t8-x0.35-lambda_init-0.01')
@@ -353,7 +353,7 @@ def test_pictures_on_the_device_are_no_deviation(run):
         'train_dataloader.dataset.indices=64',
     ]
     found = ['train pictures=64', 'batch of all processes=4', 'a not set']
-    assert without_found(found) == ['a not set']
+    assert without_data(found) == ['batch of all processes=4', 'a not set']
 
 
 def test_the_map_of_a_detector_is_in_percent(tmp_path):

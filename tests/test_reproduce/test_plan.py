@@ -94,12 +94,12 @@ def test_the_paper_recipe_is_no_deviation(make_run, cifar):
     for run in (
         make_run(data_root=cifar),
         make_run(data_root=cifar, on_device=False),
-        make_run(data_root=cifar, compile=True),
+        make_run(data_root=cifar, compile='default'),
         make_run(find_cell('t4-ssd-mobilenetv2-x0.35-sb')),
         make_run(find_cell('t1-sb-x0.35')),
     ):
         assert config_deviations(run.cell, run.config()) == []
-        assert run.recipe.name == 'full'
+        assert run.recipe.name.split('-')[0] == 'full'
     changed = config_deviations(SB, make_run(amp=True).config())
     assert changed == [
         'optim_wrapper.dtype=bfloat16',
@@ -116,16 +116,48 @@ def test_a_changed_recipe_has_its_own_folder(make_run):
         dict(amp=True),
     ]
     assert len({make_run(**r).work_dir for r in recipes}) == 5
-    same = make_run(epochs=3, data_root='elsewhere', on_device=False)
+    same = make_run(epochs=3, on_device=False)
     assert same.work_dir == make_run(epochs=3).work_dir
+    # There may be other pictures.
+    other = make_run(epochs=3, data_root='elsewhere')
+    assert other.work_dir != same.work_dir
+
+
+def test_a_cell_that_is_named_twice_is_planned_once(tmp_path):
+    named = Selection(tables=[6, 6], widths=[0.35], cells=['t6-x0.35-sb'] * 2)
+    runs = commands.plan(named, Recipe(), tmp_path)
+    assert sorted(run.cell.id for run in runs) == [
+        't6-x0.35-dyconv', 't6-x0.35-sb', 't6-x0.35-static',
+    ]  # fmt: skip
+
+
+def test_a_run_of_other_data_or_batch_is_no_full_one(make_run, make_record):
+    full = make_run()
+    for found in ('batch of all processes=8', 'train pictures=16'):
+        assert not full.is_in([make_record(SB.id, deviations=[found])])
+    assert full.is_in([make_record(SB.id)])
+    half = make_run(options={'train_dataloader.batch_size': 64})
+    assert not half.is_in([make_record(SB.id)])
+    batch = make_record(SB.id, deviations=['batch of all processes=64'])
+    assert half.is_in([batch])
+
+
+@pytest.mark.parametrize(
+    'key', ['default_hooks.checkpoint.interval', 'randomness.seed']
+)
+def test_settings_of_the_tool_itself_are_refused(key):
+    with pytest.raises(UserInputError, match=f'{key} is set by this tool'):
+        Recipe(options={key: 1})
 
 
 def test_the_config_of_a_run_has_what_was_asked_for(make_run, cifar):
-    run = make_run(seed=7, epochs=100, data_root=cifar, compile=True)
+    run = make_run(
+        seed=7, epochs=100, data_root=cifar, compile='reduce-overhead'
+    )
     cfg = run.config()
     assert cfg.randomness.seed == 7
     assert cfg.train_cfg.max_epochs == 100
-    assert cfg.compile is True
+    assert cfg.compile == dict(mode='reduce-overhead')
     assert cfg.work_dir == str(run.work_dir)
     data = cfg.train_dataloader.dataset
     assert data.type == 'sb_mm.IndexedPictures'
