@@ -169,7 +169,9 @@ def _claims(records: list[Record]) -> str:
         'recipe, here and in the paper: a claim on two cells is supported or '
         f'contradicted if the {CONFIDENCE:.0%} confidence interval of the '
         "difference of their means (Welch's, not corrected for the number of "
-        'comparisons) lies on one side of 0, and open otherwise. A claim is '
+        'comparisons) lies on one side of 0, and open otherwise. Where all '
+        'runs of one cell, two at least, failed to train, and none of the '
+        'other, that decides; where only some failed, it is open. A claim is '
         'supported if all its pairs are, and contradicted if one is.'
     )
     rows = [

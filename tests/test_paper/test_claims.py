@@ -63,6 +63,11 @@ def test_the_interval_is_that_of_welch(finding):
         ([10.0, 10.0], [90.0, 90.1], CONTRADICTED),
         ([90.0, 90.1], [10.0, 10.0], SUPPORTED),
         ([10.0, 10.0], [10.0, 10.0], OPEN),
+        # One run tells nothing, and neither do the best of several.
+        ([91.0], [10.0], OPEN),
+        ([91.0, 91.1], [10.0], OPEN),
+        ([91.0, 91.1], [90.0, 90.1, 10.0], OPEN),
+        ([91.0, 10.0], [10.0, 10.0], OPEN),
     ],
 )
 def test_better_is_tested_against_zero(finding, sb, static, verdict):

@@ -273,6 +273,69 @@ def test_a_resume_of_something_else_is_refused(run, first, second):
         record_run(CELL, run.folder)
 
 
+@pytest.mark.parametrize(
+    'other',
+    [
+        dict(batch=64),
+        dict(train=dict(types=['CIFAR10'], pictures=16)),
+        dict(val=None),
+    ],
+    ids=str,
+)
+def test_a_resume_with_other_data_or_batch_is_refused(run, other):
+    run.start('20260102_01', [1, 2], info=other, **SHORT)
+    run.start('20260102_02', [3], resume=True, **SHORT)
+    with pytest.raises(UserInputError, match='not the one before it'):
+        record_run(CELL, run.folder)
+
+
+def test_starts_that_were_cut_early_are_left_out(run):
+    run.start('20260102_01', [1, 2], **SHORT)
+    cut = dict(resume=True, **SHORT)
+    run.start('20260102_02', [], info=dict(start_epoch=2), **cut)
+    run.start('20260102_03', [], info=dict(start_epoch=2), **cut)
+    (run.folder / '20260102_03/vis_data/run_info.json').unlink()
+    run.start('20260102_04', [3], **cut)
+    record = record_run(CELL, run.folder)
+    assert record.history == [[1, 10.0], [2, 20.0], [3, 30.0]]
+
+
+def test_a_run_may_go_on_with_the_other_loader(run):
+    host = CELL.resolve()
+    device = CELL.resolve()
+    use_device_data(device)
+    run.start('20260102_01', [1, 2], **SHORT)
+    run.start('20260102_02', [3], resume=True, **SHORT)
+    for name, cfg in (('20260102_01', host), ('20260102_02', device)):
+        cfg.merge_from_dict(
+            {k.replace('__', '.'): v for k, v in SHORT.items()}
+        )
+        cfg.dump(run.folder / name / 'vis_data/config.py')
+    assert record_run(CELL, run.folder).final == 30.0
+
+
+def test_a_line_that_was_cut_with_the_process_is_left_out(run):
+    run.start('20260102_01', [1, 2], **SHORT)
+    log = run.folder / '20260102_01/vis_data/scalars.json'
+    with log.open('ab') as stream:
+        stream.write(b'{"loss": 1.0, "st\xff')
+    run.start('20260102_02', [3], resume=True, **SHORT)
+    assert record_run(CELL, run.folder).final == 30.0
+
+
+def test_a_record_behind_a_line_that_was_cut_is_whole(record, tmp_path):
+    file = append_record(record(seed=0), tmp_path)
+    file.write_bytes(file.read_bytes().rstrip(b'\n'))
+    append_record(record(seed=1), tmp_path)
+    assert [r.seed for r in read_results(tmp_path).records] == [0, 1]
+    with file.open('ab') as stream:
+        stream.write(b'\xff{')
+    append_record(record(seed=2), tmp_path)
+    found = read_results(tmp_path)
+    assert [r.seed for r in found.records] == [0, 1, 2]
+    assert len(found.refused) == 1
+
+
 def test_where_and_how_fast_a_run_read_its_data_does_not_count(run):
     run.start(
         'a',

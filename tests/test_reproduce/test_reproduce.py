@@ -215,6 +215,43 @@ def test_an_edited_record_is_said_and_the_run_done_again(
     assert 'was edited after the run' in capsys.readouterr().err
 
 
+def test_a_record_that_is_there_does_not_stop_the_others(
+    make_record, tmp_path, monkeypatch, capsys
+):
+    results = tmp_path / 'results'
+    runs = commands.plan(Selection(cells=CELLS), Recipe(), tmp_path / 'out')
+    taken = make_record(CELLS[0])
+
+    def start(self, todo):
+        # Another process records it meanwhile.
+        commands.append_record(taken, results)
+        for run in todo:
+            yield run, make_record(run.cell.id)
+
+    monkeypatch.setattr(Engine, 'start', start)
+    monkeypatch.setattr(commands, '_check_inputs', lambda *_: None)
+    assert commands.reproduce(runs, results, Engine()) == 1
+    assert len(read_results(results).records) == 2
+    assert '1 runs recorded' in capsys.readouterr().out
+
+
+def test_results_that_cannot_be_written_stop_it_before_any_training(tmp_path):
+    file = tmp_path / 'results'
+    file.write_text('')
+    runs = commands.plan(Selection(cells=CELLS), Recipe(), tmp_path / 'out')
+    with pytest.raises(commands.UserInputError, match='cannot be written to'):
+        commands.reproduce(runs, file, Engine(jobs=1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='for want of a GPU')
+def test_half_precision_without_a_gpu_is_refused(tmp_path):
+    runs = commands.plan(
+        Selection(cells=CELLS), Recipe(amp=True), tmp_path / 'out'
+    )
+    with pytest.raises(commands.UserInputError, match='--amp needs a GPU'):
+        commands.reproduce(runs, tmp_path / 'results', Engine(jobs=1))
+
+
 @pytest.fixture
 def cluster(monkeypatch):
     """A Ray cluster of two nodes on this machine, one core each."""
