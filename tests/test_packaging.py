@@ -101,9 +101,13 @@ def test_every_import_of_sb_mm_is_of_the_hosts_or_required():
         for name in imported_modules(path)
         if name not in known
     }
-    optional = {pin.split('==')[0] for pin in lines_of('export')}
-    assert {name for _, name in foreign} <= {*lines_of('runtime'), *optional}
-    assert {folder for folder, n in foreign if n in optional} == {'deploy'}
+    assert foreign
+    for extra, folder in (('export', 'deploy'), ('cluster', 'reproduce')):
+        optional = {pin.split('==')[0] for pin in lines_of(extra)}
+        of_extra = {(f, name) for f, name in foreign if name in optional}
+        assert {f for f, _ in of_extra} == {folder}
+        foreign -= of_extra
+    assert {name for _, name in foreign} <= set(lines_of('runtime'))
 
 
 def test_citation_and_changelog_name_the_version():

@@ -77,7 +77,7 @@ def test_a_table_is_trained_once_and_recorded(cifar, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_an_interrupted_reproduction_goes_on(cifar, tmp_path, make_run):
-    epochs = 12
+    epochs = 30
     run = make_run(epochs=epochs)
     command = [
         sys.executable, 'tools/reproduce.py', '--cells', CELLS[0],
