@@ -1,6 +1,8 @@
 """Training on CIFAR-10's size: pictures on the device, or mmpretrain's way."""
 
+import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import mmpretrain.datasets
 import numpy as np
@@ -20,9 +22,13 @@ from sb_mm.engine.on_device import use_device_data
 from .measurement import Measurement, Settings, rates_in_turns
 
 OURS, STOCK = 'sb_mm', 'mmpretrain'
+LAST = 'sb_mm, channels_last'
+COMPILED = 'sb_mm, compiled (reduce-overhead)'
+BOTH = 'sb_mm, channels_last, compiled (reduce-overhead)'
 PIPELINE, STEP = 'input pipeline', 'training step'
 BATCH, WIDTH = 128, 0.35
 _SIDE, _CLASSES = 32, 10
+_MOST_WORKERS = 16
 
 
 @DATASETS.register_module()
@@ -50,12 +56,53 @@ class RandomCIFAR10(mmpretrain.datasets.CIFAR10):
         ]
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a contender brings pictures to the network and computes.
+
+    Attributes:
+        on_device: With ``sb_mm``'s input instead of mmpretrain's.
+        workers: Processes that load.
+        channels_last: Memory format of the batches.
+        compile: Mode of ``torch.compile`` for the training step; None for
+            none.
+    """
+
+    on_device: bool = True
+    workers: int = 0
+    channels_last: bool = False
+    compile: str | None = None
+
+
+def ways(what: str, device: str) -> dict[str, Way]:
+    """Return the contenders by name.
+
+    Args:
+        what: ``PIPELINE`` or ``STEP``.
+        device: ``'cpu'`` or ``'cuda'``.
+    """
+    if device == 'cuda':
+        stock = Way(False, workers=min(_MOST_WORKERS, os.cpu_count() or 1))
+        mode = 'default'
+    else:
+        # On few cores, processes would take them from the training.
+        stock, mode = Way(False), None
+    found = {STOCK: replace(stock, compile=mode), OURS: Way(compile=mode)}
+    if what == STEP:
+        found |= {
+            LAST: Way(channels_last=True, compile=mode),
+            COMPILED: Way(compile='reduce-overhead'),
+            BOTH: Way(channels_last=True, compile='reduce-overhead'),
+        }
+    return found
+
+
 def cifar_pipeline(settings: Settings) -> Iterator[Measurement]:
     """Count pictures/s of the input alone, and of whole training steps.
 
-    The pictures are random, of CIFAR-10's size. No processes load: ours need
-    none, and on few cores mmpretrain's would take them from the training. On
-    a GPU, the networks are compiled, as ``compile=True`` in a config does.
+    The pictures are random, of CIFAR-10's size. On a GPU, the networks of
+    all contenders are compiled, as ``compile=True`` in a config does, and
+    mmpretrain's input has processes that load.
     """
     device = torch.device(settings.device).type
     batch = 4 if settings.tiny else BATCH
@@ -66,17 +113,20 @@ def cifar_pipeline(settings: Settings) -> Iterator[Measurement]:
     ):
         pictures = batch * (2 if settings.tiny else batches)
         case = dict(what=what, batch=batch, pictures=pictures, device=device)
+        found = ways(what, device)
         if what == STEP:
             case.update(width=WIDTH, compiled=device == 'cuda')
+        if device == 'cuda':
+            case.update(workers=found[STOCK].workers)
         contenders = {
-            name: prepare(config(name, pictures, batch), settings.device)
-            for name in (STOCK, OURS)
+            name: prepare(config(way, pictures, batch), settings.device)
+            for name, way in found.items()
         }
         yield from rates_in_turns(case, contenders, settings.rounds, pictures)
 
 
-def config(name: str, pictures: int, batch: int) -> Config:
-    """Return model and loader of SB x0.35, with mmpretrain's input or ours."""
+def config(way: Way, pictures: int, batch: int) -> Config:
+    """Return model and loader of SB x0.35."""
     model = dict(
         type='ImageClassifier',
         backbone=dict(
@@ -92,16 +142,20 @@ def config(name: str, pictures: int, batch: int) -> Config:
     )
     loader = dict(
         batch_size=batch,
-        num_workers=0,
+        num_workers=way.workers,
+        persistent_workers=way.workers > 0,
+        pin_memory=way.workers > 0,
         sampler=dict(type='DefaultSampler', shuffle=True),
         collate_fn=dict(type='default_collate'),
         dataset=dict(
             type='RandomCIFAR10', pictures=pictures, pipeline=_TRANSFORMS
         ),
     )
-    cfg = Config(dict(model=model, train_dataloader=loader))
-    if name == OURS:
-        use_device_data(cfg)
+    cfg = Config(
+        dict(model=model, train_dataloader=loader, compile=way.compile)
+    )
+    if way.on_device:
+        use_device_data(cfg, way.channels_last)
     return cfg
 
 
@@ -145,8 +199,9 @@ def _steps(cfg: Config, device: str) -> Callable[[], None]:
     # The rate of 0 keeps the weights, so that every step is the same work.
     optimizer = torch.optim.SGD(model.parameters(), lr=0, momentum=0.9)
     wrapper = OptimWrapper(optimizer)
-    if device.startswith('cuda'):
-        model.forward = torch.compile(model.forward)  # as mmengine's runner
+    if cfg.compile:
+        # As MMEngine's runner does it.
+        model.forward = torch.compile(model.forward, mode=cfg.compile)
 
     def run() -> None:
         for data in loader:

@@ -18,7 +18,9 @@ from benchmarks.networks import SB, SE, STATIC
 from benchmarks.pipeline import OURS, STOCK
 from benchmarks.results import Result
 from sb_mm.engine.cli import run_tool
-from sb_mm.paper.report import REPOSITORY, fill, markdown
+from sb_mm.paper.cells import REPOSITORY
+from sb_mm.paper.report import fill
+from sb_mm.paper.writing import markdown
 
 PAGE = REPOSITORY / 'docs/performance.md'
 TEMPLATE = REPOSITORY / 'benchmarks/page.md'

@@ -74,5 +74,6 @@ HOOKS = Registry(
     locations=[
         'sb_mm.engine.attention_stats_hook',
         'sb_mm.engine.divergence_hook',
+        'sb_mm.engine.epoch_seed_hook',
     ],
 )

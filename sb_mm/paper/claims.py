@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from scipy import stats
 
@@ -52,10 +53,25 @@ class Finding:
     reason: str
 
 
-def _widths(better: str, worse: str, *widths: str) -> tuple:
+_Pairs = tuple[tuple[str, str], ...]
+
+
+def _widths(better: str, worse: str, *widths: str) -> _Pairs:
     return tuple((better.format(w), worse.format(w)) for w in widths)
 
 
+def _small_lambdas() -> _Pairs:
+    values = product((0.01, 0.05, 0.1), (0.5, 1.0))
+    return sum(
+        (
+            _widths(_LAMBDA + str(small), _LAMBDA + str(large), *_FOUR)
+            for small, large in values
+        ),
+        (),
+    )
+
+
+_LAMBDA = 't8-x{}-lambda_init-'
 _ALL = 'expand-depthwise-project'
 _FOUR = ('0.35', '0.5', '0.75', '1.0')
 CLAIMS = (
@@ -75,9 +91,11 @@ CLAIMS = (
         _widths('t5-x{}-sb-' + _ALL, 't5-x{}-se-' + _ALL, *_FOUR),
     ),
     Claim(
-        'SE in all three layers is worse than SE in the first (it collapses).',
+        'SE gets worse with each further layer of a block (it collapses).',
         'Table 5',
-        _widths('t5-x{}-se-expand', 't5-x{}-se-' + _ALL, *_FOUR),
+        _widths('t5-x{}-se-expand', 't5-x{}-se-expand-project', *_FOUR)
+        + _widths('t5-x{}-se-expand-project', 't5-x{}-se-' + _ALL, *_FOUR)
+        + _widths('t5-x{}-se-expand', 't5-x{}-se-' + _ALL, *_FOUR),
     ),
     Claim(
         'SB in all three layers is better than SB in the first.',
@@ -93,9 +111,10 @@ CLAIMS = (
         ),
     ),
     Claim(
-        'A small initial lambda (0.05) is better than a large one (1.0).',
+        'A small initial lambda (up to 0.1) is better than a large one (0.5 '
+        'and more).',
         'Table 8',
-        _widths('t8-x{}-lambda_init-0.05', 't8-x{}-lambda_init-1.0', *_FOUR),
+        _small_lambdas(),
     ),
     Claim(
         'The gating function hardly matters: at most 0.5 points from tanh.',

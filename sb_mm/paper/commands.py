@@ -21,14 +21,8 @@ from .records import (
     reduced_runs,
     summarize,
 )
-from .report import (
-    NOT_RUN,
-    generate,
-    our_result,
-    paper_result,
-    stale,
-    write,
-)
+from .report import generate, paper_result, stale, write
+from .writing import NOT_RUN, our_result
 
 
 def _console() -> Console:

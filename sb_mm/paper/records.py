@@ -5,16 +5,16 @@ import json
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 
 from sb_mm.errors import UserInputError, first_few
 
 from .cells import REPOSITORY, Cell, find_cell
-from .runs import deviations, read_history, read_starts
+from .runs import Start, deviations, execution, read_history, read_starts
 
 RESULTS = REPOSITORY / 'results'
 # Fields that the training itself wrote down.
@@ -27,6 +27,8 @@ _FROM_RUN_INFO = (
     'commit',
     'date',
 )
+# What may change with a resume.
+_OF_A_START = ('start_epoch', 'hardware', 'versions', 'commit', 'date')
 # Classes, of which a network that learnt nothing names the right one by
 # chance, and the pictures on which it is measured. A mean AP has no such
 # value.
@@ -56,6 +58,11 @@ class Record:
         versions: Of Python and the packages.
         commit: Of this repository, with ``+`` if its code was changed.
         date: Of the last (re)start, ISO.
+        execution: How it was computed, see
+            :func:`~sb_mm.paper.runs.execution`; empty where that was not
+            noted.
+        earlier_starts: Of a resumed run: what it was computed on and with
+            before, start by start, each with its ``start_epoch``.
     """
 
     cell: str
@@ -73,6 +80,8 @@ class Record:
     versions: dict[str, str]
     commit: str
     date: str
+    execution: dict[str, Any] = field(default_factory=dict)
+    earlier_starts: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def experiment(self) -> str:
@@ -275,7 +284,14 @@ def record_run(cell: Cell, work_dir: Path, variant: bool = False) -> Record:
         final=None if last.diverged else history[-1][1],
         hours=round(hours, 3),
         **{k: last.info[k] for k in _FROM_RUN_INFO},
+        execution=execution(last.config),
+        earlier_starts=[_describe(start) for start in starts[:-1]],
     )
+
+
+def _describe(start: Start) -> dict[str, Any]:
+    known = {key: start.info[key] for key in _OF_A_START}
+    return dict(known, execution=execution(start.config))
 
 
 def _check_network(cell: Cell, work_dir: Path, changed: list[str]) -> None:

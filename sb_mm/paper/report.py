@@ -23,8 +23,9 @@ from .claims import (
 )
 from .counting import Cost
 from .records import Record, Results, Summary, read_results, summarize
+from .reduced import reduced_section
+from .writing import NOT_RUN, bullets, markdown, our_result
 
-NOT_RUN = 'not run'
 _URL = 'https://arxiv.org/abs/2103.13080'
 _TITLES = {
     1: 'MobileNetV2 on ImageNet',
@@ -37,6 +38,11 @@ _TITLES = {
     8: 'Start value of lambda, MobileNetV2 on CIFAR-10',
     9: 'Gating function, MobileNetV2 on CIFAR-10',
     10: 'Hidden units of the gate, MobileNetV2 x0.35 on CIFAR-10',
+}
+# What our runs found beside the paper's numbers.
+_FINDINGS = {
+    5: 'Why SE in every layer fails to train: [attention.md](attention.md'
+    '#why-se-in-every-layer-does-not-learn-the-norm-inside-its-gate).'
 }
 _METRIC_NAMES = {'top1': 'top-1 (%)', 'map_percent': '11-point mAP (%)'}
 # Folder -> data set of the cells, what a leaf's name ends with.
@@ -124,12 +130,6 @@ def fill(content: str, name: str, text: str, path: Path) -> str:
     return filled
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [header, ['---'] * len(header), *rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-
-
 def _results(results: Results) -> str:
     records = results.records
     parts = [
@@ -151,16 +151,13 @@ def _results(results: Results) -> str:
     ]
     for number, title in _TITLES.items():
         parts += [f'## Table {number}: {title}', _table(number, records)]
+        parts += [_FINDINGS[number]] if number in _FINDINGS else []
     full = [r for r in records if not r.deviations]
     parts += ["## The paper's claims", _claims(full)]
-    parts += ['## Reduced runs', _reduced(records)]
+    parts += ['## Reduced runs', reduced_section(records)]
     if results.refused:
-        parts += ['## Records left out', _bullets(results.refused)]
+        parts += ['## Records left out', bullets(results.refused)]
     return '\n\n'.join(parts) + '\n'
-
-
-def _bullets(items: list[str]) -> str:
-    return '\n'.join(f'- {item}' for item in items)
 
 
 def _claims(records: list[Record]) -> str:
@@ -239,17 +236,6 @@ def paper_result(cell: Cell) -> str:
     return f'{value:.3f}' + ('' if std is None else f' ± {std:.3f}')
 
 
-def our_result(runs: Summary) -> str:
-    """Return mean and standard deviation, and how many runs failed."""
-    if runs.mean is None:
-        return '/'
-    std = '' if runs.std is None else f' ± {runs.std:.3f}'
-    failed = ''
-    if runs.diverged:
-        failed = f' ({runs.diverged} of {len(runs.records)} runs: /)'
-    return f'{runs.mean:.3f}{std}{failed}'
-
-
 def _difference(cell: Cell, runs: Summary) -> str:
     paper = cell.printed[cell.metric]
     if paper is None or runs.mean is None:
@@ -264,80 +250,6 @@ def _provenance(records: list[Record]) -> str:
         f'{epochs} epochs, {hardware}, commit {commit}'
         for epochs, hardware, commit in kinds
     )
-
-
-def _reduced(records: list[Record]) -> str:
-    recipes: dict[tuple[str, ...], list[Record]] = {}
-    for record in records:
-        if record.deviations:
-            recipes.setdefault(tuple(record.deviations), []).append(record)
-    if not recipes:
-        return 'None recorded.'
-    note = (
-        "Not the paper's recipe: they show that a cell runs, and in which "
-        'direction numbers point at that recipe, and are not to be put '
-        "beside the paper's."
-    )
-    parts = [note]
-    for number, (changed, runs) in enumerate(recipes.items(), 1):
-        parts += [f'### Recipe {number}', *_recipe(list(changed), runs)]
-    return '\n\n'.join(parts)
-
-
-def _recipe(changed: list[str], records: list[Record]) -> Iterator[str]:
-    """Yield the parts of the section on one reduced recipe."""
-    yield _bullets([f'`{c}`' for c in changed])
-    header = ['cell', 'result (%)', 'seeds', 'each (%)', 'hours', 'from']
-    cells = {r.experiment: r.cell for r in records}
-    rows = []
-    for experiment, name in cells.items():
-        runs = Summary([r for r in records if r.experiment == experiment])
-        rows.append(
-            [
-                f'`{name}`',
-                our_result(runs),
-                ', '.join(str(r.seed) for r in runs.records),
-                ', '.join(_final(r) for r in runs.records),
-                f'{sum(r.hours for r in runs.records):.2f}',
-                _origin(runs.records),
-            ]
-        )
-    yield markdown(header, rows)
-    if findings := list(_findings(records)):
-        yield 'What these runs say of the claims above, at this recipe:'
-        header = ['claim', 'cells', 'difference', 'interval', 'verdict']
-        yield markdown(header, findings)
-
-
-def _final(record: Record) -> str:
-    if record.final is None:
-        return '/'
-    return f'{record.final:.2f}' + (' (/)' if record.diverged else '')
-
-
-def _origin(records: list[Record]) -> str:
-    """Return what the runs ran on, and when."""
-    kinds = sorted({(r.hardware, r.commit, r.date) for r in records})
-    return '; '.join(', '.join(kind) for kind in kinds)
-
-
-def _findings(records: list[Record]) -> Iterator[list[str]]:
-    for claim in CLAIMS:
-        for finding in judge(claim, of_runs(records)):
-            if finding.reason == NOT_RUN:
-                continue
-            verdict, reason = finding.verdict, finding.reason
-            yield [
-                claim.text,
-                ', '.join(f'`{cell.id}`' for cell in finding.cells),
-                _signed(finding.difference),
-                ' to '.join(map(_signed, finding.interval or ())),
-                f'{verdict} ({reason})' if reason else verdict,
-            ]
-
-
-def _signed(value: float | None) -> str:
-    return '' if value is None else f'{value:+.2f}'
 
 
 def leaves(folder: str) -> list[Path]:

@@ -67,7 +67,8 @@ _IRRELEVANT_ENDS = (
     'pin_memory',
     'prefetch_factor',
 )
-_LOGGING_HOOKS = {
+# Hooks that log, save, stop or seed, and leave the training as it is.
+_NEUTRAL_HOOKS = {
     'CheckpointHook',
     'DetVisualizationHook',
     'IterTimerHook',
@@ -75,6 +76,7 @@ _LOGGING_HOOKS = {
     'VisualizationHook',
     'sb_mm.AttentionStatsHook',
     'sb_mm.DivergenceHook',
+    'sb_mm.EpochSeedHook',
 }
 # What a run's data are called among the deviations.
 _FOUND_DATA = (
@@ -266,6 +268,30 @@ def without_data(changed: Sequence[str]) -> list[str]:
     return [c for c in changed if c.split('=')[0] not in _FOUND_DATA]
 
 
+def execution(cfg: Config) -> dict[str, Any]:
+    """Return how a run is computed, as far as no number depends on it.
+
+    Args:
+        cfg: Of the run.
+
+    Returns:
+        ``pictures``, who cuts the batches out: ``'device'`` or ``'host'``;
+        ``channels_last``, the memory format of batches from the device;
+        ``compile``, the mode of ``torch.compile``, None if it is not used.
+    """
+    on_device = has_device_data(cfg)
+    compiled = cfg.get('compile') or None
+    if compiled is not None:
+        options = compiled if isinstance(compiled, dict) else {}
+        compiled = options.get('mode') or 'default'
+    return dict(
+        pictures='device' if on_device else 'host',
+        channels_last=on_device
+        and bool(cfg.model.data_preprocessor.get('channels_last')),
+        compile=compiled,
+    )
+
+
 def _found_otherwise(cell: Cell, info: dict) -> Iterator[str]:
     """Yield what differs in the data and the batch, as the run found them."""
     train, val, kinds = _DATA[cell.dataset]
@@ -285,7 +311,7 @@ def _other_batch(cell: Cell, batch: int) -> Iterator[str]:
 
 def _flat(cfg: Config) -> dict[str, Any]:
     """Return the settings that matter, by dotted keys."""
-    hooks = sorted(set(_hook_types(cfg)) - _LOGGING_HOOKS)
+    hooks = sorted(set(_hook_types(cfg)) - _NEUTRAL_HOOKS)
     flat: dict[str, Any] = dict(hooks='+'.join(hooks))
     # A resume names what it continues there.
     flat['load_from'] = None if cfg.get('resume') else cfg.get('load_from')

@@ -140,7 +140,11 @@ def _set_hooks(cfg: Config) -> None:
         for hook in cfg.get('custom_hooks') or []
         if hook['type'] != 'sb_mm.AttentionStatsHook'
     ]
-    cfg.custom_hooks.append(ConfigDict(type='sb_mm.DivergenceHook'))
+    cfg.custom_hooks += [
+        ConfigDict(type='sb_mm.DivergenceHook'),
+        # A run that is cut and resumed is the run that was not cut.
+        ConfigDict(type='sb_mm.EpochSeedHook'),
+    ]
 
 
 def check_seeds(seeds: list[int]) -> None:

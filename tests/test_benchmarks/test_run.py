@@ -389,9 +389,9 @@ def test_the_classifiers_of_others_do_what_ours_do():
 
 
 def test_both_inputs_of_cifar_are_of_one_kind():
-    for name in (cifar_pipeline.STOCK, cifar_pipeline.OURS):
-        cfg = cifar_pipeline.config(name, pictures=20, batch=4)
-        assert has_device_data(cfg) == (name == cifar_pipeline.OURS)
+    for name, way in cifar_pipeline.ways(cifar_pipeline.STEP, 'cpu').items():
+        cfg = cifar_pipeline.config(way, pictures=20, batch=4)
+        assert has_device_data(cfg) == (name != cifar_pipeline.STOCK)
         loader = cifar_pipeline.build_loader(cfg)
         assert len(loader) == 5
         model = cifar_pipeline._build(cfg)
@@ -399,12 +399,25 @@ def test_both_inputs_of_cifar_are_of_one_kind():
         inputs = data['inputs']
         assert inputs.shape == (4, 3, 32, 32)
         assert inputs.dtype == torch.float32
+        last = inputs.is_contiguous(memory_format=torch.channels_last)
+        assert last == ('channels_last' in name)
         # Black borders of the crop, else 0 to 255.
         mean, std = 125.307, 51.5865
         assert inputs[:, 0].min() == pytest.approx(-mean / std, abs=0.01)
         assert inputs[:, 0].max() == pytest.approx(
             (255 - mean) / std, abs=0.03
         )
+
+
+def test_on_a_gpu_all_are_compiled_and_processes_load_for_the_host():
+    found = cifar_pipeline.ways(cifar_pipeline.STEP, 'cuda')
+    assert all(way.compile for way in found.values())
+    workers = {name: way.workers for name, way in found.items()}
+    assert workers.pop(cifar_pipeline.STOCK) > 0
+    assert not any(workers.values())
+    cfg = cifar_pipeline.config(found[cifar_pipeline.STOCK], 20, 4)
+    assert cfg.train_dataloader.persistent_workers
+    assert len(list(cifar_pipeline.build_loader(cfg))) == 5
 
 
 def test_a_tiny_run_reads_few_of_many_pictures(tiny_devkit):

@@ -13,6 +13,7 @@ from sb_mm.engine.on_device import use_device_data
 from sb_mm.errors import UserInputError
 from sb_mm.paper.cells import find_cell
 from sb_mm.paper.records import (
+    _digest,
     append_record,
     read_records,
     read_results,
@@ -23,6 +24,7 @@ from sb_mm.paper.records import (
 from sb_mm.paper.runs import (
     config_deviations,
     deviations,
+    execution,
     read_starts,
     without_data,
 )
@@ -245,6 +247,53 @@ def test_a_resumed_run_becomes_one_record(run):
     assert (record.seed, record.epochs, record.parameters) == (7, 3, 5)
     assert (record.hardware, record.commit) == ('GPU', 'abc')
     assert record.date == '2026-01-02'
+
+
+def test_a_record_tells_how_it_was_computed(run):
+    cut = dict(
+        hardware='another GPU',
+        versions=dict(torch='1'),
+        commit='old',
+        date='2026-01-01',
+    )
+    run.start('20260101_01', [1, 2], info=cut, **SHORT)
+    run.start('20260102_01', [3], resume=True, compile=True, **SHORT)
+    host = dict(pictures='host', channels_last=False, compile=None)
+    record = record_run(CELL, run.folder)
+    assert record.execution == dict(host, compile='default')
+    assert (record.hardware, record.versions) == ('GPU', dict(torch='2'))
+    assert record.earlier_starts == [
+        dict(cut, start_epoch=0, execution=host),
+    ]
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_execution_of_pictures_on_the_device(channels_last):
+    cfg = CELL.resolve()
+    use_device_data(cfg, channels_last)
+    cfg.compile = dict(mode='reduce-overhead')
+    assert execution(cfg) == dict(
+        pictures='device',
+        channels_last=channels_last,
+        compile='reduce-overhead',
+    )
+
+
+def test_a_record_of_before_these_fields_can_be_read(record, tmp_path):
+    content = json.loads(record().to_line())
+    for name in ('execution', 'earlier_starts', 'digest'):
+        content.pop(name)
+    line = json.dumps({**content, 'digest': _digest(content)})
+    _write(tmp_path, line)
+    assert read_records(tmp_path) == [record()]
+    # Nothing can be added to it, or taken from a newer one.
+    edited = json.dumps({**json.loads(line), 'execution': dict(a=1)})
+    shortened = json.loads(record(seed=1, execution=dict(a=1)).to_line())
+    shortened.pop('execution')
+    _write(tmp_path, edited, json.dumps(shortened))
+    found = read_results(tmp_path)
+    assert found.records == []
+    assert all('was edited after' in line for line in found.refused)
 
 
 def test_only_the_newest_run_of_a_folder_is_recorded(run):

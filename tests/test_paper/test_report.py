@@ -51,7 +51,7 @@ def test_records_become_mean_deviation_and_difference(make_record):
     full, reduced = text.split('## Reduced runs')
     assert _row(full, 't6-x0.5-sb')[6] == 'not run'
     assert '### Recipe 1\n\n- `train_cfg.max_epochs=1`\n' in reduced
-    assert _row(reduced, 't6-x0.5-sb')[1:4] == ['50.000', '0', '50.00']
+    assert _row(reduced, 't6-x0.5-sb')[1:5] == ['', '50.000', '0', '50.00']
     meta = yaml.safe_load(made[REPOSITORY / 'configs/cifar10/metafile.yml'])
     results = {m['Name']: m.get('Results') for m in meta['Models']}
     assert [v for v in results.values() if v] == [
@@ -133,7 +133,32 @@ def test_claims_are_judged_for_each_recipe_on_its_own(make_record):
     # One width of four was run.
     assert row.endswith('| **open** (pairs: 1 supported, 3 open) |')
     (row,) = [x for x in reduced.splitlines() if claim in x]
-    assert '| -5.00 |  | open (a single run is no test) |' in row
+    assert '|  | -5.00 |  | open (a single run is no test) |' in row
+
+
+def test_changed_networks_stand_in_the_table_of_their_recipe(make_record):
+    short, after = 'train_cfg.max_epochs=1', 'model.backbone.attention_after'
+    before_norm = [f'{after}=conv', short]
+    records = [
+        make_record('t6-x0.35-sb', 45.0, seed=1, deviations=[short]),
+        make_record('t6-x0.35-sb', 41.0, seed=0, deviations=[short]),
+        make_record('t6-x0.35-sb', 30.0, deviations=before_norm),
+        make_record('t6-x0.35-static', 20.0, deviations=before_norm),
+        make_record('t6-x0.35-dyconv', 10.5, deviations=before_norm[:1]),
+    ]
+    made = generate(Results(records, []))
+    reduced = made[REPOSITORY / 'docs/results.md'].split('## Reduced runs')[1]
+    first, second = reduced.split('### Recipe ')[1:]
+    rows = [x for x in first.splitlines() if x.startswith('| `t6')]
+    change = '`backbone.attention_after=conv`'
+    assert rows[0].startswith('| `t6-x0.35-sb` |  | 43.000 ± 2.828 | 0, 1 | ')
+    assert rows[1].startswith(f'| `t6-x0.35-sb` | {change} | 30.000 | 0 | ')
+    # Only runs whose networks are changed alike are compared.
+    (row,) = [x for x in first.splitlines() if 'a single run' in x]
+    assert f'| {change} | +10.00 |' in row
+    assert second.startswith("2\n\nThe paper's recipe, with changed networks.")
+    assert '10.500 |' not in second  # at chance
+    assert f'| `t6-x0.35-dyconv` | {change} | / | 0 | 10.50 (/) |' in second
 
 
 def test_records_in_the_repository_are_whole():

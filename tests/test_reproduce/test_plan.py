@@ -166,7 +166,10 @@ def test_the_config_of_a_run_has_what_was_asked_for(make_run, cifar):
     # A twentieth of the epochs can be lost, and the best is not looked for.
     assert cfg.default_hooks.checkpoint.interval == 5
     assert 'save_best' not in cfg.default_hooks.checkpoint
-    assert [h.type for h in cfg.custom_hooks] == ['sb_mm.DivergenceHook']
+    assert [h.type for h in cfg.custom_hooks] == [
+        'sb_mm.DivergenceHook',
+        'sb_mm.EpochSeedHook',
+    ]
     host = make_run(data_root=cifar, on_device=False).config()
     assert host.train_dataloader.dataset.type == 'sb_mm.PackedCIFAR10'
     assert host.train_dataloader.num_workers == 2

@@ -112,8 +112,9 @@ def test_an_interrupted_reproduction_goes_on(cifar, tmp_path, make_run):
 def test_a_run_cut_before_its_last_validation_repeats_that_epoch(
     make_run, one_thread
 ):
-    run = make_run(epochs=2)
+    run = make_run(CELLS[1], epochs=2)
     execute(run)
+    uncut = torch.load(run.work_dir / 'epoch_2.pth', weights_only=False)
     (log,) = run.work_dir.glob('*/vis_data/scalars.json')
     lines = log.read_text().splitlines()
     assert 'accuracy/top1' in lines.pop()
@@ -125,6 +126,10 @@ def test_a_run_cut_before_its_last_validation_repeats_that_epoch(
         (run.work_dir / _starts(run)[1] / 'vis_data/run_info.json').read_text()
     )
     assert info['start_epoch'] == 1
+    # With the same crops and flips, and all of the optimizer's state.
+    resumed = torch.load(run.work_dir / 'epoch_2.pth', weights_only=False)
+    for part in ('state_dict', 'optimizer'):
+        torch.testing.assert_close(resumed[part], uncut[part], rtol=0, atol=0)
 
 
 @pytest.mark.slow

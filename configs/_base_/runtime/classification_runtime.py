@@ -9,6 +9,7 @@ custom_imports = dict(
         'sb_mm.engine.attention_stats_hook',
         'sb_mm.engine.batched_val_loop',
         'sb_mm.engine.divergence_hook',
+        'sb_mm.engine.epoch_seed_hook',
     ],
     allow_failed_imports=False,
 )

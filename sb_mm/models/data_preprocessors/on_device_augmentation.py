@@ -40,9 +40,9 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
 
     Note:
         Random numbers are those of the device's own generator, which
-        MMEngine seeds alike in every process: with several, set
-        ``randomness=dict(diff_rank_seed=True)``, else the same places of
-        their batches are cropped and flipped alike.
+        MMEngine seeds alike in every process: with several, use
+        ``sb_mm.EpochSeedHook``, else the same places of their batches are
+        cropped and flipped alike.
     """
 
     def __init__(
