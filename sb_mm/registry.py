@@ -73,6 +73,7 @@ HOOKS = Registry(
     scope='sb_mm',
     locations=[
         'sb_mm.engine.attention_stats_hook',
+        'sb_mm.engine.compile_hook',
         'sb_mm.engine.divergence_hook',
         'sb_mm.engine.epoch_seed_hook',
     ],

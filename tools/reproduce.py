@@ -9,7 +9,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sb_mm.engine.cli import Options, run_tool
-from sb_mm.errors import UserInputError
 from sb_mm.paper.records import RESULTS
 from sb_mm.reproduce import commands
 from sb_mm.reproduce.cluster import Share
@@ -21,71 +20,86 @@ def parse_args() -> argparse.Namespace:
     """Return the options."""
     # A shortened option would not be found again in the script of Slurm.
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    which = parser.add_argument_group('which runs')
-    which.add_argument('--table', type=int, nargs='+', default=[])
-    which.add_argument('--width', type=float, nargs='+', default=[])
-    which.add_argument(
+    _add_which(parser.add_argument_group('which runs'))
+    _add_how(parser.add_argument_group('how'))
+    _add_where(parser.add_argument_group('where'))
+    return parser.parse_args()
+
+
+def _add_which(group: argparse._ArgumentGroup) -> None:
+    group.add_argument('--table', type=int, nargs='+', default=[])
+    group.add_argument('--width', type=float, nargs='+', default=[])
+    group.add_argument(
         '--attention', nargs='+', default=[],
         choices=['static', 'SE', 'SB', 'DyConv'],
     )  # fmt: skip
-    which.add_argument(
+    group.add_argument(
         '--cells', nargs='+', default=[], help='ids of tools/paper.py list'
     )
-    which.add_argument('--seeds', type=int, nargs='+', default=[0])
-    which.add_argument(
+    group.add_argument('--seeds', type=int, nargs='+', default=[0])
+    group.add_argument(
         '--only', type=int, metavar='N', help='the N-th of them, from 0'
     )
-    how = parser.add_argument_group('how')
-    how.add_argument('--epochs', type=int, help="instead of the paper's")
-    how.add_argument('--data-root', help='folder of the data')
-    how.add_argument(
+
+
+def _add_how(group: argparse._ArgumentGroup) -> None:
+    group.add_argument('--epochs', type=int, help="instead of the paper's")
+    group.add_argument('--data-root', help='folder of the data')
+    group.add_argument(
         '--host-loader', action='store_true',
         help="read CIFAR-10 with mmpretrain's loader, not on the device",
     )  # fmt: skip
-    how.add_argument(
+    group.add_argument(
         '--channels-last', action='store_true',
         help='memory format of the batches, with the data on the device',
     )  # fmt: skip
-    how.add_argument(
+    group.add_argument(
         '--compile', nargs='?', const='default', metavar='MODE',
         choices=['default', 'reduce-overhead', 'max-autotune'],
         help='torch.compile; reduce-overhead is with CUDA graphs',
     )  # fmt: skip
-    how.add_argument('--amp', action='store_true', help='bfloat16 (GPU)')
-    how.add_argument(
+    group.add_argument('--amp', action='store_true', help='bfloat16 (GPU)')
+    group.add_argument(
         '--cfg-options', nargs='+', action=Options, default={},
         help='further settings of the config, key=value',
     )  # fmt: skip
-    where = parser.add_argument_group('where')
-    where.add_argument(
+
+
+def _add_where(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         '--jobs', type=int, help='processes at a time; one a GPU if left out'
     )
-    where.add_argument(
+    group.add_argument(
         '--ray', nargs='?', const='auto', metavar='ADDRESS',
         help='as tasks of this Ray cluster; auto: the one of this machine',
     )  # fmt: skip
-    where.add_argument('--cpus-per-run', type=int, default=1)
-    where.add_argument('--gpus-per-run', type=float, default=0.0)
-    where.add_argument('--retries', type=int, default=1)
-    where.add_argument(
+    group.add_argument(
+        '--cpus-per-run', type=int, help='with --ray, --slurm; 1 if left out'
+    )
+    group.add_argument(
+        '--gpus-per-run', type=float,
+        help='with --ray, --slurm; if left out 1, but 0 if Ray has none',
+    )  # fmt: skip
+    group.add_argument('--retries', type=int, default=1)
+    group.add_argument(
         '--slurm', action='store_true', help='print a job array, run nothing'
     )
-    where.add_argument(
+    group.add_argument(
         '--dry-run', action='store_true', help='list the runs, run nothing'
     )
-    where.add_argument(
+    group.add_argument(
         '--out', type=Path, default=Path('work_dirs/reproduce'),
         help='folder of logs and checkpoints',
     )  # fmt: skip
-    where.add_argument(
+    group.add_argument(
         '--results', type=Path, default=RESULTS, help='folder of the records'
     )
-    return parser.parse_args()
 
 
 def main() -> None:
     """Run the command."""
     a = parse_args()
+    commands.check_options(vars(a))
     selection = commands.Selection(
         a.table, a.width, a.attention, a.cells, a.seeds
     )
@@ -99,11 +113,11 @@ def main() -> None:
         a.compile,
         a.amp,
     )
-    share = Share(a.cpus_per_run, a.gpus_per_run)
+    share = Share(
+        1 if a.cpus_per_run is None else a.cpus_per_run, a.gpus_per_run
+    )
     engine = commands.Engine(a.jobs, a.ray, share, a.retries)
     runs = commands.plan(selection, recipe, a.out.resolve(), a.only)
-    if a.slurm and a.only is not None:
-        raise UserInputError('--slurm numbers the runs itself: drop --only.')
     if a.slurm:
         words = [w for w in sys.argv[1:] if w != '--slurm']
         print(array_script(words, len(runs), share.cpus, share.gpus), end='')

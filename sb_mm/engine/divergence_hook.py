@@ -24,9 +24,9 @@ class DivergenceHook(Hook):
     """Stop at a loss that is not finite, and write down where.
 
     ``<log folder>/vis_data/diverged.json`` gets ``epoch`` and ``iter``, from
-    1. The loss is looked at every ``interval`` iterations only, as that waits
-    for the device; it does not become finite again. Several processes stop
-    together, whichever of them has the loss.
+    1. The loss does not become finite again, so that it is looked at every
+    ``interval`` iterations only: several processes must tell each other, as
+    they stop together, whichever of them has the loss.
 
     Args:
         interval: Iterations between two looks.

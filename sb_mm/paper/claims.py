@@ -183,6 +183,10 @@ def of_paper(cell: Cell) -> Sample:
 def judge(claim: Claim, samples: Samples) -> Iterator[Finding]:
     """Yield what results say of a claim, pair by pair.
 
+    A claim needs the support of all its pairs, so that each may be tested at
+    the level of the whole. One pair contradicts it, so that the level of
+    that is divided by their number (Bonferroni).
+
     Args:
         claim: To be judged.
         samples: Such as :func:`of_runs`, :func:`of_paper`.
@@ -196,12 +200,14 @@ def judge(claim: Claim, samples: Samples) -> Iterator[Finding]:
         difference = interval = None
         if first.mean is not None and second.mean is not None:
             difference = first.mean - second.mean
-            interval = _interval(first, second)
-        verdict, reason = _verdict(first, second, interval, claim.margin)
+            interval = _interval(first, second, CONFIDENCE)
+        verdict, reason = _verdict(first, second, claim)
         yield Finding(cells, difference, interval, verdict, reason)
 
 
-def _interval(a: Sample, b: Sample) -> tuple[float, float] | None:
+def _interval(
+    a: Sample, b: Sample, confidence: float
+) -> tuple[float, float] | None:
     """Return Welch's confidence interval of the difference of two means."""
     if a.std is None or b.std is None:
         return None
@@ -212,30 +218,29 @@ def _interval(a: Sample, b: Sample) -> tuple[float, float] | None:
     freedom = sum(parts) ** 2 / sum(
         part**2 / (s.runs - 1) for part, s in zip(parts, (a, b), strict=True)
     )
-    reach = error * stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
+    reach = error * stats.t.ppf((1 + confidence) / 2, freedom)
     return middle - reach, middle + reach
 
 
-def _verdict(
-    first: Sample,
-    second: Sample,
-    interval: tuple[float, float] | None,
-    margin: float | None,
-) -> tuple[str, str]:
+def _verdict(first: Sample, second: Sample, claim: Claim) -> tuple[str, str]:
     if first.mean is None and second.mean is None:
         return OPEN, 'no run of either trained'
     if first.mean is None or second.mean is None:
-        return _verdict_of_failures(first, second, margin)
+        return _verdict_of_failures(first, second, claim.margin)
     if first.failed or second.failed:
         return OPEN, f'{first.failed + second.failed} runs failed to train'
+    interval = _interval(first, second, CONFIDENCE)
     if interval is None:
         return OPEN, 'a single run is no test'
+    margin = claim.margin
     least, most = (0.0, math.inf) if margin is None else (-margin, margin)
     if least <= interval[0] and interval[1] <= most:
         return SUPPORTED, ''
-    if interval[1] < least or interval[0] > most:
+    level = (1 - CONFIDENCE) / len(claim.pairs)
+    low, high = _interval(first, second, 1 - level)
+    if high < least or low > most:
         return CONTRADICTED, ''
-    return OPEN, 'the interval holds both'
+    return OPEN, 'within the spread of the runs'
 
 
 def _verdict_of_failures(

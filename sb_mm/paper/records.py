@@ -48,7 +48,7 @@ class Record:
             deviates is never put beside the paper's number.
         seed: Random seed.
         processes: That trained together.
-        epochs: Epochs trained.
+        epochs: Epochs trained, or planned if it diverged.
         history: ``[epoch, metric]`` of every validation, in percent.
         final: The metric of the last epoch, in percent; None if the loss
             became infinite or NaN before it.
@@ -99,9 +99,17 @@ class Record:
         if self.final is None or dataset not in _CHANCE:
             return self.final is None
         classes, pictures = _CHANCE[dataset]
+        pictures = self._val_pictures() or pictures
         share = 1 / classes
         spread = math.sqrt(share * (1 - share) / pictures)
         return self.final < 100 * (share + 5 * spread)
+
+    def _val_pictures(self) -> int | None:
+        """Return how many there were, if not the paper's."""
+        for changed in self.deviations:
+            if changed.startswith('val pictures='):
+                return int(changed.split('=')[1])
+        return None
 
     def to_line(self) -> str:
         """Return the JSON line, without the line break.

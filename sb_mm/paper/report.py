@@ -163,13 +163,16 @@ def _results(results: Results) -> str:
 def _claims(records: list[Record]) -> str:
     note = (
         'What the paper concludes, and what follows from runs with its full '
-        'recipe, here and in the paper: a claim on two cells is supported or '
-        f'contradicted if the {CONFIDENCE:.0%} confidence interval of the '
-        "difference of their means (Welch's, not corrected for the number of "
-        'comparisons) lies on one side of 0, and open otherwise. Where all '
-        'runs of one cell, two at least, failed to train, and none of the '
-        'other, that decides; where only some failed, it is open. A claim is '
-        'supported if all its pairs are, and contradicted if one is.'
+        'recipe, here and in the paper. Two cells support a claim if the '
+        f'{CONFIDENCE:.0%} confidence interval of the difference of their '
+        "means (Welch's) lies above 0, or, where a claim names a margin, "
+        'within it. They contradict it if the interval lies on the other '
+        "side, or outside of the margin, at the level of a claim's n pairs "
+        'together (Bonferroni: 1 - 5 %/n), as one of them is enough for '
+        'that. Else they leave it open. Where all runs of one cell, two at '
+        'least, failed to train, and none of the other, that decides; where '
+        'only some failed, it is open. A claim is supported if all its pairs '
+        'support it, and contradicted if one contradicts it.'
     )
     rows = [
         [

@@ -75,6 +75,7 @@ _NEUTRAL_HOOKS = {
     'LoggerHook',
     'VisualizationHook',
     'sb_mm.AttentionStatsHook',
+    'sb_mm.CompileHook',
     'sb_mm.DivergenceHook',
     'sb_mm.EpochSeedHook',
 }
@@ -128,7 +129,16 @@ class Start:
     @property
     def diverged(self) -> bool:
         """Whether it stopped because the loss was not finite any more."""
-        return (self.folder / 'vis_data' / DIVERGENCE_FILE).is_file()
+        return self._divergence_file.is_file()
+
+    @property
+    def diverged_in(self) -> int:
+        """The epoch in which it did."""
+        return json.loads(self._divergence_file.read_text())['epoch']
+
+    @property
+    def _divergence_file(self) -> Path:
+        return self.folder / 'vis_data' / DIVERGENCE_FILE
 
     def reached(self, epoch: int) -> bool:
         """Whether it logged something of that epoch."""
@@ -173,8 +183,30 @@ def read_starts(work_dir: Path) -> list[Start]:
     return starts
 
 
+def config_differences(given: Config, wanted: Config) -> list[str]:
+    """Return the settings of one run that another one has not.
+
+    Args:
+        given: Of the one.
+        wanted: Of the other.
+
+    Returns:
+        ``key=value`` for each that matters to the result, with the value
+        that was given.
+    """
+    return _differences(_flat(_on_device(wanted)), _flat(_on_device(given)))
+
+
+def _differences(wanted: dict, given: dict) -> list[str]:
+    return [
+        f'{key}={given[key]}' if key in given else f'{key} not set'
+        for key in sorted({*wanted, *given})
+        if wanted.get(key) != given.get(key)
+    ]
+
+
 def _is_same_run(before: Start, after: Start) -> bool:
-    same = _flat(_on_device(before.config)) == _flat(_on_device(after.config))
+    same = not config_differences(before.config, after.config)
     return same and all(
         before.info.get(key) == after.info.get(key)
         for key in ('seed', 'batch', 'train', 'val')
@@ -219,6 +251,10 @@ def read_history(
     # A resume repeats what came after its checkpoint: the later holds.
     lines = [line for start in starts for line in start.lines]
     values = {e['step']: e[key] for e in lines if key in e}
+    if starts[-1].diverged:
+        # A start before may have come further.
+        lost = starts[-1].diverged_in
+        values = {e: value for e, value in values.items() if e < lost}
     times = {e['step']: e['time'] for e in lines if 'loss' in e}
     history = [[e, round(v * factor, 3)] for e, v in sorted(values.items())]
     return history, _seconds(times) / 3600
@@ -246,12 +282,7 @@ def config_deviations(cell: Cell, cfg: Config) -> list[str]:
     resolved = cell.resolve()
     if has_device_data(cfg):
         use_device_data(resolved)
-    wanted, given = _flat(resolved), _flat(cfg)
-    return [
-        f'{key}={given[key]}' if key in given else f'{key} not set'
-        for key in sorted({*wanted, *given})
-        if wanted.get(key) != given.get(key)
-    ]
+    return _differences(_flat(resolved), _flat(cfg))
 
 
 def expected_deviations(cell: Cell, cfg: Config) -> list[str]:
@@ -280,16 +311,41 @@ def execution(cfg: Config) -> dict[str, Any]:
         ``compile``, the mode of ``torch.compile``, None if it is not used.
     """
     on_device = has_device_data(cfg)
-    compiled = cfg.get('compile') or None
-    if compiled is not None:
-        options = compiled if isinstance(compiled, dict) else {}
-        compiled = options.get('mode') or 'default'
     return dict(
         pictures='device' if on_device else 'host',
         channels_last=on_device
         and bool(cfg.model.data_preprocessor.get('channels_last')),
-        compile=compiled,
+        compile=_compile_mode(cfg),
     )
+
+
+def _compile_mode(cfg: Config) -> str | None:
+    for hook in cfg.get('custom_hooks') or []:
+        if hook['type'] == 'sb_mm.CompileHook':
+            return hook.get('mode') or 'default'
+    given = cfg.get('compile')
+    if isinstance(given, dict):
+        return given.get('mode') or 'default'
+    return 'default' if given else None
+
+
+def has_expected_data(changed: Sequence[str]) -> bool:
+    """Whether the data that a run found are those that its settings name.
+
+    That is the paper's, or the first pictures of them by
+    ``dataset.indices``.
+    """
+    return all(
+        found.split('=')[0] not in _FOUND_DATA
+        or _first_pictures(found) in changed
+        for found in changed
+    )
+
+
+def _first_pictures(found: str) -> str:
+    """Return the setting that explains a number of pictures."""
+    name, _, count = found.partition(' pictures=')
+    return f'{name}_dataloader.dataset.indices={count}'
 
 
 def _found_otherwise(cell: Cell, info: dict) -> Iterator[str]:

@@ -1,11 +1,14 @@
-"""The process of one training: ``python -m sb_mm.reproduce.child FOLDER``.
+"""The process of one training.
 
-Exit codes: 0 after the training, 2 for unusable input, 3 if another process
-trains in the folder, 4 for a training that diverged.
+``python -m sb_mm.reproduce.child FOLDER PARENT``, with the number of the
+process that starts it. Exit codes: 0 after the training, 2 for unusable input,
+3 if another process trains in the folder, 4 for a training that diverged, 5 if
+another process trained in the folder and has ended meanwhile.
 """
 
 import argparse
 import ctypes
+import os
 import signal
 import sys
 from pathlib import Path
@@ -17,7 +20,7 @@ from sb_mm.engine.divergence_hook import DivergedError
 from sb_mm.engine.run import train
 from sb_mm.errors import UserInputError
 
-UNUSABLE, BUSY, DIVERGED = 2, 3, 4
+UNUSABLE, BUSY, DIVERGED, WAITED = 2, 3, 4, 5
 CONFIG_FILE = 'config.py'
 # A process that was killed with its node may need a moment to end.
 _WAIT_SECONDS = 60
@@ -33,15 +36,19 @@ def main(work_dir: Path) -> int:
     Returns:
         Exit code.
     """
-    _end_with_parent()
+    # Held by the process that writes here, whatever happens to those that
+    # started it.
+    lock = FileLock(work_dir / 'lock')
     try:
-        # Held by the process that writes here, to whatever happens to those
-        # that started it.
-        with FileLock(work_dir / 'lock', timeout=_WAIT_SECONDS):
-            train(_arguments(work_dir))
+        with lock.acquire(timeout=0):
+            return _train(work_dir)
     except Timeout:
-        print(f'another process trains in {work_dir}', file=sys.stderr)
-        return BUSY
+        return _wait(lock, work_dir)
+
+
+def _train(work_dir: Path) -> int:
+    try:
+        train(_arguments(work_dir))
     except UserInputError as error:
         print(f'error: {error}', file=sys.stderr)
         return UNUSABLE
@@ -49,6 +56,16 @@ def main(work_dir: Path) -> int:
         print(error, file=sys.stderr)
         return DIVERGED
     return 0
+
+
+def _wait(lock: FileLock, work_dir: Path) -> int:
+    """Wait for who trains here; what is left to do then is to be seen."""
+    try:
+        with lock.acquire(timeout=_WAIT_SECONDS):
+            return WAITED
+    except Timeout:
+        print(f'another process trains in {work_dir}', file=sys.stderr)
+        return BUSY
 
 
 def _arguments(work_dir: Path) -> argparse.Namespace:
@@ -87,11 +104,15 @@ def _checkpoint(work_dir: Path) -> str:
     return str(work_dir / f'epoch_{before[0]}.pth')
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """Get a signal if the starting process dies, where there is such a one."""
-    if sys.platform == 'linux':
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if sys.platform != 'linux':
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(f'process {parent}, which started this one, has ended')
 
 
 if __name__ == '__main__':
+    _end_with_parent(int(sys.argv[2]))
     sys.exit(main(Path(sys.argv[1])))

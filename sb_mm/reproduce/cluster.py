@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 from sb_mm.errors import UserInputError, first_line
 from sb_mm.models.layers.arguments import check_number
@@ -21,15 +22,17 @@ class Share:
 
     Attributes:
         cpus: Cores, also the threads of the training.
-        gpus: GPUs; a fraction for runs that share one.
+        gpus: GPUs; a fraction for runs that share one. None for one where
+            the cluster has GPUs.
     """
 
     cpus: int = 1
-    gpus: float = 0.0
+    gpus: float | None = None
 
     def __post_init__(self) -> None:
         check_number('--cpus-per-run', self.cpus, 1, integer=True)
-        check_number('--gpus-per-run', self.gpus, 0)
+        if self.gpus is not None:
+            check_number('--gpus-per-run', self.gpus, 0)
 
 
 def run_on_ray(
@@ -56,23 +59,11 @@ def run_on_ray(
         UserInputError: If Ray is not installed, the cluster does not answer,
             or none of its nodes has the share.
     """
-    ray = _import_ray()
-    try:
-        ray.init(
-            address,
-            log_to_driver=False,
-            ignore_reinit_error=True,
-            runtime_env=dict(env_vars=dict(PYTHONPATH=python_path())),
-        )
-    except (ConnectionError, ValueError) as error:
-        raise UserInputError(
-            f'No Ray cluster answers at {address!r} ({first_line(error)}): '
-            'start one with `ray start --head`, or give --ray local.'
-        ) from error
-    _check_room(ray, share)
+    ray = _connected(address)
+    gpus = _place(ray, share, any(run.recipe.amp for run in runs))
     task = ray.remote(
         num_cpus=share.cpus,
-        num_gpus=share.gpus,
+        num_gpus=gpus,
         max_retries=retries,
         retry_exceptions=[RunFailedError],
         # A process of its own for each, with the GPU that it was given.
@@ -86,7 +77,7 @@ def run_on_ray(
         yield None
 
 
-def _import_ray() -> object:
+def _connected(address: str | None) -> ModuleType:
     try:
         import ray
     except ImportError as error:
@@ -94,18 +85,39 @@ def _import_ray() -> object:
             "--ray needs Ray: pip install -e '.[cluster]' in the folder "
             f'{REPOSITORY.name}.'
         ) from error
+    try:
+        ray.init(
+            address,
+            log_to_driver=False,
+            ignore_reinit_error=True,
+            runtime_env=dict(env_vars=dict(PYTHONPATH=python_path())),
+        )
+    except (ConnectionError, ValueError) as error:
+        raise UserInputError(
+            f'No Ray cluster answers at {address!r} ({first_line(error)}): '
+            'start one with `ray start --head`, or give --ray local.'
+        ) from error
     return ray
 
 
-def _check_room(ray: object, share: Share) -> None:
-    for node in ray.nodes():
-        has = node['Resources'] if node['Alive'] else {}
-        if has.get('CPU', 0) >= share.cpus and has.get('GPU', 0) >= share.gpus:
-            return
+def _place(ray: ModuleType, share: Share, amp: bool) -> float:
+    """Return the GPUs of a run, after a look whether nodes have its share."""
+    nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
+    gpus = share.gpus
+    if gpus is None:
+        gpus = float(any(has.get('GPU') for has in nodes))
+    if amp and not gpus:
+        raise UserInputError(
+            '--amp needs a GPU for each run: leave it out, or set '
+            '--gpus-per-run on a cluster with GPUs.'
+        )
+    for has in nodes:
+        if has.get('CPU', 0) >= share.cpus and has.get('GPU', 0) >= gpus:
+            return gpus
     raise UserInputError(
-        f'No node of the Ray cluster has {share.cpus} cores and {share.gpus} '
-        'GPUs for a run: set --cpus-per-run and --gpus-per-run to what the '
-        'nodes have.'
+        f'No node of the Ray cluster has {share.cpus} cores and {gpus} GPUs '
+        'for a run: set --cpus-per-run and --gpus-per-run to what the nodes '
+        'have.'
     )
 
 
@@ -113,7 +125,7 @@ def _task(run: Run, threads: int) -> Record:
     return execute(run, dict(OMP_NUM_THREADS=str(threads)))
 
 
-def _outcome(ray: object, reference: object) -> Outcome:
+def _outcome(ray: ModuleType, reference: object) -> Outcome:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:

@@ -1,10 +1,11 @@
 """What ``tools/reproduce.py`` does."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,6 +28,16 @@ from .display import Display, describe
 from .local import Outcome, default_jobs, run_locally
 from .recipe import Recipe, check_seeds
 from .runs import Run, plan_runs
+
+_OF_CLUSTERS = ('cpus_per_run', 'gpus_per_run')
+_EXCLUSIVE = (
+    ('slurm', 'only'),  # it numbers the runs itself
+    ('slurm', 'dry_run'),
+    ('slurm', 'ray'),
+    ('slurm', 'jobs'),
+    ('ray', 'jobs'),
+    ('host_loader', 'channels_last'),
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,34 @@ class Engine:
         if self.ray is not None:
             return run_on_ray(runs, self.ray, self.share, self.retries)
         return run_locally(runs, self.jobs or default_jobs(), self.retries)
+
+
+def check_options(given: Mapping[str, Any]) -> None:
+    """Refuse options of which one would be ignored.
+
+    Args:
+        given: Those of ``tools/reproduce.py``, with None or False for what
+            was left out.
+
+    Raises:
+        UserInputError: Names the options.
+    """
+    named = {k for k, v in given.items() if v is not None and v is not False}
+    for pair in _EXCLUSIVE:
+        if named.issuperset(pair):
+            one, other = map(_flag, pair)
+            raise UserInputError(
+                f'{one} and {other} cannot be combined: leave one out.'
+            )
+    shares = [_flag(name) for name in _OF_CLUSTERS if name in named]
+    if shares and not named & {'ray', 'slurm'}:
+        raise UserInputError(
+            f'{shares[0]} is for --ray and --slurm: use --jobs here.'
+        )
+
+
+def _flag(name: str) -> str:
+    return '--' + name.replace('_', '-')
 
 
 def plan(
@@ -199,6 +238,7 @@ def _not_recorded(runs: Sequence[Run], results: Path) -> list[Run]:
 def _check_inputs(runs: Sequence[Run], engine: Engine) -> None:
     """Look at the data of every data set once, before any training."""
     amp = any(run.recipe.amp for run in runs)
+    # Ray's nodes are looked at when they are known.
     if amp and engine.ray is None and not torch.cuda.is_available():
         raise UserInputError(
             '--amp needs a GPU, and this machine has none: leave it out.'

@@ -20,6 +20,10 @@ from sb_mm.paper.records import Record
 
 from .runs import Run
 
+# What an ETA is estimated from: rich's own half a minute is less than the time
+# between two lines of a slow training's log.
+_SPEED_SECONDS = 3600
+
 
 class Display:
     """Runs as bars with loss, metric and ETA; ended ones as lines above.
@@ -33,25 +37,8 @@ class Display:
     def __init__(self, runs: Sequence[Run]) -> None:
         self._console = Console(highlight=False)
         self._epochs = {run: run.config().train_cfg.max_epochs for run in runs}
-        self._bars = Progress(
-            TextColumn('{task.description}'),
-            BarColumn(bar_width=20),
-            TextColumn('epoch {task.completed:.1f}/{task.total:.0f}'),
-            TextColumn('{task.fields[values]}'),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-        )
-        self._all = Progress(
-            TextColumn('all runs'),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn('{task.fields[failed]} failed'),
-            TimeElapsedColumn(),
-            TextColumn('left:'),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=self._console,
-        )
+        self._bars = _bars_of_runs(self._console)
+        self._all = _bar_of_all(self._console)
         self._total = self._all.add_task(
             '', total=len(runs), completed=0, failed=0
         )
@@ -115,12 +102,40 @@ class Display:
         self._console.print(escape(line), soft_wrap=True)
 
 
+def _bars_of_runs(console: Console) -> Progress:
+    return Progress(
+        TextColumn('{task.description}'),
+        BarColumn(bar_width=20),
+        TextColumn('epoch {task.completed:.1f}/{task.total:.0f}'),
+        TextColumn('{task.fields[values]}'),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        speed_estimate_period=_SPEED_SECONDS,
+    )
+
+
+def _bar_of_all(console: Console) -> Progress:
+    return Progress(
+        TextColumn('all runs'),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn('{task.fields[failed]} failed'),
+        TimeElapsedColumn(),
+        TextColumn('left:'),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+        speed_estimate_period=_SPEED_SECONDS,
+    )
+
+
 def describe(outcome: Record | Exception) -> str:
     """Return an outcome in a few words."""
     if isinstance(outcome, Exception):
         return f'failed: {outcome}'
     hours = f'{outcome.hours:.2f} h'
     if outcome.final is None:
-        return f'diverged (/) in epoch {len(outcome.history) + 1}, {hours}'
+        done = outcome.history[-1][0] if outcome.history else 0
+        return f'diverged (/) after epoch {done}, {hours}'
     words = ', at chance (/)' if outcome.diverged else ''
     return f'{outcome.final:.2f} %{words}, {hours}'

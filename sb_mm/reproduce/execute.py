@@ -10,7 +10,7 @@ from sb_mm.errors import UserInputError
 from sb_mm.paper.cells import REPOSITORY
 from sb_mm.paper.records import Record
 
-from .child import BUSY, CONFIG_FILE, DIVERGED, UNUSABLE
+from .child import BUSY, CONFIG_FILE, DIVERGED, UNUSABLE, WAITED
 from .runs import Run
 
 # How much of a log's end is searched for the reason of a failure.
@@ -71,14 +71,17 @@ def execute(
     """
     if record := run.result():
         return record
+    run.check_resume()
     _write_config(run)
     command = [sys.executable, '-m', 'sb_mm.reproduce.child']
-    command.append(str(run.work_dir))
+    command += [str(run.work_dir), str(os.getpid())]
     own = dict(os.environ, PYTHONPATH=python_path())
     env = {**own, **(environment or {})}
     code = (processes or Processes()).run(command, run.log, env)
     if code in (0, DIVERGED):
         return run.record()
+    if code == WAITED:
+        return execute(run, environment, processes)
     message = f'{_last_words(run.log)} (see {run.log})'
     if code == UNUSABLE:
         raise UserInputError(message.removeprefix('error: '))

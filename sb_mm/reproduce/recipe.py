@@ -23,7 +23,14 @@ from sb_mm.paper.cells import Cell
 # A run that is cut loses at most that part of its epochs.
 _LOST = 20
 # Keys of the config that a reproduction sets.
-_OWN_SETTINGS = ('default_hooks.', 'randomness', 'work_dir', 'launcher')
+_OWN_SETTINGS = (
+    'compile',
+    'custom_hooks',
+    'default_hooks.',
+    'launcher',
+    'randomness',
+    'work_dir',
+)
 # Iterations between two lines of the log, from which progress is shown.
 _LOG_INTERVAL = 20
 
@@ -39,9 +46,8 @@ class Recipe:
         on_device: Keep CIFAR-10 on the device, with batches cut out there;
             other data sets are always read by the host's loader.
         channels_last: Memory format of the batches on the device.
-        compile: Mode of ``torch.compile`` for the training step, such as
-            ``'default'``, or ``'reduce-overhead'`` with CUDA graphs; None
-            for none.
+        compile: Mode of ``torch.compile``, such as ``'default'``, or
+            ``'reduce-overhead'`` with CUDA graphs; None for none.
         amp: bfloat16 where autocast permits it; a deviation.
     """
 
@@ -92,8 +98,6 @@ class Recipe:
             cfg.train_cfg.max_epochs = self.epochs
         check_own_arguments(cfg)
         self._set_data(cfg, cell)
-        if self.compile:
-            cfg.compile = dict(mode=self.compile)
         if self.amp:
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
             cfg.optim_wrapper.dtype = 'bfloat16'
@@ -101,6 +105,9 @@ class Recipe:
         cfg.work_dir = str(work_dir)
         cfg.launcher = 'none'
         _set_hooks(cfg)
+        if self.compile:
+            hook = ConfigDict(type='sb_mm.CompileHook', mode=self.compile)
+            cfg.custom_hooks.append(hook)
         return cfg
 
     def _set_data(self, cfg: Config, cell: Cell) -> None:
@@ -108,6 +115,11 @@ class Recipe:
             set_data_root(cfg, self.data_root)
         resolve_data_roots(cfg)
         if cell.dataset != 'cifar10':
+            if self.channels_last:
+                raise UserInputError(
+                    '--channels-last is for batches of CIFAR-10 on the '
+                    f'device, and {cell.id} has other data: leave it out.'
+                )
             return
         for _, dataset in dataset_configs(cfg):
             if (Path(dataset.data_root) / 'train-0.npz').is_file():

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from sb_mm.errors import UserInputError
+from sb_mm.errors import UserInputError, first_few
 from sb_mm.paper.cells import Cell
 from sb_mm.paper.records import Record, record_run
 from sb_mm.paper.runs import (
     Start,
+    config_differences,
     expected_deviations,
+    has_expected_data,
     whole_lines,
     without_data,
 )
@@ -78,16 +80,40 @@ class Run:
     def is_in(self, records: Iterable[Record]) -> bool:
         """Whether its result is recorded already.
 
-        Cells that several tables repeat share their runs.
+        Cells that several tables repeat share their runs. A record of other
+        data than the recipe tells of counts only if this run's own folder
+        holds that training.
         """
         wanted = (self.cell.experiment, self.seed)
         same = [r for r in records if (r.experiment, r.seed) == wanted]
         if not same:
             return False
         changed = expected_deviations(self.cell, self.config())
-        if not changed:
-            return any(not r.deviations for r in same)
-        return any(without_data(r.deviations) == changed for r in same)
+        like = [r for r in same if without_data(r.deviations) == changed]
+        if any(has_expected_data(r.deviations) for r in like):
+            return True
+        own = self.result() if like else None
+        return own is not None and own.deviations in [
+            r.deviations for r in like
+        ]
+
+    def check_resume(self) -> None:
+        """Raise if its folder holds checkpoints of another training.
+
+        Raises:
+            UserInputError: Names a setting that differs.
+        """
+        folders = sorted(p.parent for p in self.work_dir.glob('*/vis_data'))
+        starts = [s for s in map(Start, folders) if s.has_info]
+        if not starts or not list(self.work_dir.glob('epoch_*.pth')):
+            return
+        other = config_differences(starts[-1].config, self.config())
+        if other:
+            raise UserInputError(
+                f'{self.work_dir} holds a training with other settings '
+                f'({first_few(other)}): delete that folder, or give another '
+                '--out.'
+            )
 
     def progress(self) -> 'Progress':
         """Read how far the training is."""

@@ -20,7 +20,7 @@ _TEMPLATE = """\
 
 
 def array_script(
-    arguments: Sequence[str], runs: int, cpus: int, gpus: float
+    arguments: Sequence[str], runs: int, cpus: int, gpus: float | None
 ) -> str:
     """Return a batch script with one job for each run.
 
@@ -28,11 +28,12 @@ def array_script(
         arguments: Of ``tools/reproduce.py``, without ``--slurm``.
         runs: How many there are.
         cpus: Cores of a job.
-        gpus: Of a job; more than none is one, as Slurm does not share them.
+        gpus: Of a job; any number but 0 is one, as Slurm does not share
+            them.
     """
     return _TEMPLATE.format(
         last=runs - 1,
         cpus=cpus,
-        gpus='#SBATCH --gres=gpu:1\n' if gpus else '',
+        gpus='' if gpus == 0 else '#SBATCH --gres=gpu:1\n',
         command=shlex.join(['python', 'tools/reproduce.py', *arguments]),
     )

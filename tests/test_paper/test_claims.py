@@ -88,6 +88,27 @@ def test_alike_is_tested_against_the_margin(finding, sb, static, verdict):
     assert finding(EQUAL, sb, static).verdict == verdict
 
 
+def test_one_pair_of_many_must_contradict_more_clearly(make_record):
+    values = {SB: [90.0, 90.4, 90.2], STATIC: [90.6, 91.0, 90.9]}
+    records = [
+        make_record(cell, value, seed=seed)
+        for cell, finals in values.items()
+        for seed, value in enumerate(finals)
+    ]
+    test = stats.ttest_ind(values[SB], values[STATIC], equal_var=False)
+    assert 0.05 / 6 < test.pvalue < 0.05
+    alone, among = (
+        next(judge(Claim('', '', ((SB, STATIC),) * n), of_runs(records)))
+        for n in (1, 6)
+    )
+    assert (alone.verdict, among.verdict) == (CONTRADICTED, OPEN)
+    assert alone.interval == among.interval
+    # Support is needed of every pair, so that nothing is divided.
+    good = Claim('', '', ((STATIC, SB),) * 6)
+    verdicts = {f.verdict for f in judge(good, of_runs(records))}
+    assert verdicts == {SUPPORTED}
+
+
 def test_what_was_not_run_is_open(finding):
     found = finding(BETTER, [91.0, 92.0], [])
     assert (found.verdict, found.reason) == (OPEN, 'not run')

@@ -125,6 +125,14 @@ def test_chance_and_no_number_are_failures(make_record, cell, final, diverged):
     assert make_record(cell, final).diverged is diverged
 
 
+def test_chance_depends_on_the_pictures_that_were_asked(make_record):
+    # 500 pictures: 10 % +- 5 * 1.34 %.
+    few = ['val pictures=500']
+    for final, diverged in ((16.6, True), (16.8, False)):
+        record = make_record('t6-x0.35-sb', final, deviations=few)
+        assert record.diverged is diverged
+
+
 def test_a_failed_run_is_counted_and_not_averaged(make_record):
     cell = find_cell('t6-x0.35-sb')
     records = [
@@ -271,7 +279,8 @@ def test_a_record_tells_how_it_was_computed(run):
 def test_execution_of_pictures_on_the_device(channels_last):
     cfg = CELL.resolve()
     use_device_data(cfg, channels_last)
-    cfg.compile = dict(mode='reduce-overhead')
+    hook = dict(type='sb_mm.CompileHook', mode='reduce-overhead')
+    cfg.custom_hooks = [hook]
     assert execution(cfg) == dict(
         pictures='device',
         channels_last=channels_last,
@@ -451,6 +460,13 @@ def test_a_run_whose_loss_was_no_number_has_no_result(run):
     assert record.final is None
     assert record.diverged
     assert (record.epochs, record.history) == (3, [[1, 10.0]])
+
+
+def test_what_came_after_the_divergence_of_a_resume_is_no_history(run):
+    run.start('a', [1, 2, 3], train_cfg__max_epochs=4)
+    run.start('b', [2], resume=True, train_cfg__max_epochs=4)
+    (run.folder / 'b/vis_data/diverged.json').write_text('{"epoch": 3}')
+    assert record_run(CELL, run.folder).history == [[1, 10.0], [2, 20.0]]
 
 
 def test_pictures_on_the_device_are_no_deviation(run):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,7 @@ from sb_mm.errors import UserInputError
 from sb_mm.paper.cells import find_cell, select_cells
 from sb_mm.paper.runs import config_deviations
 from sb_mm.reproduce import commands
+from sb_mm.reproduce.cluster import Share, _place
 from sb_mm.reproduce.commands import Engine, Selection
 from sb_mm.reproduce.recipe import Recipe
 from sb_mm.reproduce.runs import Run
@@ -143,7 +145,8 @@ def test_a_run_of_other_data_or_batch_is_no_full_one(make_run, make_record):
 
 
 @pytest.mark.parametrize(
-    'key', ['default_hooks.checkpoint.interval', 'randomness.seed']
+    'key',
+    ['default_hooks.checkpoint.interval', 'randomness.seed', 'compile'],
 )
 def test_settings_of_the_tool_itself_are_refused(key):
     with pytest.raises(UserInputError, match=f'{key} is set by this tool'):
@@ -157,7 +160,6 @@ def test_the_config_of_a_run_has_what_was_asked_for(make_run, cifar):
     cfg = run.config()
     assert cfg.randomness.seed == 7
     assert cfg.train_cfg.max_epochs == 100
-    assert cfg.compile == dict(mode='reduce-overhead')
     assert cfg.work_dir == str(run.work_dir)
     data = cfg.train_dataloader.dataset
     assert data.type == 'sb_mm.IndexedPictures'
@@ -169,7 +171,9 @@ def test_the_config_of_a_run_has_what_was_asked_for(make_run, cifar):
     assert [h.type for h in cfg.custom_hooks] == [
         'sb_mm.DivergenceHook',
         'sb_mm.EpochSeedHook',
+        'sb_mm.CompileHook',
     ]
+    assert cfg.custom_hooks[-1].mode == 'reduce-overhead'
     host = make_run(data_root=cifar, on_device=False).config()
     assert host.train_dataloader.dataset.type == 'sb_mm.PackedCIFAR10'
     assert host.train_dataloader.num_workers == 2
@@ -182,12 +186,17 @@ def test_an_option_that_names_nothing_is_refused(make_run):
 
 
 def test_a_recorded_run_is_known_by_recipe_and_seed(make_run, make_record):
-    run = make_run(epochs=3, options={'train_dataloader.batch_size': 8})
+    options = {
+        'train_dataloader.batch_size': 8,
+        'train_dataloader.dataset.indices': 16,
+    }
+    run = make_run(epochs=3, options=options)
     recorded = make_record(
         # The same experiment in another table, with what the run found.
         't9-x0.35-gate-tanh',
         deviations=[
             'train_cfg.max_epochs=3',
+            'train_dataloader.dataset.indices=16',
             'train pictures=16',
             'batch of all processes=8',
         ],
@@ -199,6 +208,19 @@ def test_a_recorded_run_is_known_by_recipe_and_seed(make_run, make_record):
     assert not make_run().is_in([recorded])
     static = find_cell('t6-x0.35-static')
     assert not make_run(static, epochs=3).is_in([recorded])
+
+
+def test_other_data_count_only_if_they_are_in_the_own_folder(
+    make_run, make_record, monkeypatch
+):
+    run = make_run(epochs=3, data_root='elsewhere')
+    changed = ['train_cfg.max_epochs=3', 'val pictures=10']
+    recorded = make_record(SB.id, deviations=changed)
+    assert not run.is_in([recorded])
+    monkeypatch.setattr(Run, 'result', lambda _: recorded)
+    assert run.is_in([recorded])
+    other = make_record(SB.id, deviations=[changed[0], 'val pictures=9'])
+    assert not run.is_in([other])
 
 
 def _log(run, lines, pictures=100):
@@ -244,4 +266,57 @@ def test_the_script_for_slurm_does_one_run_in_each_job():
         "python tools/reproduce.py --table 6 --data-root 'my data' "
         '--only "$SLURM_ARRAY_TASK_ID"\n'
     )
+    assert 'gres=gpu:1' in array_script(words, 1, 1, None)
     assert 'gres' not in array_script(words, 1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(slurm=True, only=0), '--slurm and --only cannot'),
+        (dict(slurm=True, dry_run=True), '--slurm and --dry-run'),
+        (dict(slurm=True, ray='auto'), '--slurm and --ray'),
+        (dict(ray='auto', jobs=2), '--ray and --jobs'),
+        (
+            dict(host_loader=True, channels_last=True),
+            '--host-loader and --channels-last',
+        ),
+        (dict(gpus_per_run=0.0), '--gpus-per-run is for --ray and --slurm'),
+        (dict(cpus_per_run=2, jobs=1), '--cpus-per-run is for --ray'),
+    ],
+    ids=str,
+)
+def test_options_that_would_be_ignored_are_refused(options, message):
+    left_out = dict.fromkeys(('only', 'ray', 'jobs', 'cpus_per_run'))
+    left_out |= dict(slurm=False, dry_run=False, host_loader=False)
+    with pytest.raises(UserInputError, match=message):
+        commands.check_options(left_out | options)
+    commands.check_options(left_out | dict(ray='auto', gpus_per_run=0.0))
+    commands.check_options(left_out | dict(only=0, dry_run=True))
+
+
+def test_channels_last_is_for_pictures_on_the_device(make_run):
+    run = make_run(find_cell('t1-sb-x0.35'), channels_last=True)
+    with pytest.raises(UserInputError, match=r't1-sb-x0\.35 has other data'):
+        run.config()
+
+
+def _cluster(*nodes):
+    """A stand-in for Ray, with nodes of these resources."""
+    entries = [dict(Alive=bool(n), Resources=n) for n in nodes]
+    return SimpleNamespace(nodes=lambda: entries)
+
+
+def test_a_run_on_ray_gets_a_gpu_where_there_are_some():
+    with_gpus = _cluster({}, dict(CPU=4), dict(CPU=4, GPU=2))
+    without = _cluster(dict(CPU=4))
+    assert _place(with_gpus, Share(), amp=True) == 1
+    assert _place(with_gpus, Share(gpus=0.5), amp=True) == 0.5
+    assert _place(with_gpus, Share(gpus=0), amp=False) == 0
+    assert _place(without, Share(), amp=False) == 0
+    for ray, share in ((without, Share()), (with_gpus, Share(gpus=0))):
+        with pytest.raises(UserInputError, match='--amp needs a GPU'):
+            _place(ray, share, amp=True)
+    for ray, share in ((without, Share(cpus=5)), (with_gpus, Share(gpus=3))):
+        with pytest.raises(UserInputError, match='No node of the Ray'):
+            _place(ray, share, amp=False)

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from sb_mm.paper.records import read_results
 from sb_mm.reproduce import child, commands
 from sb_mm.reproduce.cluster import Share, run_on_ray
 from sb_mm.reproduce.commands import Engine, Selection
-from sb_mm.reproduce.execute import RunFailedError, execute
+from sb_mm.reproduce.execute import Processes, RunFailedError, execute
 from sb_mm.reproduce.recipe import Recipe
 from sb_mm.reproduce.runs import Run
 
@@ -165,12 +167,54 @@ def test_two_processes_do_not_train_in_one_folder(
     assert 'another process trains in' in capsys.readouterr().err
 
 
+def test_who_waited_for_another_training_looks_what_is_left(
+    make_run, monkeypatch, make_record
+):
+    run = make_run()
+    run.work_dir.mkdir(parents=True)
+    monkeypatch.setattr(child, 'train', lambda _: pytest.fail('trained'))
+    lock = child.FileLock(run.work_dir / 'lock', thread_local=False)
+    lock.acquire()
+    timer = threading.Timer(0.5, lock.release)
+    timer.start()
+    assert child.main(run.work_dir) == child.WAITED
+    timer.join()
+    # The result of the other process is taken.
+    record = make_record(CELLS[0])
+    results = iter([None, record])
+    monkeypatch.setattr(Run, 'result', lambda _: next(results))
+    processes = Processes()
+    monkeypatch.setattr(processes, 'run', lambda *_: child.WAITED)
+    assert execute(run, processes=processes) is record
+
+
+def test_checkpoints_of_other_settings_are_not_gone_on_with(make_run):
+    run = make_run(epochs=3)
+    folder = run.work_dir / '20260101_000000/vis_data'
+    folder.mkdir(parents=True)
+    info = dict(start_epoch=0, train=None, val=None, batch=8)
+    (folder / 'run_info.json').write_text(json.dumps(info))
+    changed = run.config()
+    changed.optim_wrapper.optimizer.lr = 0.5
+    changed.dump(folder / 'config.py')
+    run.check_resume()  # nothing to go on with
+    (run.work_dir / 'epoch_1.pth').touch()
+    with pytest.raises(
+        commands.UserInputError, match=r'optimizer\.lr=0\.5.*delete that'
+    ):
+        execute(run)
+    host = Run(run.cell, 0, replace(run.recipe, on_device=False), run.root)
+    host.config().dump(folder / 'config.py')
+    run.check_resume()  # the other loader of the same pictures
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='a call of Linux')
 def test_a_training_ends_with_the_process_that_started_it(tmp_path):
     code = (
+        'import os\n'
         'from sb_mm.reproduce.child import _end_with_parent\n'
-        'import pathlib, os, time\n'
-        '_end_with_parent()\n'
+        'import pathlib, time\n'
+        '_end_with_parent(os.getppid())\n'
         f'pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))'
         '\ntime.sleep(120)\n'
     )

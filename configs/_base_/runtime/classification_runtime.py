@@ -8,6 +8,7 @@ custom_imports = dict(
         'sb_mm.datasets.indexed_pictures',
         'sb_mm.engine.attention_stats_hook',
         'sb_mm.engine.batched_val_loop',
+        'sb_mm.engine.compile_hook',
         'sb_mm.engine.divergence_hook',
         'sb_mm.engine.epoch_seed_hook',
     ],

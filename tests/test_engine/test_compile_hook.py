@@ -1,0 +1,116 @@
+"""Backbone and neck are compiled for a training, and for it only."""
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import nn
+
+from sb_mm import AttentionMobileNetV2CIFAR
+from sb_mm.errors import UserInputError
+
+PICTURES, BATCH = 10, 4  # the last batch of an epoch has 2
+
+
+class Bare(BaseModel):
+    """Without the method that is compiled."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.norm = nn.BatchNorm1d(2)
+
+    def features(self, inputs):
+        return self.norm(self.linear(inputs))
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        return dict(loss=self.features(inputs).square().mean())
+
+
+class Classifier(Bare):
+    """As the hosts' models are made."""
+
+    def extract_feat(self, inputs):
+        return self.features(inputs)
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        return dict(loss=self.extract_feat(inputs).square().mean())
+
+
+def _train(folder, model, *hooks):
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randn(PICTURES, 3, generator=generator)
+    runner = Runner(
+        model=model,
+        work_dir=str(folder),
+        train_dataloader=dict(
+            dataset=[dict(inputs=picture) for picture in pictures],
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='default_collate'),
+            batch_size=BATCH,
+            num_workers=0,
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        custom_hooks=list(hooks),
+        default_hooks=dict(checkpoint=None, logger=None),
+        log_level='ERROR',
+        experiment_name=str(folder),
+    )
+    return runner.train()
+
+
+@pytest.fixture
+def compiled_sizes(monkeypatch):
+    """Batch sizes for which something was compiled, in order."""
+    torch.compiler.reset()
+    sizes = []
+
+    def backend(graph, inputs):
+        # Sizes of tensors, and a symbol for a size that may change.
+        shapes = [getattr(i, 'shape', ('symbol',)) for i in inputs]
+        sizes.append([s for s in shapes if len(s) == 2 and s[1] == 3][-1][0])
+        return graph.forward
+
+    return sizes, dict(type='sb_mm.CompileHook', backend=backend, mode=None)
+
+
+def test_a_training_is_compiled_once_for_each_size(tmp_path, compiled_sizes):
+    sizes, hook = compiled_sizes
+    torch.manual_seed(0)
+    compiled = _train(tmp_path / 'compiled', Classifier(), hook)
+    assert sizes == [4, 2]
+    torch.manual_seed(0)
+    eager = _train(tmp_path / 'eager', Classifier())
+    torch.testing.assert_close(compiled.state_dict(), eager.state_dict())
+    # The model is as it was, so that it can be copied and saved whole.
+    assert 'extract_feat' not in vars(compiled)
+
+
+def test_a_model_without_extract_feat_is_refused(tmp_path, compiled_sizes):
+    _, hook = compiled_sizes
+    with pytest.raises(UserInputError, match='Bare does not have'):
+        _train(tmp_path, Bare(), hook)
+
+
+@pytest.mark.parametrize(
+    'attention',
+    [
+        dict(),
+        dict(attention=dict(type='sb_mm.ShiftBalance')),
+        dict(attention=dict(type='sb_mm.SqueezeExcite')),
+        dict(attention_conv_cfg=dict(type='sb_mm.DynamicConv2d')),
+    ],
+    ids=['static', 'SB', 'SE', 'DyConv'],
+)
+def test_a_block_is_one_graph(attention):
+    """What a compiler must cut, it cannot fuse or record as CUDA graph."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    network = AttentionMobileNetV2CIFAR(widen_factor=0.35, **attention)
+    block = network.layer2[-1].train()
+    images = torch.randn(4, 8, 8, 8)  # 24 channels at x1.0
+    compiled = torch.compile(
+        block, backend='eager', fullgraph=True, dynamic=False
+    )
+    torch.testing.assert_close(compiled(images), block(images))
