@@ -1,23 +1,23 @@
 """Training on CIFAR-10's size: pictures on the device, or mmpretrain's way."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import mmpretrain.datasets
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
-from mmengine.runner import Runner
-from mmpretrain.registry import DATASETS, MODELS
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmpretrain.registry import DATASETS, LOOPS, MODELS
 from torch import nn
 from torch.utils.data import DataLoader
 
-import sb_mm.datasets.indexed_pictures  # noqa: F401  fills the registry
-import sb_mm.models  # noqa: F401  fills the registry
-from sb_mm.engine.on_device import use_device_data
+from sb_mm.paper.cells import find_cell
+from sb_mm.reproduce.recipe import Recipe
 
 from .measurement import Measurement, Settings, rates_in_turns
 
@@ -26,8 +26,9 @@ LAST = 'sb_mm, channels_last'
 COMPILED = 'sb_mm, compiled (reduce-overhead)'
 BOTH = 'sb_mm, channels_last, compiled (reduce-overhead)'
 PIPELINE, STEP = 'input pipeline', 'training step'
-BATCH, WIDTH = 128, 0.35
+CELL, BATCH, WIDTH = 't6-x0.35-sb', 128, 0.35
 _SIDE, _CLASSES = 32, 10
+_EPOCHS = 10**6  # more than are ever run
 _MOST_WORKERS = 16
 
 
@@ -56,6 +57,16 @@ class RandomCIFAR10(mmpretrain.datasets.CIFAR10):
         ]
 
 
+@LOOPS.register_module()
+class LoopOfCaller(EpochBasedTrainLoop):
+    """MMEngine's loop, the epochs of which are run by who measures them."""
+
+    def run(self) -> nn.Module:
+        """Do what comes before the first epoch."""
+        self.runner.call_hook('before_train')
+        return self.runner.model
+
+
 @dataclass(frozen=True)
 class Way:
     """How a contender brings pictures to the network and computes.
@@ -64,8 +75,7 @@ class Way:
         on_device: With ``sb_mm``'s input instead of mmpretrain's.
         workers: Processes that load.
         channels_last: Memory format of the batches.
-        compile: Mode of ``torch.compile`` for the training step; None for
-            none.
+        compile: Mode of ``torch.compile``; None for none.
     """
 
     on_device: bool = True
@@ -74,12 +84,13 @@ class Way:
     compile: str | None = None
 
 
-def ways(what: str, device: str) -> dict[str, Way]:
+def ways(what: str, device: str, tiny: bool = False) -> dict[str, Way]:
     """Return the contenders by name.
 
     Args:
         what: ``PIPELINE`` or ``STEP``.
         device: ``'cpu'`` or ``'cuda'``.
+        tiny: Leave out what a CPU would compile for minutes.
     """
     if device == 'cuda':
         stock = Way(False, workers=min(_MOST_WORKERS, os.cpu_count() or 1))
@@ -89,102 +100,94 @@ def ways(what: str, device: str) -> dict[str, Way]:
         stock, mode = Way(False), None
     found = {STOCK: replace(stock, compile=mode), OURS: Way(compile=mode)}
     if what == STEP:
-        found |= {
-            LAST: Way(channels_last=True, compile=mode),
-            COMPILED: Way(compile='reduce-overhead'),
-            BOTH: Way(channels_last=True, compile='reduce-overhead'),
-        }
+        found[LAST] = Way(channels_last=True, compile=mode)
+    if what == STEP and not tiny:
+        found[COMPILED] = Way(compile='reduce-overhead')
+        found[BOTH] = Way(channels_last=True, compile='reduce-overhead')
     return found
 
 
 def cifar_pipeline(settings: Settings) -> Iterator[Measurement]:
-    """Count pictures/s of the input alone, and of whole training steps.
+    """Count pictures/s of the input alone, and of whole epochs of training.
 
-    The pictures are random, of CIFAR-10's size. On a GPU, the networks of
-    all contenders are compiled, as ``compile=True`` in a config does, and
-    mmpretrain's input has processes that load.
+    As ``tools/reproduce.py`` trains, by MMEngine's runner with its hooks; the
+    pictures are random, of CIFAR-10's size and, on a GPU, its number. There,
+    the networks of all contenders are compiled, and mmpretrain's input has
+    processes that load.
     """
     device = torch.device(settings.device).type
     batch = 4 if settings.tiny else BATCH
-    for what, prepare, batches in (
-        (PIPELINE, _inputs, 50),
-        # A step takes a CPU 50 times as long as its input.
-        (STEP, _steps, 50 if device == 'cuda' else 4),
-    ):
-        pictures = batch * (2 if settings.tiny else batches)
+    for what in (PIPELINE, STEP):
+        if what == STEP and device == 'cpu' and torch.cuda.is_available():
+            settings.notes.append(
+                "CIFAR-10's training step on the CPU: MMEngine trains on the "
+                'GPU of this machine: not run'
+            )
+            return
+        pictures = 2 * batch if settings.tiny else _pictures(what, device)
         case = dict(what=what, batch=batch, pictures=pictures, device=device)
-        found = ways(what, device)
+        found = ways(what, device, settings.tiny)
         if what == STEP:
             case.update(width=WIDTH, compiled=device == 'cuda')
         if device == 'cuda':
             case.update(workers=found[STOCK].workers)
-        contenders = {
-            name: prepare(config(way, pictures, batch), settings.device)
-            for name, way in found.items()
-        }
-        yield from rates_in_turns(case, contenders, settings.rounds, pictures)
+        with tempfile.TemporaryDirectory() as folder:
+            contenders = {
+                name: _prepared(
+                    what, config(way, pictures, batch, Path(folder, name))
+                )
+                for name, way in found.items()
+            }
+            yield from rates_in_turns(
+                case, contenders, settings.rounds, pictures
+            )
 
 
-def config(way: Way, pictures: int, batch: int) -> Config:
-    """Return model and loader of SB x0.35."""
-    model = dict(
-        type='ImageClassifier',
-        backbone=dict(
-            type='sb_mm.AttentionMobileNetV2CIFAR',
-            widen_factor=WIDTH,
-            attention=dict(type='sb_mm.ShiftBalance'),
-        ),
-        neck=dict(type='GlobalAveragePooling'),
-        head=dict(
-            type='LinearClsHead', num_classes=_CLASSES, in_channels=1280
-        ),
-        data_preprocessor=_PREPROCESSOR,
+def _pictures(what: str, device: str) -> int:
+    if device == 'cuda':
+        return 50_000
+    # A step takes a CPU 50 times as long as its input.
+    return BATCH * (50 if what == PIPELINE else 4)
+
+
+def config(way: Way, pictures: int, batch: int, work_dir: Path) -> Config:
+    """Return what ``tools/reproduce.py`` would train, with random pictures."""
+    recipe = Recipe(
+        _EPOCHS,
+        # The rate of 0 keeps the weights: every epoch is the same work.
+        {'optim_wrapper.optimizer.lr': 0.0},
+        on_device=way.on_device,
+        channels_last=way.channels_last,
+        compile=way.compile,
     )
-    loader = dict(
-        batch_size=batch,
-        num_workers=way.workers,
-        persistent_workers=way.workers > 0,
-        pin_memory=way.workers > 0,
-        sampler=dict(type='DefaultSampler', shuffle=True),
-        collate_fn=dict(type='default_collate'),
-        dataset=dict(
-            type='RandomCIFAR10', pictures=pictures, pipeline=_TRANSFORMS
-        ),
-    )
-    cfg = Config(
-        dict(model=model, train_dataloader=loader, compile=way.compile)
-    )
-    if way.on_device:
-        use_device_data(cfg, way.channels_last)
+    cfg = recipe.config(find_cell(CELL), 0, work_dir)
+    loader = cfg.train_dataloader
+    loader.batch_size = batch
+    loader.num_workers = way.workers
+    loader.persistent_workers = loader.pin_memory = way.workers > 0
+    dataset = loader.dataset.dataset if way.on_device else loader.dataset
+    dataset.type = 'RandomCIFAR10'
+    dataset.pictures = pictures
+    for name in ('data_root', 'split'):
+        dataset.pop(name)
+    for name in ('dataloader', 'cfg', 'evaluator'):
+        cfg[f'val_{name}'] = cfg[f'test_{name}'] = None
+    cfg.train_cfg.type = 'LoopOfCaller'
+    cfg.default_hooks.checkpoint = None
+    # Runners of one process share what has the same name.
+    cfg.experiment_name = work_dir.as_posix().replace('/', '_')
+    cfg.visualizer.name = cfg.experiment_name
+    cfg.log_level = 'ERROR'
     return cfg
 
 
-# As in mmpretrain's configs of CIFAR-10.
-_PREPROCESSOR = dict(
-    type='ClsDataPreprocessor',
-    num_classes=_CLASSES,
-    mean=[125.307, 122.961, 113.8575],
-    std=[51.5865, 50.847, 51.255],
-    to_rgb=False,
-)
-_TRANSFORMS = [
-    dict(type='RandomCrop', crop_size=_SIDE, padding=4),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='PackInputs'),
-]
-
-
-def build_loader(cfg: Config) -> DataLoader:
-    """Return the loader of a config of :func:`config`."""
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        return Runner.build_dataloader(cfg.train_dataloader, seed=0)
-
-
-def _inputs(cfg: Config, device: str) -> Callable[[], None]:
-    """Return what loads an epoch up to what the network takes."""
-    loader = build_loader(cfg)
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        preprocess = MODELS.build(cfg.model.data_preprocessor).to(device)
+def _prepared(what: str, cfg: Config) -> Callable[[], None]:
+    """Return what loads, or trains for, an epoch."""
+    if what == STEP:
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+        return runner.train_loop.run_epoch
+    loader, preprocess = build_loader(cfg), _build(cfg).data_preprocessor
 
     def run() -> None:
         for data in loader:
@@ -193,24 +196,15 @@ def _inputs(cfg: Config, device: str) -> Callable[[], None]:
     return run
 
 
-def _steps(cfg: Config, device: str) -> Callable[[], None]:
-    """Return what trains for an epoch."""
-    loader, model = build_loader(cfg), _build(cfg).to(device)
-    # The rate of 0 keeps the weights, so that every step is the same work.
-    optimizer = torch.optim.SGD(model.parameters(), lr=0, momentum=0.9)
-    wrapper = OptimWrapper(optimizer)
-    if cfg.compile:
-        # As MMEngine's runner does it.
-        model.forward = torch.compile(model.forward, mode=cfg.compile)
-
-    def run() -> None:
-        for data in loader:
-            model.train_step(data, wrapper)
-
-    return run
+def build_loader(cfg: Config) -> DataLoader:
+    """Return the loader of a config of :func:`config`."""
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return Runner.build_dataloader(cfg.train_dataloader, seed=0)
 
 
 def _build(cfg: Config) -> nn.Module:
-    torch.manual_seed(0)
+    """Return the model as MMEngine's runner builds it."""
+    if cfg.get('data_preprocessor'):
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        return MODELS.build(cfg.model).train()
+        return MODELS.build(cfg.model)

@@ -388,9 +388,9 @@ def test_the_classifiers_of_others_do_what_ours_do():
         assert numbers[0] == pytest.approx(numbers[1], rel=0.02), name
 
 
-def test_both_inputs_of_cifar_are_of_one_kind():
+def test_both_inputs_of_cifar_are_of_one_kind(tmp_path):
     for name, way in cifar_pipeline.ways(cifar_pipeline.STEP, 'cpu').items():
-        cfg = cifar_pipeline.config(way, pictures=20, batch=4)
+        cfg = cifar_pipeline.config(way, 20, 4, tmp_path)
         assert has_device_data(cfg) == (name != cifar_pipeline.STOCK)
         loader = cifar_pipeline.build_loader(cfg)
         assert len(loader) == 5
@@ -409,13 +409,14 @@ def test_both_inputs_of_cifar_are_of_one_kind():
         )
 
 
-def test_on_a_gpu_all_are_compiled_and_processes_load_for_the_host():
+def test_on_a_gpu_all_are_compiled_and_processes_load_for_the_host(tmp_path):
     found = cifar_pipeline.ways(cifar_pipeline.STEP, 'cuda')
     assert all(way.compile for way in found.values())
     workers = {name: way.workers for name, way in found.items()}
     assert workers.pop(cifar_pipeline.STOCK) > 0
     assert not any(workers.values())
-    cfg = cifar_pipeline.config(found[cifar_pipeline.STOCK], 20, 4)
+    stock = found[cifar_pipeline.STOCK]
+    cfg = cifar_pipeline.config(stock, 20, 4, tmp_path)
     assert cfg.train_dataloader.persistent_workers
     assert len(list(cifar_pipeline.build_loader(cfg))) == 5
 
