@@ -248,10 +248,14 @@ def _difference(cell: Cell, runs: Summary) -> str:
 
 def _provenance(records: list[Record]) -> str:
     seeds = ', '.join(str(r.seed) for r in records)
-    kinds = sorted({(r.epochs, r.hardware, r.commit) for r in records})
+    kinds = sorted(
+        {(r.epochs, r.processes, r.hardware, r.commit) for r in records}
+    )
     return f'seeds {seeds}; ' + '; '.join(
-        f'{epochs} epochs, {hardware}, commit {commit}'
-        for epochs, hardware, commit in kinds
+        # Of several, each normalises its own part of a batch.
+        f'{epochs} epochs, {f"{count} x " if count > 1 else ""}{hardware}, '
+        f'commit {commit}'
+        for epochs, count, hardware, commit in kinds
     )
 
 

@@ -22,6 +22,7 @@ from sb_mm.paper.records import (
     append_record,
     read_results,
 )
+from sb_mm.paper.runs import has_expected_data
 
 from .cluster import Share, run_on_ray
 from .display import Display, describe
@@ -232,7 +233,19 @@ def _not_recorded(runs: Sequence[Run], results: Path) -> list[Run]:
     found = read_results(results)
     for sentence in found.refused:
         print(f'left out: {sentence}', file=sys.stderr)
-    return [run for run in runs if not run.is_in(found.records)]
+    todo = []
+    for run in runs:
+        record = run.find_in(found.records)
+        if record is None:
+            todo.append(run)
+        elif not has_expected_data(record.deviations):
+            print(
+                f'{run.name} is recorded with other data '
+                f'({first_few(record.deviations)}): to train it anew, delete '
+                f'that line and {run.work_dir}.',
+                file=sys.stderr,
+            )
+    return todo
 
 
 def _check_inputs(runs: Sequence[Run], engine: Engine) -> None:
@@ -272,7 +285,7 @@ def show(runs: Sequence[Run], results: Path) -> None:
 
 
 def _state(run: Run, records: Sequence[Record]) -> str:
-    if run.is_in(records):
+    if run.find_in(records):
         return 'recorded'
     if result := run.result():
         return f'finished, not recorded: {describe(result)}'

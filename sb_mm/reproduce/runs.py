@@ -77,8 +77,8 @@ class Run:
         """
         return record_run(self.cell, self.work_dir, self.recipe.is_variant)
 
-    def is_in(self, records: Iterable[Record]) -> bool:
-        """Whether its result is recorded already.
+    def find_in(self, records: Iterable[Record]) -> Record | None:
+        """Return the record of this run, if it was recorded already.
 
         Cells that several tables repeat share their runs. A record of other
         data than the recipe tells of counts only if this run's own folder
@@ -87,15 +87,16 @@ class Run:
         wanted = (self.cell.experiment, self.seed)
         same = [r for r in records if (r.experiment, r.seed) == wanted]
         if not same:
-            return False
+            return None
         changed = expected_deviations(self.cell, self.config())
         like = [r for r in same if without_data(r.deviations) == changed]
-        if any(has_expected_data(r.deviations) for r in like):
-            return True
-        own = self.result() if like else None
-        return own is not None and own.deviations in [
-            r.deviations for r in like
-        ]
+        expected = [r for r in like if has_expected_data(r.deviations)]
+        if expected or not like:
+            return expected[0] if expected else None
+        own = self.result()
+        return next(
+            (r for r in like if own and r.deviations == own.deviations), None
+        )
 
     def check_resume(self) -> None:
         """Raise if its folder holds checkpoints of another training.

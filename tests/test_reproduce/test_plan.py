@@ -136,12 +136,12 @@ def test_a_cell_that_is_named_twice_is_planned_once(tmp_path):
 def test_a_run_of_other_data_or_batch_is_no_full_one(make_run, make_record):
     full = make_run()
     for found in ('batch of all processes=8', 'train pictures=16'):
-        assert not full.is_in([make_record(SB.id, deviations=[found])])
-    assert full.is_in([make_record(SB.id)])
+        assert not full.find_in([make_record(SB.id, deviations=[found])])
+    assert full.find_in([make_record(SB.id)])
     half = make_run(options={'train_dataloader.batch_size': 64})
-    assert not half.is_in([make_record(SB.id)])
+    assert not half.find_in([make_record(SB.id)])
     batch = make_record(SB.id, deviations=['batch of all processes=64'])
-    assert half.is_in([batch])
+    assert half.find_in([batch])
 
 
 @pytest.mark.parametrize(
@@ -201,13 +201,13 @@ def test_a_recorded_run_is_known_by_recipe_and_seed(make_run, make_record):
             'batch of all processes=8',
         ],
     )
-    assert run.is_in([recorded])
-    assert not run.is_in([])
-    assert not make_run(seed=1, epochs=3).is_in([recorded])
-    assert not make_run(epochs=4).is_in([recorded])
-    assert not make_run().is_in([recorded])
+    assert run.find_in([recorded])
+    assert not run.find_in([])
+    assert not make_run(seed=1, epochs=3).find_in([recorded])
+    assert not make_run(epochs=4).find_in([recorded])
+    assert not make_run().find_in([recorded])
     static = find_cell('t6-x0.35-static')
-    assert not make_run(static, epochs=3).is_in([recorded])
+    assert not make_run(static, epochs=3).find_in([recorded])
 
 
 def test_other_data_count_only_if_they_are_in_the_own_folder(
@@ -216,11 +216,11 @@ def test_other_data_count_only_if_they_are_in_the_own_folder(
     run = make_run(epochs=3, data_root='elsewhere')
     changed = ['train_cfg.max_epochs=3', 'val pictures=10']
     recorded = make_record(SB.id, deviations=changed)
-    assert not run.is_in([recorded])
+    assert not run.find_in([recorded])
     monkeypatch.setattr(Run, 'result', lambda _: recorded)
-    assert run.is_in([recorded])
+    assert run.find_in([recorded])
     other = make_record(SB.id, deviations=[changed[0], 'val pictures=9'])
-    assert not run.is_in([other])
+    assert not run.find_in([other])
 
 
 def _log(run, lines, pictures=100):

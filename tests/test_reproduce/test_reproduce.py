@@ -70,7 +70,9 @@ def test_a_table_is_trained_once_and_recorded(cifar, tmp_path, capsys):
     lines = (results / 'table6.jsonl').read_text()
     starts = [_starts(run) for run in runs]
     assert commands.reproduce(runs, results, Engine(jobs=2)) == 0
-    assert '2 runs: 2 recorded already, 0 to do' in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert '2 runs: 2 recorded already, 0 to do' in printed.out
+    assert printed.err.count('recorded with other data (train_cfg.max_') == 2
     assert (results / 'table6.jsonl').read_text() == lines
     assert [_starts(run) for run in runs] == starts
     commands.show(runs, results)

@@ -59,10 +59,7 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         batch_augments: dict | None = None,
     ) -> None:
         super().__init__()
-        check_number('padding', padding, 0, integer=True)
-        if crop_size is not None:
-            check_number('crop_size', crop_size, 1, integer=True)
-        check_number('flip_prob', flip_prob, 0, 1)
+        _check_geometry(padding, crop_size, flip_prob)
         _check_channels(mean, std)
         if batch_augments is not None:
             raise UserInputError(
@@ -175,6 +172,15 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
             )
         borders = (0, 0, *[self.padding] * 4)
         return F.pad(pictures, borders), data['labels'].to(self.device)
+
+
+def _check_geometry(
+    padding: int, crop_size: int | None, flip_prob: float
+) -> None:
+    check_number('padding', padding, 0, integer=True)
+    if crop_size is not None:
+        check_number('crop_size', crop_size, 1, integer=True)
+    check_number('flip_prob', flip_prob, 0, 1)
 
 
 def _check_channels(mean: Sequence[float], std: Sequence[float]) -> None:
