@@ -67,10 +67,16 @@ def compiled_sizes(monkeypatch):
     sizes = []
 
     def backend(graph, inputs):
-        # Sizes of tensors, and a symbol for a size that may change.
-        shapes = [getattr(i, 'shape', ()) for i in inputs]
-        (size,) = [s[0] for s in shapes if len(s) == 2 and s[1] == 3][-1:]
-        sizes.append(size if type(size) is int else 'any')
+        # A size that may change comes as a number of its own besides.
+        (size,) = [
+            i.shape[0]
+            for i in inputs
+            if isinstance(i, torch.Tensor)
+            and not isinstance(i, nn.Parameter)
+            and i.ndim == 2
+        ]
+        free = any(isinstance(i, torch.SymInt) for i in inputs)
+        sizes.append('any' if free else size)
         return graph.forward
 
     return sizes, dict(type='sb_mm.CompileHook', backend=backend, mode=None)
