@@ -134,7 +134,9 @@ def cifar_pipeline(settings: Settings) -> Iterator[Measurement]:
         with tempfile.TemporaryDirectory() as folder:
             contenders = {
                 name: _prepared(
-                    what, config(way, pictures, batch, Path(folder, name))
+                    what,
+                    config(way, pictures, batch, Path(folder, name)),
+                    settings.device,
                 )
                 for name, way in found.items()
             }
@@ -181,13 +183,14 @@ def config(way: Way, pictures: int, batch: int, work_dir: Path) -> Config:
     return cfg
 
 
-def _prepared(what: str, cfg: Config) -> Callable[[], None]:
+def _prepared(what: str, cfg: Config, device: str) -> Callable[[], None]:
     """Return what loads, or trains for, an epoch."""
     if what == STEP:
         runner = Runner.from_cfg(cfg)
         runner.train()
         return runner.train_loop.run_epoch
-    loader, preprocess = build_loader(cfg), _build(cfg).data_preprocessor
+    loader = build_loader(cfg)
+    preprocess = _build(cfg).to(device).data_preprocessor
 
     def run() -> None:
         for data in loader:

@@ -119,8 +119,8 @@ def main() -> None:
     engine = commands.Engine(a.jobs, a.ray, share, a.retries)
     runs = commands.plan(selection, recipe, a.out.resolve(), a.only)
     if a.slurm:
-        words = [w for w in sys.argv[1:] if w != '--slurm']
-        print(array_script(words, len(runs), share.cpus, share.gpus), end='')
+        script = array_script(sys.argv[1:], len(runs), share.cpus, share.gpus)
+        print(script, end='')
     elif a.dry_run:
         commands.show(runs, a.results)
     else:

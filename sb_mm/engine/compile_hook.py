@@ -14,8 +14,9 @@ from sb_mm.registry import HOOKS
 class CompileHook(Hook):
     """Let ``torch.compile`` compile backbone and neck for a training.
 
-    That is the model's ``extract_feat``, which mmpretrain's classifiers and
-    mmdet's detectors have: tensors in, tensors out. MMEngine's own
+    That is the model's ``extract_feat``, through which mmpretrain's
+    ``ImageClassifier`` and mmdet's detectors of one or two stages train:
+    tensors in, tensors out. MMEngine's own
     ``compile=True`` takes all of ``train_step`` with data samples, losses
     and optimizer, which compilers must cut into pieces, and of which CUDA
     graphs would overwrite what the next step needs.

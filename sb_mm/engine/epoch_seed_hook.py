@@ -20,8 +20,9 @@ class EpochSeedHook(Hook):
     different crops and flips on the device.
 
     Note:
-        Workers of a loader that lives through several epochs have random
-        numbers of their own, which this does not reach.
+        The processes of a loader (``num_workers``) are seeded by MMEngine
+        and not reached. The order of the pictures is the sampler's, which
+        takes the seed of ``randomness``.
     """
 
     priority = 'VERY_HIGH'

@@ -11,7 +11,7 @@ import torch
 from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 
 RUN_INFO_FILE = 'run_info.json'
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -59,8 +59,10 @@ def run_info(runner: Runner) -> dict:
         start_epoch=runner.epoch,
         processes=processes,
         batch=processes * (runner.train_dataloader.batch_size or 1),
-        train=_data(runner.train_dataloader),
-        val=_data(runner.val_dataloader) if runner.val_loop else None,
+        train=describe_data(runner.train_dataloader.dataset),
+        val=describe_data(runner.val_dataloader.dataset)
+        if runner.val_loop
+        else None,
         parameters=sum(p.numel() for p in model.parameters()),
         hardware=_hardware(),
         versions=versions(),
@@ -69,13 +71,13 @@ def run_info(runner: Runner) -> dict:
     )
 
 
-def _data(loader: DataLoader) -> dict:
-    dataset = loader.dataset
+def describe_data(dataset: Dataset) -> dict:
+    """Return the classes that read the pictures, and how many there are."""
     # Whatever holds the pictures, IndexedPictures and its like left out.
-    dataset = getattr(dataset, 'dataset', dataset)
-    leaves = getattr(dataset, 'datasets', None) or [dataset]
+    source = getattr(dataset, 'dataset', dataset)
+    leaves = getattr(source, 'datasets', None) or [source]
     kinds = sorted({type(leaf).__name__ for leaf in leaves})
-    return dict(types=kinds, pictures=len(loader.dataset))
+    return dict(types=kinds, pictures=len(dataset))
 
 
 def _hardware() -> str:

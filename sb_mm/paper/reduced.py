@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from .claims import CLAIMS, judge, of_runs
+from .claims import CLAIMS, CONFIDENCE, judge, of_runs
 from .records import Record, Summary
 from .writing import NOT_RUN, bullets, markdown, our_result
 
@@ -66,8 +66,8 @@ def _of_recipe(
     if findings := list(_findings(records)):
         yield 'What these runs say of the claims above, at this recipe:'
         header = [
-            'claim', 'cells', 'changed network', 'difference', 'interval',
-            'verdict',
+            'claim', 'cells', 'changed network', 'difference',
+            f'{CONFIDENCE:.0%} interval', 'verdict',
         ]  # fmt: skip
         yield markdown(header, findings)
 

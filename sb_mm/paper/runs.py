@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import DATASETS
 
 from sb_mm.engine.config import read_config
 from sb_mm.engine.divergence_hook import DIVERGENCE_FILE
 from sb_mm.engine.on_device import has_device_data, use_device_data
-from sb_mm.engine.run_info import RUN_INFO_FILE
+from sb_mm.engine.preflight import check_data
+from sb_mm.engine.run_info import RUN_INFO_FILE, describe_data
 from sb_mm.errors import UserInputError
 
 from .cells import Cell
@@ -206,11 +208,30 @@ def _differences(wanted: dict, given: dict) -> list[str]:
 
 
 def _is_same_run(before: Start, after: Start) -> bool:
-    same = not config_differences(before.config, after.config)
-    return same and all(
-        before.info.get(key) == after.info.get(key)
-        for key in ('seed', 'batch', 'train', 'val')
+    return (
+        before.info['seed'] == after.info['seed']
+        and not config_differences(before.config, after.config)
+        and not data_differences(before.info, after.info)
     )
+
+
+def data_differences(given: dict, wanted: dict) -> list[str]:
+    """Return the batch and numbers of pictures of one run that another's not.
+
+    Args:
+        given: As a run found them, see :mod:`sb_mm.engine.run_info`.
+        wanted: The same of the other, or of :func:`count_data`.
+    """
+    return _differences(_counts(wanted), _counts(given))
+
+
+def _counts(info: dict) -> dict[str, int | None]:
+    # The packed and the official CIFAR-10 are the same pictures.
+    pictures = {
+        f'{name} pictures': info[name]['pictures'] if info[name] else None
+        for name in ('train', 'val')
+    }
+    return {'batch of all processes': info['batch'], **pictures}
 
 
 def _on_device(cfg: Config) -> Config:
@@ -327,6 +348,37 @@ def _compile_mode(cfg: Config) -> str | None:
     if isinstance(given, dict):
         return given.get('mode') or 'default'
     return 'default' if given else None
+
+
+def planned_deviations(cell: Cell, cfg: Config) -> list[str]:
+    """Return all deviations that a run will show, with those of the data.
+
+    Raises:
+        UserInputError: If the data cannot be used.
+    """
+    found = _found_otherwise(cell, count_data(cfg))
+    return [*config_deviations(cell, cfg), *found]
+
+
+def count_data(cfg: Config) -> dict:
+    """Return what a run of one process will find its data to be.
+
+    Args:
+        cfg: Of the run.
+
+    Returns:
+        ``train``, ``val`` and ``batch`` as :mod:`sb_mm.engine.run_info`
+        writes them.
+
+    Raises:
+        UserInputError: If the data cannot be used.
+    """
+    loaders = ('train_dataloader', 'val_dataloader')
+    check_data(cfg, loaders)
+    train, val = (
+        describe_data(DATASETS.build(cfg[name].dataset)) for name in loaders
+    )
+    return dict(train=train, val=val, batch=cfg.train_dataloader.batch_size)
 
 
 def has_expected_data(changed: Sequence[str]) -> bool:

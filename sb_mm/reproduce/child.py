@@ -40,10 +40,11 @@ def main(work_dir: Path) -> int:
     # started it.
     lock = FileLock(work_dir / 'lock')
     try:
-        with lock.acquire(timeout=0):
-            return _train(work_dir)
+        held = lock.acquire(timeout=0)
     except Timeout:
         return _wait(lock, work_dir)
+    with held:
+        return _train(work_dir)
 
 
 def _train(work_dir: Path) -> int:

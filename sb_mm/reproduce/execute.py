@@ -69,9 +69,9 @@ def execute(
         RunFailedError: If it stops otherwise; names the log and its last
             words.
     """
+    run.check_resume()
     if record := run.result():
         return record
-    run.check_resume()
     _write_config(run)
     command = [sys.executable, '-m', 'sb_mm.reproduce.child']
     command += [str(run.work_dir), str(os.getpid())]

@@ -154,7 +154,7 @@ def _set_hooks(cfg: Config) -> None:
     ]
     cfg.custom_hooks += [
         ConfigDict(type='sb_mm.DivergenceHook'),
-        # A run that is cut and resumed is the run that was not cut.
+        # With the pictures on the device, a resumed run is the uncut one.
         ConfigDict(type='sb_mm.EpochSeedHook'),
     ]
 

@@ -13,8 +13,11 @@ from sb_mm.paper.records import Record, record_run
 from sb_mm.paper.runs import (
     Start,
     config_differences,
+    count_data,
+    data_differences,
     expected_deviations,
     has_expected_data,
+    planned_deviations,
     whole_lines,
     without_data,
 )
@@ -81,8 +84,11 @@ class Run:
         """Return the record of this run, if it was recorded already.
 
         Cells that several tables repeat share their runs. A record of other
-        data than the recipe tells of counts only if this run's own folder
-        holds that training.
+        data than the recipe tells of is its own if it has those data, which
+        are counted then.
+
+        Raises:
+            UserInputError: If they cannot be used.
         """
         wanted = (self.cell.experiment, self.seed)
         same = [r for r in records if (r.experiment, r.seed) == wanted]
@@ -93,27 +99,28 @@ class Run:
         expected = [r for r in like if has_expected_data(r.deviations)]
         if expected or not like:
             return expected[0] if expected else None
-        own = self.result()
-        return next(
-            (r for r in like if own and r.deviations == own.deviations), None
-        )
+        own = planned_deviations(self.cell, self.config())
+        return next((r for r in like if r.deviations == own), None)
 
     def check_resume(self) -> None:
         """Raise if its folder holds checkpoints of another training.
 
         Raises:
-            UserInputError: Names a setting that differs.
+            UserInputError: Names the settings or data that differ, or says
+                why the data cannot be used.
         """
         folders = sorted(p.parent for p in self.work_dir.glob('*/vis_data'))
         starts = [s for s in map(Start, folders) if s.has_info]
         if not starts or not list(self.work_dir.glob('epoch_*.pth')):
             return
-        other = config_differences(starts[-1].config, self.config())
+        last, cfg = starts[-1], self.config()
+        other = config_differences(last.config, cfg)
+        other = other or data_differences(last.info, count_data(cfg))
         if other:
             raise UserInputError(
-                f'{self.work_dir} holds a training with other settings '
-                f'({first_few(other)}): delete that folder, or give another '
-                '--out.'
+                f'{self.work_dir} holds a training with other settings or '
+                f'data ({first_few(other)}): delete that folder, or give '
+                'another --out.'
             )
 
     def progress(self) -> 'Progress':

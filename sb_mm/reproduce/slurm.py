@@ -1,5 +1,6 @@
 """Runs as a job array of Slurm, by a script that is printed."""
 
+import argparse
 import shlex
 from collections.abc import Sequence
 
@@ -25,7 +26,7 @@ def array_script(
     """Return a batch script with one job for each run.
 
     Args:
-        arguments: Of ``tools/reproduce.py``, without ``--slurm``.
+        arguments: Of ``tools/reproduce.py``.
         runs: How many there are.
         cpus: Cores of a job.
         gpus: Of a job; any number but 0 is one, as Slurm does not share
@@ -35,5 +36,14 @@ def array_script(
         last=runs - 1,
         cpus=cpus,
         gpus='' if gpus == 0 else '#SBATCH --gres=gpu:1\n',
-        command=shlex.join(['python', 'tools/reproduce.py', *arguments]),
+        command=shlex.join(['python', 'tools/reproduce.py', *_job(arguments)]),
     )
+
+
+def _job(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments without those that speak of the array."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument('--slurm', action='store_true')
+    parser.add_argument('--cpus-per-run')
+    parser.add_argument('--gpus-per-run')
+    return parser.parse_known_args(arguments)[1]

@@ -103,6 +103,7 @@ def test_one_pair_of_many_must_contradict_more_clearly(make_record):
     )
     assert (alone.verdict, among.verdict) == (CONTRADICTED, OPEN)
     assert alone.interval == among.interval
+    assert among.reason == 'not clear enough for one of 6 pairs'
     # Support is needed of every pair, so that nothing is divided.
     good = Claim('', '', ((STATIC, SB),) * 6)
     verdicts = {f.verdict for f in judge(good, of_runs(records))}

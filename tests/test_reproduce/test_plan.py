@@ -133,8 +133,10 @@ def test_a_cell_that_is_named_twice_is_planned_once(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_run_of_other_data_or_batch_is_no_full_one(make_run, make_record):
-    full = make_run()
+def test_a_run_of_other_data_or_batch_is_no_full_one(
+    make_run, make_record, cifar
+):
+    full = make_run(data_root=cifar)  # other data again
     for found in ('batch of all processes=8', 'train pictures=16'):
         assert not full.find_in([make_record(SB.id, deviations=[found])])
     assert full.find_in([make_record(SB.id)])
@@ -210,17 +212,18 @@ def test_a_recorded_run_is_known_by_recipe_and_seed(make_run, make_record):
     assert not make_run(static, epochs=3).find_in([recorded])
 
 
-def test_other_data_count_only_if_they_are_in_the_own_folder(
-    make_run, make_record, monkeypatch
+def test_a_record_of_other_data_counts_for_those_data(
+    make_run, make_record, cifar
 ):
-    run = make_run(epochs=3, data_root='elsewhere')
-    changed = ['train_cfg.max_epochs=3', 'val pictures=10']
-    recorded = make_record(SB.id, deviations=changed)
-    assert not run.find_in([recorded])
-    monkeypatch.setattr(Run, 'result', lambda _: recorded)
-    assert run.find_in([recorded])
-    other = make_record(SB.id, deviations=[changed[0], 'val pictures=9'])
-    assert not run.find_in([other])
+    run = make_run(epochs=3, data_root=cifar)
+    found = ['train_cfg.max_epochs=3', 'train pictures=16', 'val pictures=10']
+    # The same experiment under another table.
+    recorded = make_record('t9-x0.35-gate-tanh', deviations=found)
+    assert run.find_in([recorded]) is recorded
+    other = [*found[:2], 'val pictures=9']
+    assert not run.find_in([make_record(SB.id, deviations=other)])
+    whole = make_record(SB.id, deviations=found[:1])
+    assert run.find_in([whole, recorded]) is whole
 
 
 def _log(run, lines, pictures=100):
@@ -257,7 +260,8 @@ def test_progress_of_a_long_log_is_read_from_its_end(make_run):
 
 
 def test_the_script_for_slurm_does_one_run_in_each_job():
-    words = ['--table', '6', '--data-root', 'my data']
+    words = ['--table', '6', '--data-root', 'my data', '--cpus-per-run', '4']
+    words += ['--slurm', '--gpus-per-run=0.25']
     script = array_script(words, runs=12, cpus=4, gpus=0.25)
     assert '#SBATCH --array=0-11\n' in script
     assert '#SBATCH --cpus-per-task=4\n' in script

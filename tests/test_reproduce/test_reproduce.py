@@ -194,7 +194,8 @@ def test_checkpoints_of_other_settings_are_not_gone_on_with(make_run):
     run = make_run(epochs=3)
     folder = run.work_dir / '20260101_000000/vis_data'
     folder.mkdir(parents=True)
-    info = dict(start_epoch=0, train=None, val=None, batch=8)
+    data = [dict(types=['CIFAR10'], pictures=count) for count in (16, 10)]
+    info = dict(start_epoch=0, train=data[0], val=data[1], batch=8)
     (folder / 'run_info.json').write_text(json.dumps(info))
     changed = run.config()
     changed.optim_wrapper.optimizer.lr = 0.5
@@ -208,6 +209,10 @@ def test_checkpoints_of_other_settings_are_not_gone_on_with(make_run):
     host = Run(run.cell, 0, replace(run.recipe, on_device=False), run.root)
     host.config().dump(folder / 'config.py')
     run.check_resume()  # the other loader of the same pictures
+    data[0]['pictures'] = 15
+    (folder / 'run_info.json').write_text(json.dumps(info))
+    with pytest.raises(commands.UserInputError, match='train pictures=15'):
+        run.check_resume()
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='a call of Linux')
