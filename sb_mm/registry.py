@@ -76,5 +76,6 @@ HOOKS = Registry(
         'sb_mm.engine.compile_hook',
         'sb_mm.engine.divergence_hook',
         'sb_mm.engine.epoch_seed_hook',
+        'sb_mm.engine.validate_resumed_hook',
     ],
 )

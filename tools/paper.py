@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sb_mm.engine.cli import run_tool
 from sb_mm.paper import commands
+from sb_mm.paper.records import RESULTS
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,7 +21,12 @@ def parse_args() -> argparse.Namespace:
     verb = verbs.add_parser('list', help='the cells and their results')
     verb.add_argument('--table', type=int, help='1-10; all if left out')
     verb.add_argument('--width', type=float, help='such as 0.35')
-    verb.set_defaults(run=lambda a: commands.list_cells(a.table, a.width))
+    verb.add_argument(
+        '--results', type=Path, default=RESULTS, help='folder of the records'
+    )
+    verb.set_defaults(
+        run=lambda a: commands.list_cells(a.table, a.width, a.results)
+    )
 
     verb = verbs.add_parser(
         'show', help="a cell's config, and the commands that run it"

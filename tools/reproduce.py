@@ -27,16 +27,17 @@ def parse_args() -> argparse.Namespace:
 
 
 def _add_which(group: argparse._ArgumentGroup) -> None:
-    group.add_argument('--table', type=int, nargs='+', default=[])
-    group.add_argument('--width', type=float, nargs='+', default=[])
+    lists = dict(nargs='+', action='extend')
+    group.add_argument('--table', type=int, default=[], **lists)
+    group.add_argument('--width', type=float, default=[], **lists)
     group.add_argument(
-        '--attention', nargs='+', default=[],
-        choices=['static', 'SE', 'SB', 'DyConv'],
+        '--attention', default=[], choices=['static', 'SE', 'SB', 'DyConv'],
+        **lists,
     )  # fmt: skip
     group.add_argument(
-        '--cells', nargs='+', default=[], help='ids of tools/paper.py list'
+        '--cells', default=[], help='ids of tools/paper.py list', **lists
     )
-    group.add_argument('--seeds', type=int, nargs='+', default=[0])
+    group.add_argument('--seeds', type=int, help='0 if left out', **lists)
     group.add_argument(
         '--only', type=int, metavar='N', help='the N-th of them, from 0'
     )
@@ -101,7 +102,7 @@ def main() -> None:
     a = parse_args()
     commands.check_options(vars(a))
     selection = commands.Selection(
-        a.table, a.width, a.attention, a.cells, a.seeds
+        a.table, a.width, a.attention, a.cells, a.seeds or [0]
     )
     recipe = Recipe(
         a.epochs,

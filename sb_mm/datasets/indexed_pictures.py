@@ -98,10 +98,21 @@ class IndexedPictures(Dataset):
             )
         self.full_init()
         pictures, labels = self._tensors
-        return dict(
+        return _Batch(
             pictures=pictures,
             labels=labels,
             indices=torch.tensor(indices),
+        )
+
+
+class _Batch(dict):
+    """A batch that says what it is for where something else is expected."""
+
+    def __missing__(self, key: object) -> None:
+        raise UserInputError(
+            f'A batch of sb_mm.IndexedPictures has no {key!r}: give its '
+            "loader collate_fn=dict(type='sb_mm.whole_batch'), and the model "
+            'sb_mm.OnDeviceAugmentation as data_preprocessor.'
         )
 
 

@@ -13,6 +13,7 @@ from .cells import Cell, find_cell, select_cells
 from .check import CheckedCell, Comparison, check_cell, layer_overheads
 from .counting import Overhead
 from .records import (
+    RESULTS,
     Record,
     append_record,
     read_records,
@@ -30,10 +31,12 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 250)
 
 
-def list_cells(table: int | None, width: float | None) -> None:
+def list_cells(
+    table: int | None, width: float | None, results: Path = RESULTS
+) -> None:
     """Print the cells with their configs and what was measured so far."""
     cells = select_cells(table, width)
-    records = read_records()
+    records = read_records(results)
     shown = Table('cell', 'config and overrides', 'paper', 'here', box=None)
     for cell in cells:
         what = ' '.join([cell.config, *cell.options()])

@@ -80,6 +80,7 @@ _NEUTRAL_HOOKS = {
     'sb_mm.CompileHook',
     'sb_mm.DivergenceHook',
     'sb_mm.EpochSeedHook',
+    'sb_mm.ValidateResumedHook',
 }
 # What a run's data are called among the deviations.
 _FOUND_DATA = (

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sb_mm.engine.config import read_config
 from sb_mm.engine.divergence_hook import DivergedError
 from sb_mm.engine.run import train
 from sb_mm.errors import UserInputError
@@ -80,29 +79,8 @@ def _arguments(work_dir: Path) -> argparse.Namespace:
         trust_checkpoint=False,
         amp=False,
         auto_scale_lr=False,
-        resume=_checkpoint(work_dir),
+        resume='auto',
     )
-
-
-def _checkpoint(work_dir: Path) -> str:
-    """Return what to go on from; ``'auto'`` is the newest, or a new start.
-
-    A run that was cut between its last epoch and the validation of it would
-    have nothing left to do, and never a result: it repeats that epoch.
-    """
-    last = read_config(str(work_dir / CONFIG_FILE)).train_cfg.max_epochs
-    if not (work_dir / f'epoch_{last}.pth').is_file():
-        return 'auto'
-    epochs = [
-        int(file.stem.removeprefix('epoch_'))
-        for file in work_dir.glob('epoch_*.pth')
-    ]
-    before = sorted(epochs)[-2:-1]
-    if not before:
-        (work_dir / f'epoch_{last}.pth').unlink()
-        (work_dir / 'last_checkpoint').unlink(missing_ok=True)
-        return 'auto'
-    return str(work_dir / f'epoch_{before[0]}.pth')
 
 
 def _end_with_parent(parent: int) -> None:

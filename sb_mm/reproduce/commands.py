@@ -192,8 +192,21 @@ def reproduce(runs: Sequence[Run], results: Path, engine: Engine) -> int:
         f'{len(todo)} to do'
     )
     _check_inputs(todo, engine)
+    failed: list[Run] = []
+    if todo:
+        try:
+            failed = _do(todo, results, engine)
+        except KeyboardInterrupt:
+            print('the same command again goes on where this stopped')
+            raise
+    _summarize(todo, failed, results)
+    return 1 if failed else 0
+
+
+def _do(runs: Sequence[Run], results: Path, engine: Engine) -> list[Run]:
+    """Do and record the runs; return those that failed."""
     failed = []
-    with Display(todo) as display, closing(engine.start(todo)) as events:
+    with Display(runs) as display, closing(engine.start(runs)) as events:
         for event in events:
             if event is None:
                 display.update()
@@ -203,8 +216,7 @@ def reproduce(runs: Sequence[Run], results: Path, engine: Engine) -> int:
             if not isinstance(outcome, Record):
                 failed.append(run)
             display.end(run, outcome)
-    _summarize(todo, failed, results)
-    return 1 if failed else 0
+    return failed
 
 
 def _check_results(folder: Path) -> None:

@@ -1,6 +1,9 @@
 """The live table of a reproduction."""
 
+import math
+import time
 from collections.abc import Sequence
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -8,21 +11,17 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.progress import Progress as Bars
 
 from sb_mm.paper.records import Record
 
-from .runs import Run
+from .runs import Progress, Run
 
-# What an ETA is estimated from: rich's own half a minute is less than the time
-# between two lines of a slow training's log.
-_SPEED_SECONDS = 3600
+_UNKNOWN = '-:--:--'
 
 
 class Display:
@@ -39,12 +38,16 @@ class Display:
         self._epochs = {run: run.config().train_cfg.max_epochs for run in runs}
         self._bars = _bars_of_runs(self._console)
         self._all = _bar_of_all(self._console)
+        self._count = len(runs)
         self._total = self._all.add_task(
-            '', total=len(runs), completed=0, failed=0
+            '', total=max(1, self._count), ended=0, failed=0, left=_UNKNOWN
         )
         self._ended = 0
         self._failed = 0
+        self._since = time.time()
         self._tasks: dict[Run, TaskID] = {}
+        self._etas: dict[Run, Eta] = {}
+        self._eta: Eta | None = None
         self._live = Live(
             Group(self._bars, self._all),
             console=self._console,
@@ -71,19 +74,31 @@ class Display:
         done = float(self._ended)
         for run, epochs in self._epochs.items():
             progress = run.progress()
-            if not progress.epochs:
+            if not (progress.epochs or self._has_begun(run)):
                 continue
             done += min(1.0, progress.epochs / epochs)
             if run not in self._tasks:
                 self._tasks[run] = self._bars.add_task(
-                    run.name, total=epochs, values=''
+                    run.name, total=epochs, values='', left=_UNKNOWN
                 )
+                self._etas[run] = Eta(epochs, progress.epochs)
             self._bars.update(
                 self._tasks[run],
                 completed=progress.epochs,
-                values=f'loss {progress.loss:.3f}, {progress.metric:.2f} %',
+                values=_values(progress),
+                left=self._etas[run].left(progress.epochs),
             )
-        self._all.update(self._total, completed=done, failed=self._failed)
+        self._eta = self._eta or Eta(self._count, done)
+        self._all.update(
+            self._total,
+            completed=done,
+            ended=self._ended,
+            failed=self._failed,
+            left=self._eta.left(done),
+        )
+
+    def _has_begun(self, run: Run) -> bool:
+        return run.log.is_file() and run.log.stat().st_mtime > self._since
 
     def end(self, run: Run, outcome: Record | Exception) -> None:
         """Show how a run ended."""
@@ -102,30 +117,61 @@ class Display:
         self._console.print(escape(line), soft_wrap=True)
 
 
-def _bars_of_runs(console: Console) -> Progress:
-    return Progress(
+class Eta:
+    """Time left, by the speed since the first look.
+
+    rich's own columns forget what is older than half a minute or count from
+    the first change, and know nothing of validations and resumed runs.
+
+    Args:
+        total: What is to be done.
+        done: Of it, at the first look.
+    """
+
+    def __init__(self, total: float, done: float) -> None:
+        self._total = total
+        self._first = done
+        self._begin = time.monotonic()
+
+    def left(self, done: float) -> str:
+        """Return hours, minutes and seconds, or a blank one."""
+        passed = time.monotonic() - self._begin
+        if done <= self._first or not passed:
+            return _UNKNOWN
+        speed = (done - self._first) / passed
+        seconds = max(0.0, self._total - done) / speed
+        return str(timedelta(seconds=round(seconds)))
+
+
+def _values(progress: Progress) -> str:
+    """Return loss and metric, as far as there are any."""
+    if not progress.epochs:
+        return 'starting'
+    known = ((progress.loss, 'loss {:.3f}'), (progress.metric, '{:.2f} %'))
+    return ', '.join(t.format(v) for v, t in known if not math.isnan(v))
+
+
+def _bars_of_runs(console: Console) -> Bars:
+    return Bars(
         TextColumn('{task.description}'),
         BarColumn(bar_width=20),
         TextColumn('epoch {task.completed:.1f}/{task.total:.0f}'),
         TextColumn('{task.fields[values]}'),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn('left {task.fields[left]}'),
         console=console,
-        speed_estimate_period=_SPEED_SECONDS,
     )
 
 
-def _bar_of_all(console: Console) -> Progress:
-    return Progress(
+def _bar_of_all(console: Console) -> Bars:
+    return Bars(
         TextColumn('all runs'),
         BarColumn(bar_width=20),
-        MofNCompleteColumn(),
+        TextColumn('{task.fields[ended]} of {task.total:.0f} ended'),
         TextColumn('{task.fields[failed]} failed'),
         TimeElapsedColumn(),
-        TextColumn('left:'),
-        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn('left {task.fields[left]}'),
         console=console,
-        speed_estimate_period=_SPEED_SECONDS,
     )
 
 

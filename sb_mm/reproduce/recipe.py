@@ -112,6 +112,11 @@ class Recipe:
 
     def _set_data(self, cfg: Config, cell: Cell) -> None:
         if self.data_root is not None:
+            if not Path(self.data_root).is_dir():
+                raise UserInputError(
+                    f'--data-root {self.data_root} is not a folder: give the '
+                    'one that holds the data.'
+                )
             set_data_root(cfg, self.data_root)
         resolve_data_roots(cfg)
         if cell.dataset != 'cifar10':
@@ -156,6 +161,7 @@ def _set_hooks(cfg: Config) -> None:
         ConfigDict(type='sb_mm.DivergenceHook'),
         # With the pictures on the device, a resumed run is the uncut one.
         ConfigDict(type='sb_mm.EpochSeedHook'),
+        ConfigDict(type='sb_mm.ValidateResumedHook'),
     ]
 
 

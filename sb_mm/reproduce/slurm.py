@@ -13,9 +13,9 @@ _TEMPLATE = """\
 {gpus}#SBATCH --requeue
 #SBATCH --output=%x-%A_%a.out
 # Save it, add what your cluster needs (partition, time) and pass it to sbatch
-# in the repository's folder, which must be on shared storage. A job that was
-# cut goes on from its newest checkpoint; sent again, what is recorded already
-# ends at once.
+# in the repository's folder, which must be on shared storage, with the
+# environment (.venv) activated. A job that was cut goes on from its newest
+# checkpoint; sent again, what is recorded already ends at once.
 {command} --only "$SLURM_ARRAY_TASK_ID"
 """
 

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.registry import DATASETS, FUNCTIONS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
@@ -187,6 +187,15 @@ def test_it_survives_pickling(loaded):
     batch = copy.__getitems__([1, 2])
     assert batch['labels'].tolist() == LABELS
     assert batch['pictures'].equal(dataset[0]['pictures'])
+
+
+def test_a_batch_that_goes_elsewhere_says_what_it_needs():
+    # To MMEngine's own collation, and to mmpretrain's own preprocessor.
+    batches = DataLoader(indexed(), 4, collate_fn=pseudo_collate)
+    with pytest.raises(UserInputError, match=r'sb_mm\.whole_batch'):
+        next(iter(batches))
+    with pytest.raises(UserInputError, match="no 'inputs'.*OnDeviceAugm"):
+        indexed()[0]['inputs']
 
 
 def test_a_loader_with_workers_says_how_to_do_without():

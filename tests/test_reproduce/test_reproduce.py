@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,40 +99,61 @@ def test_an_interrupted_reproduction_goes_on(cifar, tmp_path, make_run):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
+    printed, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
     assert error.splitlines()[-1] == 'interrupted'
+    assert 'the same command again goes on' in printed
     # Whoever trained has ended with it.
     with child.FileLock(run.work_dir / 'lock', timeout=60):
         assert run.result() is None
     done = subprocess.run(command, **options)
     assert done.returncode == 0, done.stderr
     (record,) = read_results(tmp_path / 'results').records
-    assert [epoch for epoch, _ in record.history][-1] == epochs
-    assert len(record.history) >= epochs - 1
+    assert [epoch for epoch, _ in record.history] == list(range(1, epochs + 1))
     assert len(_starts(run)) == 2
 
 
-@pytest.mark.slow
-def test_a_run_cut_before_its_last_validation_repeats_that_epoch(
-    make_run, one_thread
-):
-    run = make_run(CELLS[1], epochs=2)
-    execute(run)
-    uncut = torch.load(run.work_dir / 'epoch_2.pth', weights_only=False)
-    (log,) = run.work_dir.glob('*/vis_data/scalars.json')
+def _forget_validation(run):
+    """Cut the newest log before its last line, which is a validation."""
+    folder = run.work_dir / _starts(run)[-1] / 'vis_data'
+    log = folder / 'scalars.json'
     lines = log.read_text().splitlines()
     assert 'accuracy/top1' in lines.pop()
     log.write_text('\n'.join(lines) + '\n')
+
+
+def _info(run):
+    folder = run.work_dir / _starts(run)[-1] / 'vis_data'
+    return json.loads((folder / 'run_info.json').read_text())
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_uncut_one(make_run, one_thread):
+    run = make_run(CELLS[1], epochs=2)
+    first = execute(run)
+    last = run.work_dir / 'epoch_2.pth'
+    uncut = torch.load(last, weights_only=False)
+    # Cut in the last validation: only that is done again.
+    _forget_validation(run)
     assert run.result() is None
-    record = execute(run)
-    assert [epoch for epoch, _ in record.history] == [1, 2]
-    info = json.loads(
-        (run.work_dir / _starts(run)[1] / 'vis_data/run_info.json').read_text()
-    )
-    assert info['start_epoch'] == 1
+    second = execute(run)
+    assert second.history == first.history
+    assert _info(run)['start_epoch'] == 2
+    # Cut in the last epoch, behind a validation that was cut too.
+    for start in _starts(run)[1:]:
+        shutil.rmtree(run.work_dir / start)
+    log = run.work_dir / _starts(run)[0] / 'vis_data/scalars.json'
+    lines = log.read_text().splitlines()
+    kept = [x for x in lines if 'accuracy/top1' not in x]
+    log.write_text('\n'.join(kept) + '\n')
+    last.unlink()
+    newest = str(run.work_dir / 'epoch_1.pth')
+    (run.work_dir / 'last_checkpoint').write_text(newest)
+    third = execute(run)
+    assert _info(run)['start_epoch'] == 1
+    assert third.history == first.history
     # With the same crops and flips, and all of the optimizer's state.
-    resumed = torch.load(run.work_dir / 'epoch_2.pth', weights_only=False)
+    resumed = torch.load(last, weights_only=False)
     for part in ('state_dict', 'optimizer'):
         torch.testing.assert_close(resumed[part], uncut[part], rtol=0, atol=0)
 

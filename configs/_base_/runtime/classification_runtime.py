@@ -11,6 +11,7 @@ custom_imports = dict(
         'sb_mm.engine.compile_hook',
         'sb_mm.engine.divergence_hook',
         'sb_mm.engine.epoch_seed_hook',
+        'sb_mm.engine.validate_resumed_hook',
     ],
     allow_failed_imports=False,
 )
