@@ -9,21 +9,22 @@ import pytest
 from sb_mm.paper import commands
 from sb_mm.paper.cells import REPOSITORY
 from sb_mm.paper.check import CheckedCell, Comparison, check_cell
-from sb_mm.paper.records import Results
+from sb_mm.paper.records import Results, append_record
 
 CELL = 't9-x0.35-gate-relu'
 
 
 def test_list_shows_configs_and_full_and_reduced_runs(
-    make_record, monkeypatch, capsys
+    make_record, tmp_path, capsys
 ):
     records = [
         make_record('t9-x0.35-gate-relu', 90.0),
         make_record('t9-x0.35-gate-relu', 92.0, seed=1),
         make_record('t9-x0.35-gate-none', 9.0, deviations=['x=1']),
     ]
-    monkeypatch.setattr(commands, 'read_records', lambda: records)
-    commands.list_cells(table=9, width=0.35)
+    for record in records:
+        append_record(record, tmp_path)
+    commands.list_cells(table=9, width=0.35, results=tmp_path)
     lines = capsys.readouterr().out.splitlines()
     (relu,) = [x for x in lines if CELL in x]
     assert 'mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py' in relu
@@ -37,11 +38,10 @@ def test_list_shows_configs_and_full_and_reduced_runs(
 
 
 def test_list_shows_lists_of_layers_and_runs_of_repeated_cells(
-    make_record, monkeypatch, capsys
+    make_record, tmp_path, capsys
 ):
-    records = [make_record('t6-x0.35-sb', deviations=['x=1'])]
-    monkeypatch.setattr(commands, 'read_records', lambda: records)
-    commands.list_cells(table=5, width=0.35)
+    append_record(make_record('t6-x0.35-sb', deviations=['x=1']), tmp_path)
+    commands.list_cells(table=5, width=0.35, results=tmp_path)
     text = capsys.readouterr().out
     assert 'attention_layers=[expand,project]' in text
     (line,) = [x for x in text.splitlines() if 'sb-expand-depthwise' in x]
