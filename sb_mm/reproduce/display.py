@@ -36,8 +36,18 @@ class Display:
     def __init__(self, runs: Sequence[Run]) -> None:
         self._console = Console(highlight=False)
         self._epochs = {run: run.config().train_cfg.max_epochs for run in runs}
-        self._bars = _bars_of_runs(self._console)
-        self._all = _bar_of_all(self._console)
+        self._bars = _bars(
+            self._console,
+            '{task.description}',
+            'epoch {task.completed:.1f}/{task.total:.0f}',
+            '{task.fields[values]}',
+        )
+        self._all = _bars(
+            self._console,
+            'all runs',
+            '{task.fields[ended]} of {task.total:.0f} ended',
+            '{task.fields[failed]} failed',
+        )
         self._count = len(runs)
         self._total = self._all.add_task(
             '', total=max(1, self._count), ended=0, failed=0, left=_UNKNOWN
@@ -151,24 +161,13 @@ def _values(progress: Progress) -> str:
     return ', '.join(t.format(v) for v, t in known if not math.isnan(v))
 
 
-def _bars_of_runs(console: Console) -> Bars:
+def _bars(console: Console, *words: str) -> Bars:
+    """Return bars with words on both sides, and the time at the end."""
+    first, *others = map(TextColumn, words)
     return Bars(
-        TextColumn('{task.description}'),
+        first,
         BarColumn(bar_width=20),
-        TextColumn('epoch {task.completed:.1f}/{task.total:.0f}'),
-        TextColumn('{task.fields[values]}'),
-        TimeElapsedColumn(),
-        TextColumn('left {task.fields[left]}'),
-        console=console,
-    )
-
-
-def _bar_of_all(console: Console) -> Bars:
-    return Bars(
-        TextColumn('all runs'),
-        BarColumn(bar_width=20),
-        TextColumn('{task.fields[ended]} of {task.total:.0f} ended'),
-        TextColumn('{task.fields[failed]} failed'),
+        *others,
         TimeElapsedColumn(),
         TextColumn('left {task.fields[left]}'),
         console=console,
