@@ -167,9 +167,6 @@ def config(way: Way, pictures: int, batch: int, work_dir: Path) -> Config:
     loader.batch_size = batch
     loader.num_workers = way.workers
     loader.persistent_workers = loader.pin_memory = way.workers > 0
-    if not way.on_device:
-        # As mmpretrain's tools/train.py sets it where a config does not.
-        loader.collate_fn = dict(type='default_collate')
     dataset = loader.dataset.dataset if way.on_device else loader.dataset
     dataset.type = 'RandomCIFAR10'
     dataset.pictures = pictures

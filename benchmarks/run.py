@@ -30,10 +30,10 @@ from benchmarks.training import (
     training_memory,
     training_step,
 )
+from sb_mm.arguments import check_number
 from sb_mm.engine.cli import run_tool
 from sb_mm.engine.memory import keep_freed_memory
 from sb_mm.errors import UserInputError
-from sb_mm.models.layers.arguments import check_number
 
 BENCHMARKS: dict[str, Callable[[Settings], Iterator[Measurement]]] = dict(
     augmentation=augmentation,

@@ -18,12 +18,12 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from sb_mm.arguments import check_number
 from sb_mm.checkpoint import load_checkpoint_file, state_dict_of
 from sb_mm.engine.config import load_config
 from sb_mm.engine.preflight import check_checkpoint, check_data
 from sb_mm.engine.quiet import quiet_logger
 from sb_mm.errors import UserInputError, first_line
-from sb_mm.models.layers.arguments import check_number
 from sb_mm.version import __version__
 
 from .agreement import ExportFailedError, compare

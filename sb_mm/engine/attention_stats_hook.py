@@ -21,13 +21,13 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sb_mm.arguments import check_number
 from sb_mm.models.layers import (
     AttentionConvModule,
     ChannelAttention,
     ShiftBalance,
     SqueezeExcite,
 )
-from sb_mm.models.layers.arguments import check_number
 from sb_mm.registry import HOOKS
 
 STATS_FILE = 'attention_stats.json'

@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from sb_mm.arguments import check_number
 from sb_mm.checkpoint import weights_only
 from sb_mm.datasets.synthetic_voc import make_synthetic_voc
 from sb_mm.errors import UserInputError
-from sb_mm.models.layers.arguments import check_number
 
 from .report import draw_sheet, plot_curves
 from .run import test_runner, train

@@ -9,7 +9,7 @@ from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from sb_mm.models.layers.arguments import check_number
+from sb_mm.arguments import check_number
 from sb_mm.registry import HOOKS
 
 DIVERGENCE_FILE = 'diverged.json'

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
+from sb_mm.arguments import check_number
 from sb_mm.errors import UserInputError, first_line
-from sb_mm.models.layers.arguments import check_number
 from sb_mm.paper.cells import REPOSITORY
 from sb_mm.paper.records import Record
 

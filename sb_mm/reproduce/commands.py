@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sb_mm.arguments import check_number
 from sb_mm.engine.preflight import check_data
 from sb_mm.errors import UserInputError, first_few, first_line
-from sb_mm.models.layers.arguments import check_number
 from sb_mm.paper.cells import Cell, find_cell, select_cells
 from sb_mm.paper.records import (
     RESULTS,
@@ -188,8 +188,8 @@ def reproduce(runs: Sequence[Run], results: Path, engine: Engine) -> int:
     _check_results(results)
     todo = _not_recorded(runs, results)
     print(
-        f'{len(runs)} runs: {len(runs) - len(todo)} recorded already, '
-        f'{len(todo)} to do'
+        f'runs: {len(runs)}, recorded already: {len(runs) - len(todo)}, '
+        f'to do: {len(todo)}'
     )
     _check_inputs(todo, engine)
     failed: list[Run] = []
@@ -278,7 +278,7 @@ def _summarize(
 ) -> None:
     done = len(todo) - len(failed)
     if todo:
-        print(f'{done} runs recorded in {results}, {len(failed)} failed')
+        print(f'recorded in {results}: {done}, failed: {len(failed)}')
     if done and results.resolve() == RESULTS:
         print('python tools/paper.py report puts them beside the paper')
     if failed:

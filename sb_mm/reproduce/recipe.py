@@ -9,6 +9,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from sb_mm.arguments import check_number
 from sb_mm.engine.config import (
     dataset_configs,
     resolve_data_roots,
@@ -17,7 +18,6 @@ from sb_mm.engine.config import (
 from sb_mm.engine.on_device import use_device_data
 from sb_mm.engine.overrides import apply_overrides, check_own_arguments
 from sb_mm.errors import UserInputError
-from sb_mm.models.layers.arguments import check_number
 from sb_mm.paper.cells import Cell
 
 # A run that is cut loses at most that part of its epochs.

@@ -65,14 +65,14 @@ def test_a_table_is_trained_once_and_recorded(cifar, tmp_path, capsys):
     assert (sb.seed, sb.epochs, sb.parameters) == (0, 1, 1_440_510)
     assert sb.history == [[1, sb.final]]
     printed = capsys.readouterr().out
-    assert '2 runs: 0 recorded already, 2 to do' in printed
-    assert '2 runs recorded in' in printed
+    assert 'runs: 2, recorded already: 0, to do: 2' in printed
+    assert 'results: 2, failed: 0' in printed
     # The same command again: nothing to do, nothing changed.
     lines = (results / 'table6.jsonl').read_text()
     starts = [_starts(run) for run in runs]
     assert commands.reproduce(runs, results, Engine(jobs=2)) == 0
     printed = capsys.readouterr()
-    assert '2 runs: 2 recorded already, 0 to do' in printed.out
+    assert 'runs: 2, recorded already: 2, to do: 0' in printed.out
     assert printed.err.count('recorded with other data (train_cfg.max_') == 2
     assert (results / 'table6.jsonl').read_text() == lines
     assert [_starts(run) for run in runs] == starts
@@ -310,7 +310,7 @@ def test_a_record_that_is_there_does_not_stop_the_others(
     monkeypatch.setattr(commands, '_check_inputs', lambda *_: None)
     assert commands.reproduce(runs, results, Engine()) == 1
     assert len(read_results(results).records) == 2
-    assert '1 runs recorded' in capsys.readouterr().out
+    assert ': 1, failed: 1' in capsys.readouterr().out
 
 
 def test_results_that_cannot_be_written_stop_it_before_any_training(tmp_path):

@@ -12,8 +12,8 @@ from mmdet.datasets.transforms import (
 )
 from mmdet.structures.bbox import HorizontalBoxes, autocast_box_type
 
+from sb_mm.arguments import check_number
 from sb_mm.errors import UserInputError
-from sb_mm.models.layers.arguments import check_number
 from sb_mm.registry import TRANSFORMS
 
 from .geometry import Geometry, draw_canvas, draw_patch

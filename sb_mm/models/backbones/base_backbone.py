@@ -7,10 +7,9 @@ from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sb_mm.arguments import check_number
 from sb_mm.checkpoint import load_pretrained
 from sb_mm.errors import UserInputError
-
-from ..layers.arguments import check_number
 
 NORM_INIT = dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])
 # He, fan-out, as torchvision draws MobileNetV2 and MnasNet.

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
-from ..layers.arguments import check_number, check_subset, make_divisible
+from sb_mm.arguments import check_number, check_subset, make_divisible
+
 from ..layers.inverted_residual import ATTENTION_LAYERS, InvertedResidual
 from .base_backbone import AttentionBackbone, check_has_attention
 

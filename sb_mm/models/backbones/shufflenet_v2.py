@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
+from sb_mm.arguments import check_choice, check_subset
 from sb_mm.registry import MODELS
 
-from ..layers.arguments import check_choice, check_subset
 from ..layers.shuffle_block import SHUFFLE_LAYERS, ShuffleBlock
 from .base_backbone import (
     TORCH_INIT,

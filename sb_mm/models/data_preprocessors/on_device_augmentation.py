@@ -7,8 +7,8 @@ from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 from torch.nn import functional as F
 
+from sb_mm.arguments import check_number
 from sb_mm.errors import UserInputError
-from sb_mm.models.layers.arguments import check_number
 from sb_mm.registry import MODELS
 
 

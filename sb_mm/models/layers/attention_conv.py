@@ -3,9 +3,9 @@
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
+from sb_mm.arguments import check_choice
 from sb_mm.registry import MODELS
 
-from .arguments import check_choice
 from .channel_attention import ChannelAttention, NoAttention
 from .shift_balance import ShiftBalance
 from .shifted_norm import can_shift_in_norm, shifted_batch_norm

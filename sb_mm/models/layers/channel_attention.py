@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from .arguments import check_number
+from sb_mm.arguments import check_number
+
 from .gate import ChannelGate
 
 

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from sb_mm.arguments import check_number
 from sb_mm.registry import MODELS
 
-from .arguments import check_number
 from .gate import ChannelGate
 
 

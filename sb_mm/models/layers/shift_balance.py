@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from sb_mm.arguments import check_choice, check_number
 from sb_mm.registry import MODELS
 
-from .arguments import check_choice, check_number
 from .channel_attention import ChannelAttention, over_pixels
 
 

@@ -8,7 +8,8 @@ import torch.utils.checkpoint as cp
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .arguments import check_choice, check_subset
+from sb_mm.arguments import check_choice, check_subset
+
 from .attention_conv import AttentionConvModule
 
 SHUFFLE_LAYERS = ('expand', 'depthwise', 'project')

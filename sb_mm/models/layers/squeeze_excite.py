@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from sb_mm.arguments import check_number
 from sb_mm.registry import MODELS
 
-from .arguments import check_number
 from .channel_attention import ChannelAttention, over_pixels
 
 

@@ -2,9 +2,8 @@
 
 from torch import Tensor, nn
 
+from sb_mm.arguments import check_number
 from sb_mm.registry import MODELS
-
-from ..layers.arguments import check_number
 
 
 @MODELS.register_module()

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from sb_mm.arguments import check_number
 from sb_mm.registry import MODELS
 
-from ..layers.arguments import check_number
 from ..layers.inverted_residual import InvertedResidual
 
 

@@ -4,13 +4,13 @@ import math
 
 import pytest
 
-from sb_mm.errors import UserInputError
-from sb_mm.models.layers.arguments import (
+from sb_mm.arguments import (
     check_choice,
     check_number,
     check_subset,
     make_divisible,
 )
+from sb_mm.errors import UserInputError
 
 
 def test_a_choice_outside_the_list_names_the_list_and_the_value():
