@@ -9,6 +9,7 @@ from pathlib import Path
 import mmpretrain.datasets
 import numpy as np
 import torch
+import torch._dynamo
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -30,6 +31,11 @@ CELL, BATCH, WIDTH = 't6-x0.35-sb', 128, 0.35
 _SIDE, _CLASSES = 32, 10
 _EPOCHS = 10**6  # more than are ever run
 _MOST_WORKERS = 16
+# All contenders' networks are of the same code, of which a compiler gives up
+# after a number of versions, and would let the last one run slowly unnoticed.
+_COMPILERS_PATIENCE = torch._dynamo.config.patch(
+    recompile_limit=64, fail_on_recompile_limit_hit=True
+)
 
 
 @DATASETS.register_module()
@@ -131,7 +137,7 @@ def cifar_pipeline(settings: Settings) -> Iterator[Measurement]:
             case.update(width=WIDTH, compiled=device == 'cuda')
         if device == 'cuda':
             case.update(workers=found[STOCK].workers)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, _COMPILERS_PATIENCE:
             contenders = {
                 name: _prepared(
                     what,
@@ -174,6 +180,10 @@ def config(way: Way, pictures: int, batch: int, work_dir: Path) -> Config:
         dataset.pop(name)
     for name in ('dataloader', 'cfg', 'evaluator'):
         cfg[f'val_{name}'] = cfg[f'test_{name}'] = None
+    if not way.on_device:
+        # As mmpretrain's tool would train.
+        cfg.default_hooks.runtime_info = dict(type='RuntimeInfoHook')
+        cfg.optim_wrapper.optimizer.pop('fused')
     cfg.train_cfg.type = 'LoopOfCaller'
     cfg.default_hooks.checkpoint = None
     # Runners of one process share what has the same name.

@@ -74,6 +74,7 @@ HOOKS = Registry(
     locations=[
         'sb_mm.engine.attention_stats_hook',
         'sb_mm.engine.compile_hook',
+        'sb_mm.engine.deferred_runtime_info_hook',
         'sb_mm.engine.divergence_hook',
         'sb_mm.engine.epoch_seed_hook',
         'sb_mm.engine.validate_resumed_hook',

@@ -108,6 +108,10 @@ class IndexedPictures(Dataset):
 class _Batch(dict):
     """A batch that says what it is for where something else is expected."""
 
+    def __deepcopy__(self, memo: dict) -> '_Batch':
+        """Copy the batch, not the data set, as hooks do that keep batches."""
+        return _Batch(self, indices=self['indices'].clone())
+
     def __missing__(self, key: object) -> None:
         raise UserInputError(
             f'A batch of sb_mm.IndexedPictures has no {key!r}: give its '

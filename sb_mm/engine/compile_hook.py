@@ -3,11 +3,15 @@
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
 from sb_mm.errors import UserInputError
 from sb_mm.registry import HOOKS
+
+# Of torch.compile, the modes that replay CUDA graphs.
+_WITH_GRAPHS = ('reduce-overhead', 'max-autotune')
 
 
 @HOOKS.register_module()
@@ -31,7 +35,8 @@ class CompileHook(Hook):
 
     Raises:
         UserInputError: When the training starts, if the model has no
-            ``extract_feat``.
+            ``extract_feat``, or gradients are to be accumulated in the memory
+            of CUDA graphs.
     """
 
     def __init__(
@@ -47,12 +52,25 @@ class CompileHook(Hook):
                 f'sb_mm.CompileHook compiles extract_feat, which '
                 f'{type(model).__name__} does not have: use compile=True.'
             )
+        mode = self.options['mode']
+        if mode in _WITH_GRAPHS and _accumulates(runner.optim_wrapper):
+            raise UserInputError(
+                'CUDA graphs reuse the memory of the gradients, which '
+                'optim_wrapper.accumulative_counts keeps over several '
+                f"iterations: set it to 1, or mode='default' instead of "
+                f'{mode!r} in sb_mm.CompileHook.'
+            )
         model.extract_feat = torch.compile(model.extract_feat, **self.options)
 
     def after_train(self, runner: Runner) -> None:
         """Give the model its own function back."""
         # An attribute of the object hides the method of the class.
         vars(_unwrapped(runner.model)).pop('extract_feat', None)
+
+
+def _accumulates(optim_wrapper: OptimWrapper) -> bool:
+    # MMEngine gives it no public name.
+    return getattr(optim_wrapper, '_accumulative_counts', 1) > 1
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -64,6 +64,8 @@ _IRRELEVANT_ENDS = (
     'data_root',
     'dataset.type',
     'download',
+    # One kernel for all weights instead of several: the same arithmetic.
+    'optimizer.fused',
     'num_workers',
     'persistent_workers',
     'pin_memory',
@@ -78,6 +80,7 @@ _NEUTRAL_HOOKS = {
     'VisualizationHook',
     'sb_mm.AttentionStatsHook',
     'sb_mm.CompileHook',
+    'sb_mm.DeferredRuntimeInfoHook',
     'sb_mm.DivergenceHook',
     'sb_mm.EpochSeedHook',
     'sb_mm.ValidateResumedHook',

@@ -31,6 +31,8 @@ _OWN_SETTINGS = (
     'randomness',
     'work_dir',
 )
+# Divides the pictures, so that all batches are of one size to a compiler.
+_VAL_BATCH = 500
 # Iterations between two lines of the log, from which progress is shown.
 _LOG_INTERVAL = 20
 
@@ -101,6 +103,10 @@ class Recipe:
         if self.amp:
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
             cfg.optim_wrapper.dtype = 'bfloat16'
+            # Small gradients are no trouble to bfloat16's exponents.
+            cfg.optim_wrapper.loss_scale = dict(enabled=False)
+        if cfg.optim_wrapper.optimizer.type == 'SGD':
+            cfg.optim_wrapper.optimizer.setdefault('fused', True)
         cfg.randomness = dict(seed=seed)
         cfg.work_dir = str(work_dir)
         cfg.launcher = 'none'
@@ -131,6 +137,8 @@ class Recipe:
                 dataset.type = 'sb_mm.PackedCIFAR10'
         if self.on_device:
             use_device_data(cfg, self.channels_last)
+            if 'val_dataloader.batch_size' not in self.options:
+                cfg.val_dataloader.batch_size = _VAL_BATCH
 
 
 def _digest(value: object) -> str:
@@ -148,6 +156,9 @@ def _set_hooks(cfg: Config) -> None:
     checkpoint.interval = max(1, epochs // _LOST)
     checkpoint.max_keep_ckpts = 2
     cfg.default_hooks.logger.interval = _LOG_INTERVAL
+    cfg.default_hooks.runtime_info = ConfigDict(
+        type='sb_mm.DeferredRuntimeInfoHook'
+    )
     # Every epoch leaves a line, however short it is.
     cfg.default_hooks.logger.ignore_last = False
     cfg.visualizer.vis_backends = [ConfigDict(type='LocalVisBackend')]

@@ -1,5 +1,6 @@
 """Pictures as one tensor, of which a loader hands out only indices."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -187,6 +188,18 @@ def test_it_survives_pickling(loaded):
     batch = copy.__getitems__([1, 2])
     assert batch['labels'].tolist() == LABELS
     assert batch['pictures'].equal(dataset[0]['pictures'])
+
+
+def test_a_copied_batch_shares_the_data_set():
+    """A copy of all pictures for each would fill the memory."""
+    batch = indexed()[2]
+    copied = copy.deepcopy(batch)
+    assert copied['pictures'] is batch['pictures']
+    assert copied['labels'] is batch['labels']
+    batch['indices'].zero_()
+    assert copied['indices'].tolist() == [2]
+    with pytest.raises(UserInputError, match="has no 'inputs'"):
+        copied['inputs']
 
 
 def test_a_batch_that_goes_elsewhere_says_what_it_needs():

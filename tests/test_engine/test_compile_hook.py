@@ -37,7 +37,7 @@ class Classifier(Bare):
         return dict(loss=self.extract_feat(inputs).square().mean())
 
 
-def _train(folder, model, *hooks):
+def _train(folder, model, *hooks, accumulate=1):
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randn(PICTURES, 3, generator=generator)
     runner = Runner(
@@ -51,7 +51,9 @@ def _train(folder, model, *hooks):
             num_workers=0,
         ),
         train_cfg=dict(by_epoch=True, max_epochs=2),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        optim_wrapper=dict(
+            optimizer=dict(type='SGD', lr=0.1), accumulative_counts=accumulate
+        ),
         custom_hooks=list(hooks),
         default_hooks=dict(checkpoint=None, logger=None),
         log_level='ERROR',
@@ -98,6 +100,19 @@ def test_a_model_without_extract_feat_is_refused(tmp_path, compiled_sizes):
     _, hook = compiled_sizes
     with pytest.raises(UserInputError, match='Bare does not have'):
         _train(tmp_path, Bare(), hook)
+
+
+@pytest.mark.parametrize('mode', ['reduce-overhead', 'max-autotune'])
+def test_graphs_do_not_go_with_accumulated_gradients(tmp_path, mode):
+    hook = dict(type='sb_mm.CompileHook', mode=mode)
+    with pytest.raises(UserInputError, match='accumulative_counts .* set it'):
+        _train(tmp_path, Classifier(), hook, accumulate=2)
+
+
+def test_gradients_are_accumulated_without_graphs(tmp_path, compiled_sizes):
+    sizes, hook = compiled_sizes
+    _train(tmp_path, Classifier(), hook, accumulate=2)
+    assert sizes == [4, 2]
 
 
 @pytest.mark.parametrize(

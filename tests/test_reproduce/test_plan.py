@@ -105,6 +105,7 @@ def test_the_paper_recipe_is_no_deviation(make_run, cifar):
     changed = config_deviations(SB, make_run(amp=True).config())
     assert changed == [
         'optim_wrapper.dtype=bfloat16',
+        'optim_wrapper.loss_scale.enabled=False',
         'optim_wrapper.type=AmpOptimWrapper',
     ]
 
@@ -177,9 +178,20 @@ def test_the_config_of_a_run_has_what_was_asked_for(make_run, cifar):
         'sb_mm.CompileHook',
     ]
     assert cfg.custom_hooks[-1].mode == 'reduce-overhead'
+    hook = cfg.default_hooks.runtime_info
+    assert hook.type == 'sb_mm.DeferredRuntimeInfoHook'
+    assert cfg.optim_wrapper.optimizer.fused
+    assert 10_000 % cfg.val_dataloader.batch_size == 0
     host = make_run(data_root=cifar, on_device=False).config()
     assert host.train_dataloader.dataset.type == 'sb_mm.PackedCIFAR10'
     assert host.train_dataloader.num_workers == 2
+    own = {
+        'val_dataloader.batch_size': 64,
+        'optim_wrapper.optimizer.fused': False,
+    }
+    cfg = make_run(data_root=cifar, options=own).config()
+    assert cfg.val_dataloader.batch_size == 64
+    assert not cfg.optim_wrapper.optimizer.fused
 
 
 def test_an_option_that_names_nothing_is_refused(make_run):

@@ -48,3 +48,25 @@ def test_a_convolutions_gradient_keeps_its_memory_format(layout):
     (F.conv2d(trunk, weight).sum() + values.sum()).backward()
 
     assert seen[0].is_contiguous(memory_format=layout)
+
+
+def test_a_compiler_gets_no_function_of_our_own():
+    """It would trace the network anew in every process, and cache nothing."""
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(global_average, backend=backend, fullgraph=True)
+    x = torch.randn(2, 3, 4, 5, dtype=torch.half, requires_grad=True)
+    y = compiled(x, torch.float32)
+    torch.testing.assert_close(y, global_average(x, torch.float32))
+    y.square().sum().backward()
+    found = x.grad.clone()
+    x.grad = None
+    global_average(x, torch.float32).square().sum().backward()
+    torch.testing.assert_close(found, x.grad)
+    called = {node.target for node in graphs[0].graph.nodes}
+    assert not [target for target in called if 'autograd' in str(target)]

@@ -1,0 +1,136 @@
+"""The log says the same, and the device is asked for it less often."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.logging import MessageHub
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import nn
+
+from sb_mm.engine.deferred_runtime_info_hook import DeferredRuntimeInfoHook
+from sb_mm.errors import UserInputError
+
+ITERATIONS, EPOCHS, INTERVAL = 7, 2, 3
+
+
+class Falling(BaseModel):
+    """Two losses, another one in each iteration, one of them a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1,), 3.0))
+        self.calls = 0
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        self.calls += 1
+        loss = self.weight.square().sum()
+        return dict(loss_a=loss, loss_b=0.1 * loss, acc=loss.detach() + 1)
+
+    def parse_losses(self, losses):
+        loss, values = super().parse_losses(losses)
+        return loss, dict(values, calls=self.calls)
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Train with a hook, and return the runner."""
+
+    def run(hook, name, epochs=EPOCHS, resume=False):
+        logger = dict(type='LoggerHook', interval=INTERVAL, ignore_last=False)
+        runner = Runner(
+            model=Falling(),
+            work_dir=str(tmp_path / name),
+            train_dataloader=dict(
+                dataset=list(range(ITERATIONS)),
+                sampler=dict(type='DefaultSampler', shuffle=False),
+                batch_size=1,
+                num_workers=0,
+            ),
+            train_cfg=dict(by_epoch=True, max_epochs=epochs),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+            default_hooks=dict(runtime_info=hook, logger=logger),
+            log_processor=dict(window_size=5),
+            resume=resume,
+            log_level='ERROR',
+            experiment_name=f'{tmp_path}/{name}/{resume}',
+        )
+        runner.train()
+        return runner
+
+    return run
+
+
+def _lines(runner):
+    (file,) = Path(runner.work_dir).glob('*/vis_data/scalars.json')
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    timed = ('time', 'data_time', 'memory')
+    return [{k: v for k, v in x.items() if k not in timed} for x in lines]
+
+
+@pytest.fixture
+def handed_on(monkeypatch):
+    """What the message hub gets, call by call."""
+    calls = []
+    update = MessageHub.update_scalar
+
+    def note(hub, key, value, *args, **kwargs):
+        calls.append((key, value, hub.get_info('iter')))
+        return update(hub, key, value, *args, **kwargs)
+
+    monkeypatch.setattr(MessageHub, 'update_scalar', note)
+    return calls
+
+
+def test_the_log_is_that_of_mmengine(train):
+    stock = train(dict(type='RuntimeInfoHook'), 'stock')
+    ours = train(dict(type='sb_mm.DeferredRuntimeInfoHook'), 'ours')
+    assert len(_lines(stock)) == EPOCHS * 3
+    assert {'loss', 'loss_a', 'loss_b', 'acc', 'calls', 'lr'} <= set(
+        _lines(stock)[0]
+    )
+    assert _lines(ours) == _lines(stock)
+    buffers = [r.message_hub.get_scalar('train/loss') for r in (ours, stock)]
+    assert buffers[0].data[0].tolist() == buffers[1].data[0].tolist()
+
+
+def test_losses_are_fetched_when_they_are_logged(train, handed_on):
+    train(dict(type='sb_mm.DeferredRuntimeInfoHook'), 'ours')
+    losses = [c for c in handed_on if c[0] == 'train/loss']
+    assert [iteration for _, _, iteration in losses] == [
+        *[2] * 3, *[5] * 3, 6, *[9] * 3, *[12] * 3, 13,
+    ]  # fmt: skip
+    assert all(isinstance(value, float) for _, value, _ in losses)
+
+
+def test_waiting_losses_have_no_graph():
+    hook = DeferredRuntimeInfoHook()
+    hook._interval = 10
+    weight = nn.Parameter(torch.ones(1))
+    runner = type('Runner', (), dict(train_dataloader=[0] * 10))
+    hook.after_train_iter(runner, 0, outputs=dict(loss=weight.sum()))
+    (waiting,) = hook._waiting
+    assert waiting['loss'].grad_fn is None
+
+
+def test_only_the_newest_values_are_kept(train):
+    runner = train(dict(type='sb_mm.DeferredRuntimeInfoHook', keep=4), 'ours')
+    buffers = runner.message_hub.log_scalars
+    kept = {k: len(b.data[0]) for k, b in buffers.items()}
+    assert {'train/loss', 'train/lr', 'train/time'} <= set(kept)
+    assert {v for k, v in kept.items() if k.startswith('train/')} == {4}
+    assert buffers['train/calls'].data[0].tolist() == [11, 12, 13, 14]
+
+
+def test_a_resumed_training_keeps_them_too(train):
+    hook = dict(type='sb_mm.DeferredRuntimeInfoHook', keep=4)
+    train(dict(type='RuntimeInfoHook'), 'ours')
+    runner = train(hook, 'ours', EPOCHS + 1, resume=True)
+    assert len(runner.message_hub.get_scalar('train/loss').data[0]) == 4
+
+
+def test_a_useless_number_is_refused():
+    with pytest.raises(UserInputError, match='keep must be an integer'):
+        DeferredRuntimeInfoHook(keep=0)
