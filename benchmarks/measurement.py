@@ -12,6 +12,8 @@ import cv2
 import torch
 
 WARM_UP = 2  # calls before the first round
+# A unit of which more is better, unlike times and memory.
+RATE = 'pictures/s'
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,7 @@ def rates_in_turns(
     """
     seconds = _seconds_in_turns(contenders, rounds)
     return [
-        _measurement(
-            case, name, 'pictures/s', [round(pictures / s, 1) for s in each]
-        )
+        _measurement(case, name, RATE, [round(pictures / s, 1) for s in each])
         for name, each in seconds.items()
     ]
 

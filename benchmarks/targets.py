@@ -14,7 +14,7 @@ from . import (
     networks,
     pipeline,
 )
-from .measurement import Measurement
+from .measurement import RATE, Measurement
 from .results import Result
 
 HEADER = ['what', 'aim', 'median (quartiles)', 'bound', 'reached']
@@ -187,8 +187,11 @@ def by_case(
 def _fastest(
     case: dict[str, Measurement], names: Sequence[str]
 ) -> list[float] | None:
-    found = [case[name].values for name in names if name in case]
-    return min(found, key=statistics.median, default=None)
+    found = [case[name] for name in names if name in case]
+    if not found:
+        return None
+    best = max if found[0].unit == RATE else min
+    return best((m.values for m in found), key=statistics.median)
 
 
 def mean_ratio(pairs: Sequence[tuple[list[float], list[float]]]) -> Ratio:

@@ -149,6 +149,15 @@ def test_the_fastest_of_several_counts():
     assert ratio.median == pytest.approx(0.25)
 
 
+def test_the_fastest_has_the_most_pictures_a_second():
+    target = targets.Target('', 'b', {}, ['p', 'q'], ['r'], 1.0)
+    taken = [
+        Measurement({}, name, 'pictures/s', [value])
+        for name, value in dict(p=4.0, q=2.0, r=1.0).items()
+    ]
+    assert target.ratio(dict(b=Result({}, [], taken))).median == 4
+
+
 def test_what_was_not_measured_is_not_run():
     rows = targets.table({})
     assert {row[2] for row in rows} == {'not run'}
