@@ -80,7 +80,16 @@ def test_a_table_is_trained_once_and_recorded(cifar, tmp_path, capsys):
     assert capsys.readouterr().out.count('recorded') == 2
 
 
+@pytest.fixture
+def _interruptible():
+    """What a shell has started in the background ignores interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures('_interruptible')
 def test_an_interrupted_reproduction_goes_on(cifar, tmp_path, make_run):
     epochs = 30
     run = make_run(epochs=epochs)
