@@ -26,6 +26,7 @@ OURS, STOCK = 'sb_mm', 'mmpretrain'
 LAST = 'sb_mm, channels_last'
 COMPILED = 'sb_mm, compiled (reduce-overhead)'
 BOTH = 'sb_mm, channels_last, compiled (reduce-overhead)'
+HALF = f'{BOTH}, bfloat16'
 PIPELINE, STEP = 'input pipeline', 'training step'
 CELL, BATCH, WIDTH = 't6-x0.35-sb', 128, 0.35
 _SIDE, _CLASSES = 32, 10
@@ -82,12 +83,14 @@ class Way:
         workers: Processes that load.
         channels_last: Memory format of the batches.
         compile: Mode of ``torch.compile``; None for none.
+        amp: With bfloat16.
     """
 
     on_device: bool = True
     workers: int = 0
     channels_last: bool = False
     compile: str | None = None
+    amp: bool = False
 
 
 def ways(what: str, device: str, tiny: bool = False) -> dict[str, Way]:
@@ -110,6 +113,8 @@ def ways(what: str, device: str, tiny: bool = False) -> dict[str, Way]:
     if what == STEP and not tiny:
         found[COMPILED] = Way(compile='reduce-overhead')
         found[BOTH] = Way(channels_last=True, compile='reduce-overhead')
+    if what == STEP and device == 'cuda':
+        found[HALF] = replace(found[BOTH], amp=True)
     return found
 
 
@@ -167,6 +172,7 @@ def config(way: Way, pictures: int, batch: int, work_dir: Path) -> Config:
         on_device=way.on_device,
         channels_last=way.channels_last,
         compile=way.compile,
+        amp=way.amp,
     )
     cfg = recipe.config(find_cell(CELL), 0, work_dir)
     loader = cfg.train_dataloader

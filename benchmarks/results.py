@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import shlex
 import sys
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from sb_mm.engine.run_info import commit, versions
+from sb_mm.engine.run_info import commit, processor, versions
 from sb_mm.errors import UserInputError, first_line
 
 from .distribution import TESTS
@@ -41,7 +40,7 @@ def environment(settings: Settings) -> dict:
     """Return what a number depends on besides the code."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return dict(
-        processor=_processor(),
+        processor=processor(),
         instructions=torch.backends.cpu.get_cpu_capability(),
         cores=os.cpu_count(),
         gpu=gpu,
@@ -67,14 +66,6 @@ def machine(environment: dict) -> str:
 def packages(environment: dict) -> str:
     """Return the versions of an environment in words."""
     return ', '.join(f'{k} {v}' for k, v in environment['versions'].items())
-
-
-def _processor() -> str:
-    """Return the model's name; Python knows the architecture only."""
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [n.split(':', 1)[1] for n in lines if n.startswith('model name')]
-    return names[0].strip() if names else platform.machine()
 
 
 def _memory() -> int:

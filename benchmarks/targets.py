@@ -303,7 +303,10 @@ def _cifar_pipeline() -> list[Target | Level]:
         )
         for name, how in (
             (parts.OURS, 'compiled'),
+            (parts.LAST, 'channels_last, compiled'),
             (parts.COMPILED, 'compiled with CUDA graphs'),
+            (parts.BOTH, 'channels_last, compiled with CUDA graphs'),
+            (parts.HALF, 'the same with bfloat16'),
         )
     ]
     return [*ratios, *rates]

@@ -44,6 +44,13 @@ class CompileHook(Hook):
     ) -> None:
         self.options = dict(options, mode=mode, dynamic=dynamic)
 
+    @property
+    def _has_graphs(self) -> bool:
+        further = self.options.get('options') or {}
+        return self.options['mode'] in _WITH_GRAPHS or bool(
+            further.get('triton.cudagraphs')
+        )
+
     def before_train(self, runner: Runner) -> None:
         """Put the compiled function over the model's own."""
         model = _unwrapped(runner.model)
@@ -52,13 +59,12 @@ class CompileHook(Hook):
                 f'sb_mm.CompileHook compiles extract_feat, which '
                 f'{type(model).__name__} does not have: use compile=True.'
             )
-        mode = self.options['mode']
-        if mode in _WITH_GRAPHS and _accumulates(runner.optim_wrapper):
+        if self._has_graphs and _accumulates(runner.optim_wrapper):
             raise UserInputError(
                 'CUDA graphs reuse the memory of the gradients, which '
                 'optim_wrapper.accumulative_counts keeps over several '
-                f"iterations: set it to 1, or mode='default' instead of "
-                f'{mode!r} in sb_mm.CompileHook.'
+                'iterations: set it to 1, or give sb_mm.CompileHook a mode '
+                'without graphs, such as default.'
             )
         model.extract_feat = torch.compile(model.extract_feat, **self.options)
 

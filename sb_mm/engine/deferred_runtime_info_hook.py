@@ -21,13 +21,14 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
     iterations since the last line of the log at once, when the next one is
     due, and keeps the newest values only. The log says the same.
 
-    For ``default_hooks = dict(runtime_info=dict(type=...))``. Worth it where
-    an iteration takes milliseconds. It replaces the hook of MMEngine and, like
-    that, must run before ``LoggerHook``, whose ``interval`` it takes.
+    For ``default_hooks = dict(runtime_info=dict(type=...))``, in the place of
+    MMEngine's. Worth it where an iteration takes milliseconds. The time of an
+    iteration in the log is right as an average over the log's ``interval``:
+    set ``log_processor.window_size`` to it or to a multiple.
 
     Args:
-        keep: How many values of a quantity are kept: at least the largest
-            window over which the log averages.
+        keep: How many values of a quantity are kept. More are if the windows
+            over which the log averages need them.
     """
 
     priority = 'VERY_HIGH'
@@ -35,19 +36,31 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
     def __init__(self, keep: int = 1000) -> None:
         check_number('keep', keep, 1, integer=True)
         self.keep = keep
-        self._interval = 1
+        self._limit: int | None = keep
+        self._intervals: list[int] = []
         self._waiting: list[dict[str, Any]] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Note how often the log is written."""
+        """Note when the log is written, and what it averages over."""
         super().before_train(runner)
         self._waiting.clear()
-        intervals = [
+        self._intervals = [
             hook.interval
             for hook in runner.hooks
             if isinstance(hook, LoggerHook)
         ]
-        self._interval = min(intervals, default=1)
+        self._limit = self._needed(runner)
+
+    def _needed(self, runner: Runner) -> int | None:
+        """Return how many values the log needs; None for all."""
+        log = runner.log_processor
+        windows = {log.window_size}
+        windows |= {c.get('window_size') for c in log.custom_cfg} - {None}
+        if 'global' in windows:
+            return None
+        epoch = len(runner.train_dataloader)
+        sizes = [epoch if size == 'epoch' else size for size in windows]
+        return max(self.keep, *sizes)
 
     def after_train_iter(
         self,
@@ -60,9 +73,9 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
         if outputs:
             # Without their graph, which holds the memory of the iteration.
             self._waiting.append({k: _detached(v) for k, v in outputs.items()})
-        if self.every_n_inner_iters(
-            batch_idx, self._interval
-        ) or self.end_of_epoch(runner.train_dataloader, batch_idx):
+        due = [self.every_n_inner_iters(batch_idx, n) for n in self._intervals]
+        last = self.end_of_epoch(runner.train_dataloader, batch_idx)
+        if any(due) or last:
             self._hand_on(runner)
 
     def _hand_on(self, runner: Runner) -> None:
@@ -70,9 +83,11 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
             for name, value in values.items():
                 runner.message_hub.update_scalar(f'train/{name}', value)
         self._waiting.clear()
+        if self._limit is None:
+            return
         for name, buffer in runner.message_hub.log_scalars.items():
             if name.startswith('train/'):
-                buffer.max_length = self.keep
+                buffer.max_length = self._limit
 
 
 def _detached(value: Any) -> Any:

@@ -17,6 +17,8 @@ RUN_INFO_FILE = 'run_info.json'
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _CODE = ('sb_mm', 'configs', 'tools')  # what a training depends on
 _PACKAGES = (
+    'sb_mm',
+    'numpy',
     'torch',
     'torchvision',
     'mmcv',
@@ -83,7 +85,16 @@ def describe_data(dataset: Dataset) -> dict:
 def _hardware() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f'CPU, {torch.get_num_threads()} threads ({platform.machine()})'
+    kind = f'{processor()}, {torch.backends.cpu.get_cpu_capability()}'
+    return f'CPU, {torch.get_num_threads()} threads ({kind})'
+
+
+def processor() -> str:
+    """Return the model's name; Python knows the architecture only."""
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [n.split(':', 1)[1] for n in lines if n.startswith('model name')]
+    return names[0].strip() if names else platform.machine()
 
 
 def versions(*more: str) -> dict[str, str]:

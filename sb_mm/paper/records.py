@@ -53,7 +53,7 @@ class Record:
         final: The metric of the last epoch, in percent; None if the loss
             became infinite or NaN before it.
         parameters: Learnable numbers.
-        hours: Wall time of the training.
+        hours: Wall time of the training's iterations, without validation.
         hardware: GPU, or processor.
         versions: Of Python and the packages.
         commit: Of this repository, with ``+`` if its code was changed.

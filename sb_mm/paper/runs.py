@@ -64,7 +64,7 @@ _IRRELEVANT_ENDS = (
     'data_root',
     'dataset.type',
     'download',
-    # One kernel for all weights instead of several: the same arithmetic.
+    # One kernel for all weights instead of several: equal up to rounding.
     'optimizer.fused',
     'num_workers',
     'persistent_workers',
@@ -109,7 +109,13 @@ class Start:
                 'stopped before its first epoch, or was not started with '
                 'tools/train.py.'
             )
-        return json.loads(self._info_file.read_text())
+        try:
+            return json.loads(self._info_file.read_text())
+        except ValueError as error:
+            raise UserInputError(
+                f'{self._info_file} is damaged: delete the folder '
+                f'{self.folder}, or that of the whole run to train it anew.'
+            ) from error
 
     @property
     def _info_file(self) -> Path:

@@ -22,6 +22,7 @@ from sb_mm.paper.cells import Cell
 
 # A run that is cut loses at most that part of its epochs.
 _LOST = 20
+_EPOCHS = 'train_cfg.max_epochs'
 # Keys of the config that a reproduction sets.
 _OWN_SETTINGS = (
     'compile',
@@ -64,6 +65,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.epochs is not None:
             check_number('--epochs', self.epochs, 1, integer=True)
+        if self.epochs is not None and _EPOCHS in self.options:
+            raise UserInputError(
+                f'--epochs and --cfg-options {_EPOCHS} both set the epochs: '
+                'leave one out.'
+            )
         own = [k for k in self.options if k.startswith(_OWN_SETTINGS)]
         if own:
             raise UserInputError(
@@ -76,7 +82,7 @@ class Recipe:
         """Folder for the runs: of equal name are equal trainings."""
         changes = dict(self.options)
         if self.epochs is not None:
-            changes['train_cfg.max_epochs'] = self.epochs
+            changes[_EPOCHS] = self.epochs
         if self.amp:
             changes['amp'] = True
         name = f'reduced-{_digest(changes)}' if changes else 'full'
@@ -105,8 +111,9 @@ class Recipe:
             cfg.optim_wrapper.dtype = 'bfloat16'
             # Small gradients are no trouble to bfloat16's exponents.
             cfg.optim_wrapper.loss_scale = dict(enabled=False)
-        if cfg.optim_wrapper.optimizer.type == 'SGD':
-            cfg.optim_wrapper.optimizer.setdefault('fused', True)
+        optimizer = cfg.optim_wrapper.optimizer
+        if optimizer.type == 'SGD' and not optimizer.get('foreach'):
+            optimizer.setdefault('fused', True)
         cfg.randomness = dict(seed=seed)
         cfg.work_dir = str(work_dir)
         cfg.launcher = 'none'
@@ -156,6 +163,9 @@ def _set_hooks(cfg: Config) -> None:
     checkpoint.interval = max(1, epochs // _LOST)
     checkpoint.max_keep_ckpts = 2
     cfg.default_hooks.logger.interval = _LOG_INTERVAL
+    # The losses are fetched with a line of the log, which takes a GPU's time
+    # of all iterations since the last one: all of these are averaged.
+    cfg.log_processor.window_size = _LOG_INTERVAL
     cfg.default_hooks.runtime_info = ConfigDict(
         type='sb_mm.DeferredRuntimeInfoHook'
     )

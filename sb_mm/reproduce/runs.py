@@ -130,7 +130,10 @@ class Run:
             return Progress()
         start = Start(folders[-1])
         lines = _tail(start.folder / 'vis_data/scalars.json')
-        return _progress(lines, start.info if start.has_info else {})
+        try:
+            return _progress(lines, start.info)
+        except UserInputError:  # not written yet, or damaged
+            return _progress(lines, {})
 
 
 @dataclass(frozen=True)

@@ -102,9 +102,17 @@ def test_a_model_without_extract_feat_is_refused(tmp_path, compiled_sizes):
         _train(tmp_path, Bare(), hook)
 
 
-@pytest.mark.parametrize('mode', ['reduce-overhead', 'max-autotune'])
-def test_graphs_do_not_go_with_accumulated_gradients(tmp_path, mode):
-    hook = dict(type='sb_mm.CompileHook', mode=mode)
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(mode='reduce-overhead'),
+        dict(mode='max-autotune'),
+        dict(options={'triton.cudagraphs': True}),
+    ],
+    ids=str,
+)
+def test_graphs_do_not_go_with_accumulated_gradients(tmp_path, options):
+    hook = dict(type='sb_mm.CompileHook', **options)
     with pytest.raises(UserInputError, match='accumulative_counts .* set it'):
         _train(tmp_path, Classifier(), hook, accumulate=2)
 

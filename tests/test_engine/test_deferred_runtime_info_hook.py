@@ -38,7 +38,7 @@ class Falling(BaseModel):
 def train(tmp_path):
     """Train with a hook, and return the runner."""
 
-    def run(hook, name, epochs=EPOCHS, resume=False):
+    def run(hook, name, epochs=EPOCHS, resume=False, hooks=(), **options):
         logger = dict(type='LoggerHook', interval=INTERVAL, ignore_last=False)
         runner = Runner(
             model=Falling(),
@@ -52,7 +52,8 @@ def train(tmp_path):
             train_cfg=dict(by_epoch=True, max_epochs=epochs),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
             default_hooks=dict(runtime_info=hook, logger=logger),
-            log_processor=dict(window_size=5),
+            log_processor=dict(window_size=3, **options),
+            custom_hooks=list(hooks),
             resume=resume,
             log_level='ERROR',
             experiment_name=f'{tmp_path}/{name}/{resume}',
@@ -107,7 +108,6 @@ def test_losses_are_fetched_when_they_are_logged(train, handed_on):
 
 def test_waiting_losses_have_no_graph():
     hook = DeferredRuntimeInfoHook()
-    hook._interval = 10
     weight = nn.Parameter(torch.ones(1))
     runner = type('Runner', (), dict(train_dataloader=[0] * 10))
     hook.after_train_iter(runner, 0, outputs=dict(loss=weight.sum()))
@@ -129,6 +129,26 @@ def test_a_resumed_training_keeps_them_too(train):
     train(dict(type='RuntimeInfoHook'), 'ours')
     runner = train(hook, 'ours', EPOCHS + 1, resume=True)
     assert len(runner.message_hub.get_scalar('train/loss').data[0]) == 4
+
+
+@pytest.mark.parametrize('window', ['epoch', 'global', 6])
+def test_the_windows_of_the_log_are_kept(train, window):
+    wide = dict(data_src='loss', method_name='mean', window_size=window)
+    options = dict(custom_cfg=[dict(wide, log_name='wide')])
+    stock = train(dict(type='RuntimeInfoHook'), 'stock', **options)
+    hook = dict(type='sb_mm.DeferredRuntimeInfoHook', keep=2)
+    assert 'wide' in _lines(stock)[0]
+    assert _lines(train(hook, 'ours', **options)) == _lines(stock)
+
+
+def test_every_logger_gets_its_losses(train):
+    more = [dict(type='LoggerHook', interval=2)]
+    stock = train(dict(type='RuntimeInfoHook'), 'stock', hooks=more)
+    ours = train(
+        dict(type='sb_mm.DeferredRuntimeInfoHook'), 'ours', hooks=more
+    )
+    assert len(_lines(stock)) > EPOCHS * 3
+    assert _lines(ours) == _lines(stock)
 
 
 def test_a_useless_number_is_refused():

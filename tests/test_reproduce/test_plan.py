@@ -156,6 +156,11 @@ def test_settings_of_the_tool_itself_are_refused(key):
         Recipe(options={key: 1})
 
 
+def test_the_epochs_are_set_once():
+    with pytest.raises(UserInputError, match='both set the epochs'):
+        Recipe(3, {'train_cfg.max_epochs': 7})
+
+
 def test_the_config_of_a_run_has_what_was_asked_for(make_run, cifar):
     run = make_run(
         seed=7, epochs=100, data_root=cifar, compile='reduce-overhead'
@@ -170,6 +175,8 @@ def test_the_config_of_a_run_has_what_was_asked_for(make_run, cifar):
     assert data.dataset.data_root == cifar
     # A twentieth of the epochs can be lost, and the best is not looked for.
     assert cfg.default_hooks.checkpoint.interval == 5
+    # A line tells the time of all iterations since the last one.
+    assert cfg.log_processor.window_size == cfg.default_hooks.logger.interval
     assert 'save_best' not in cfg.default_hooks.checkpoint
     assert [h.type for h in cfg.custom_hooks] == [
         'sb_mm.DivergenceHook',
@@ -192,6 +199,11 @@ def test_the_config_of_a_run_has_what_was_asked_for(make_run, cifar):
     cfg = make_run(data_root=cifar, options=own).config()
     assert cfg.val_dataloader.batch_size == 64
     assert not cfg.optim_wrapper.optimizer.fused
+    own = {'optim_wrapper.optimizer.foreach': True}
+    # PyTorch takes one of the two.
+    assert (
+        'fused' not in make_run(options=own).config().optim_wrapper.optimizer
+    )
 
 
 def test_an_option_that_names_nothing_is_refused(make_run):
@@ -270,6 +282,19 @@ def test_progress_of_a_long_log_is_read_from_its_end(make_run):
     _log(run, [*lines, json.dumps({'loss': 1.0, 'step': 5000})])
     assert run.progress().epochs == 1250
     assert math.isnan(run.progress().metric)
+
+
+def test_a_damaged_run_does_not_stop_the_others(make_run):
+    run = make_run()
+    _log(run, [json.dumps({'loss': 2.0, 'step': 4})])
+    (info,) = run.work_dir.glob('*/vis_data/run_info.json')
+    info.write_text('')  # the disk was full
+    run.config().dump(str(info.with_name('config.py')))
+    (run.work_dir / 'epoch_1.pth').touch()
+    assert run.progress().loss == 2
+    assert run.result() is None
+    with pytest.raises(UserInputError, match='run_info.json is damaged: del'):
+        run.check_resume()
 
 
 def test_the_script_for_slurm_does_one_run_in_each_job():
