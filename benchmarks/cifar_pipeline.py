@@ -157,10 +157,15 @@ def cifar_pipeline(settings: Settings) -> Iterator[Measurement]:
 
 
 def _pictures(what: str, device: str) -> int:
-    if device == 'cuda':
-        return 50_000
+    if what == STEP or device == 'cuda':
+        return pictures_of_steps(device)
     # A step takes a CPU 50 times as long as its input.
-    return BATCH * (50 if what == PIPELINE else 4)
+    return BATCH * 50
+
+
+def pictures_of_steps(device: str) -> int:
+    """Return how many pictures an epoch of training has."""
+    return 50_000 if device == 'cuda' else BATCH * 4
 
 
 def config(way: Way, pictures: int, batch: int, work_dir: Path) -> Config:
@@ -202,9 +207,7 @@ def config(way: Way, pictures: int, batch: int, work_dir: Path) -> Config:
 def _prepared(what: str, cfg: Config, device: str) -> Callable[[], None]:
     """Return what loads, or trains for, an epoch."""
     if what == STEP:
-        runner = Runner.from_cfg(cfg)
-        runner.train()
-        return runner.train_loop.run_epoch
+        return prepared_epoch(cfg)
     loader = build_loader(cfg)
     preprocess = _build(cfg).to(device).data_preprocessor
 
@@ -213,6 +216,13 @@ def _prepared(what: str, cfg: Config, device: str) -> Callable[[], None]:
             preprocess(data, training=True)
 
     return run
+
+
+def prepared_epoch(cfg: Config) -> Callable[[], None]:
+    """Return what trains a config of :func:`config` for an epoch."""
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner.train_loop.run_epoch
 
 
 def build_loader(cfg: Config) -> DataLoader:

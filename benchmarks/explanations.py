@@ -15,7 +15,7 @@ from .results import Result
 _GPU = (
     '- **GPU.** Some rows need one and are `not run`: `python '
     'benchmarks/run.py --only detector_step detector_loop cifar_pipeline '
-    '--device cuda --out results/performance.json` fills them.'
+    'side_by_side --device cuda --out results/performance.json` fills them.'
 )
 
 

@@ -97,7 +97,7 @@ def rates_in_turns(
     case: dict,
     contenders: Mapping[str, Callable[[], object]],
     rounds: int,
-    pictures: int,
+    pictures: int | Mapping[str, int],
 ) -> list[Measurement]:
     """Count the pictures/s of the contenders of a case, in turns.
 
@@ -105,11 +105,15 @@ def rates_in_turns(
         case: See :class:`Measurement`.
         contenders: What to call, by name.
         rounds: Values of each, after the first calls that do not count.
-        pictures: That pass in a call.
+        pictures: That pass in a call, of all or by name.
     """
     seconds = _seconds_in_turns(contenders, rounds)
+    if isinstance(pictures, int):
+        pictures = dict.fromkeys(seconds, pictures)
     return [
-        _measurement(case, name, RATE, [round(pictures / s, 1) for s in each])
+        _measurement(
+            case, name, RATE, [round(pictures[name] / s, 1) for s in each]
+        )
         for name, each in seconds.items()
     ]
 

@@ -24,6 +24,7 @@ from benchmarks.measurement import Measurement, Settings
 from benchmarks.pipeline import augmentation, check_data, loading
 from benchmarks.results import Result
 from benchmarks.scaling import scaling
+from benchmarks.side_by_side import side_by_side
 from benchmarks.training import (
     calls,
     cifar_step,
@@ -45,6 +46,7 @@ BENCHMARKS: dict[str, Callable[[Settings], Iterator[Measurement]]] = dict(
     calls=calls,
     cifar_step=cifar_step,
     cifar_pipeline=cifar_pipeline,
+    side_by_side=side_by_side,
     training_memory=training_memory,
     inference=inference,
     detector_step=detector_step,

@@ -13,6 +13,7 @@ from . import (
     inference,
     networks,
     pipeline,
+    side_by_side,
 )
 from .measurement import RATE, Measurement
 from .results import Result
@@ -309,7 +310,18 @@ def _cifar_pipeline() -> list[Target | Level]:
             (parts.HALF, 'the same with bfloat16'),
         )
     ]
-    return [*ratios, *rates]
+    together = [
+        Level(
+            f'8: CIFAR-10, {side_by_side.name(n)} of {width} at a time on a '
+            'GPU, pictures/s of all',
+            'side_by_side',
+            dict(batch=parts.BATCH, device='cuda'),
+            [side_by_side.name(n)],
+            None,
+        )
+        for n in range(1, side_by_side.MOST + 1)
+    ]
+    return [*ratios, *rates, *together]
 
 
 TARGETS: tuple[Target | Level, ...] = (

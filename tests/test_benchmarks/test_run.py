@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from benchmarks.measurement import (  # noqa: E402
     Measurement,
     Settings,
     peak_memory,
+    rates_in_turns,
     take_turns,
 )
 from benchmarks.results import Result  # noqa: E402
@@ -156,6 +158,12 @@ def test_the_fastest_has_the_most_pictures_a_second():
         for name, value in dict(p=4.0, q=2.0, r=1.0).items()
     ]
     assert target.ratio(dict(b=Result({}, [], taken))).median == 4
+
+
+def test_each_contender_counts_its_own_pictures():
+    waits = dict.fromkeys(('one', 'many'), lambda: time.sleep(0.01))
+    one, many = rates_in_turns({}, waits, 3, dict(one=1, many=1000))
+    assert max(one.values) <= 100 < min(many.values)
 
 
 def test_what_was_not_measured_is_not_run():
