@@ -41,8 +41,8 @@ _TITLES = {
 }
 # What our runs found beside the paper's numbers.
 _FINDINGS = {
-    5: 'Why SE in every layer fails to train: [attention.md](attention.md'
-    '#why-se-in-every-layer-does-not-learn-the-norm-inside-its-gate).'
+    5: 'Why SE in every layer hardly learns at first: [attention.md]'
+    '(attention.md#why-se-in-every-layer-hardly-learns-at-first).'
 }
 _METRIC_NAMES = {'top1': 'top-1 (%)', 'map_percent': '11-point mAP (%)'}
 # Folder -> data set of the cells, what a leaf's name ends with.
