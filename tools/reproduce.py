@@ -28,8 +28,12 @@ def parse_args() -> argparse.Namespace:
 
 def _add_which(group: argparse._ArgumentGroup) -> None:
     lists = dict(nargs='+', action='extend')
-    group.add_argument('--table', type=int, default=[], **lists)
-    group.add_argument('--width', type=float, default=[], **lists)
+    group.add_argument(
+        '--table', type=int, default=[], help='numbers, 1-10', **lists
+    )
+    group.add_argument(
+        '--width', type=float, default=[], help='such as 0.35', **lists
+    )
     group.add_argument(
         '--attention', default=[], choices=['static', 'SE', 'SB', 'DyConv'],
         **lists,
@@ -81,7 +85,10 @@ def _add_where(group: argparse._ArgumentGroup) -> None:
         '--gpus-per-run', type=float,
         help='with --ray, --slurm; if left out 1, but 0 if Ray has none',
     )  # fmt: skip
-    group.add_argument('--retries', type=int, default=1)
+    group.add_argument(
+        '--retries', type=int, default=1,
+        help='how often a run that failed is started again (%(default)s)',
+    )  # fmt: skip
     group.add_argument(
         '--slurm', action='store_true', help='print a job array, run nothing'
     )

@@ -9,6 +9,8 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from sb_mm.errors import UserInputError, first_few
+
 from .cells import Cell, find_cell, select_cells
 from .check import CheckedCell, Comparison, check_cell, layer_overheads
 from .counting import Overhead
@@ -23,7 +25,7 @@ from .records import (
     summarize,
 )
 from .report import generate, paper_result, stale, write
-from .writing import NOT_RUN, our_result
+from .writing import NOT_RUN, final_result, our_result
 
 
 def _console() -> Console:
@@ -36,6 +38,11 @@ def list_cells(
 ) -> None:
     """Print the cells with their configs and what was measured so far."""
     cells = select_cells(table, width)
+    if results != RESULTS and not results.is_dir():
+        raise UserInputError(
+            f'--results {results} is not a folder: give the one that holds '
+            'the records.'
+        )
     records = read_records(results)
     shown = Table('cell', 'config and overrides', 'paper', 'here', box=None)
     for cell in cells:
@@ -51,7 +58,10 @@ def _measured(cell: Cell, records: list[Record]) -> str:
     if runs is not None:
         return f'{our_result(runs)} (runs: {len(runs.records)})'
     reduced = reduced_runs(cell, records)
-    return f'{NOT_RUN} ({len(reduced)} reduced)' if reduced else NOT_RUN
+    if not reduced:
+        return NOT_RUN
+    finals = first_few([final_result(record) for record in reduced])
+    return f'{NOT_RUN} ({len(reduced)} reduced: {finals})'
 
 
 def show_cell(cell_id: str, seed: int = 0, layers: bool = False) -> None:

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from .claims import CLAIMS, CONFIDENCE, judge, of_runs
 from .records import Record, Summary
-from .writing import NOT_RUN, bullets, markdown, our_result
+from .writing import NOT_RUN, bullets, final_result, markdown, our_result
 
 _NOTE = (
     "Not the paper's recipe: they show that a cell runs, and in which "
@@ -80,7 +80,7 @@ def _row(records: list[Record]) -> list[str]:
         _changes(_network(first)),
         our_result(runs),
         ', '.join(str(r.seed) for r in runs.records),
-        ', '.join(_final(r) for r in runs.records),
+        ', '.join(final_result(r) for r in runs.records),
         f'{sum(r.hours for r in records):.2f}',
         _origin(records),
     ]
@@ -88,12 +88,6 @@ def _row(records: list[Record]) -> list[str]:
 
 def _changes(network: Sequence[str]) -> str:
     return ', '.join(f'`{c.removeprefix(_NETWORK)}`' for c in network)
-
-
-def _final(record: Record) -> str:
-    if record.final is None:
-        return '/'
-    return f'{record.final:.2f}' + (' (/)' if record.diverged else '')
 
 
 def _origin(records: Sequence[Record]) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .records import Summary
+from .records import Record, Summary
 
 NOT_RUN = 'not run'
 
@@ -27,3 +27,10 @@ def our_result(runs: Summary) -> str:
     if runs.diverged:
         failed = f' ({runs.diverged} of {len(runs.records)} runs: /)'
     return f'{runs.mean:.3f}{std}{failed}'
+
+
+def final_result(record: Record) -> str:
+    """Return a run's last metric in percent, and whether it failed."""
+    if record.final is None:
+        return '/'
+    return f'{record.final:.2f}' + (' (/)' if record.diverged else '')

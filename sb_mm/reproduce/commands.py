@@ -191,6 +191,8 @@ def reproduce(runs: Sequence[Run], results: Path, engine: Engine) -> int:
         f'runs: {len(runs)}, recorded already: {len(runs) - len(todo)}, '
         f'to do: {len(todo)}'
     )
+    if len(todo) < len(runs):
+        print(f'({results} has those; with another --results, all are done)')
     _check_inputs(todo, engine)
     failed: list[Run] = []
     if todo:

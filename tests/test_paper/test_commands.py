@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from sb_mm.errors import UserInputError
 from sb_mm.paper import commands
 from sb_mm.paper.cells import REPOSITORY
 from sb_mm.paper.check import CheckedCell, Comparison, check_cell
@@ -32,9 +33,14 @@ def test_list_shows_configs_and_full_and_reduced_runs(
     assert '90.604 ± 0.728' in relu
     assert '91.000 ± 1.414 (runs: 2)' in relu
     (none,) = [x for x in lines if 't9-x0.35-gate-none' in x]
-    assert 'not run (1 reduced)' in none
+    assert 'not run (1 reduced: 9' in none
     (tanh,) = [x for x in lines if 't9-x0.35-gate-tanh' in x]
     assert tanh.rstrip().endswith('not run')
+
+
+def test_a_folder_of_records_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserInputError, match='nowhere is not a folder'):
+        commands.list_cells(9, 0.35, tmp_path / 'nowhere')
 
 
 def test_list_shows_lists_of_layers_and_runs_of_repeated_cells(
@@ -45,7 +51,7 @@ def test_list_shows_lists_of_layers_and_runs_of_repeated_cells(
     text = capsys.readouterr().out
     assert 'attention_layers=[expand,project]' in text
     (line,) = [x for x in text.splitlines() if 'sb-expand-depthwise' in x]
-    assert 'not run (1 reduced)' in line
+    assert 'not run (1 reduced: 9' in line
 
 
 def test_show_prints_the_resolved_config_and_the_commands(capsys):
