@@ -13,6 +13,7 @@ import torch
 
 from sb_mm.engine.run_info import commit, processor, versions
 from sb_mm.errors import UserInputError, first_line
+from sb_mm.files import write_in_one_step
 
 from .distribution import TESTS
 from .measurement import Measurement, Settings
@@ -51,6 +52,19 @@ def environment(settings: Settings) -> dict:
         commit=commit('benchmarks', str(TESTS)),
         date=date.today().isoformat(),
     )
+
+
+def key(benchmark: str, device: str) -> str:
+    """Return under which name the file holds what was measured.
+
+    A GPU's numbers stand beside those of a CPU, and do not replace them.
+
+    Args:
+        benchmark: Its name.
+        device: On which it ran, as PyTorch calls it.
+    """
+    kind = torch.device(device).type
+    return benchmark if kind == 'cpu' else f'{benchmark}_{kind}'
 
 
 def machine(environment: dict) -> str:
@@ -96,9 +110,7 @@ def _result(content: dict) -> Result:
 
 def write(results: dict[str, Result], path: Path) -> None:
     """Write a file of results, in one step."""
-    draft = path.with_name(f'.{path.name}.{os.getpid()}')
-    draft.write_text(_json(results))
-    draft.replace(path)
+    write_in_one_step(path, _json(results))
 
 
 def _json(results: dict[str, Result]) -> str:

@@ -53,6 +53,8 @@ BENCHMARKS: dict[str, Callable[[Settings], Iterator[Measurement]]] = dict(
     detector_loop=detector_loop,
     scaling=scaling,
 )
+# Those that --device is for; what they measure on a GPU has its own place.
+_ON_DEVICE = ('cifar_pipeline', 'side_by_side', 'detector_step')
 _NEED_DATA = ('augmentation', 'loading')  # and detector_loop, on a GPU
 
 
@@ -85,7 +87,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--device',
         default=Settings.device,
-        help='of detector_step, detector_loop and cifar_pipeline '
+        help='of detector_step, detector_loop, cifar_pipeline, side_by_side '
         '(default: %(default)s)',
     )
     parser.add_argument(
@@ -110,12 +112,20 @@ def main() -> None:
     keep_freed_memory()  # as tools/train.py does, for all contenders alike
     console = Console(width=None if sys.stdout.isatty() else 160)
     for name in names:
-        found[name] = _run(name, settings, where, console)
-        results.write(
-            {n: found[n] for n in BENCHMARKS if n in found}, args.out
-        )
+        result = _run(name, settings, where, console)
+        found[_key(name, settings.device)] = result
+        results.write(_sorted(found), args.out)
     console.print(f'{results.machine(where)}; {results.packages(where)}')
-    _print(found, names, console)
+    _print(found, [_key(n, settings.device) for n in names], console)
+
+
+def _key(name: str, device: str) -> str:
+    return results.key(name, device if name in _ON_DEVICE else 'cpu')
+
+
+def _sorted(found: dict[str, Result]) -> dict[str, Result]:
+    keys = (_key(n, d) for n in BENCHMARKS for d in ('cpu', 'cuda'))
+    return {key: found[key] for key in keys if key in found}
 
 
 def _need_data(names: list[str], settings: Settings) -> bool:

@@ -16,7 +16,7 @@ from . import (
     side_by_side,
 )
 from .measurement import RATE, Measurement
-from .results import Result
+from .results import Result, key
 
 HEADER = ['what', 'aim', 'median (quartiles)', 'bound', 'reached']
 NOT_RUN = 'not run'
@@ -281,7 +281,7 @@ def _cifar_pipeline() -> list[Target | Level]:
         Target(
             f'8: CIFAR-10, {what} {names[what]}, on {place}, pictures/s, '
             f'{ours} / mmpretrain',
-            'cifar_pipeline',
+            key('cifar_pipeline', device),
             dict(what=what, batch=parts.BATCH, device=device),
             contenders,
             [parts.STOCK],
@@ -297,7 +297,7 @@ def _cifar_pipeline() -> list[Target | Level]:
     rates = [
         Level(
             f'8: CIFAR-10, training step {width}, on a GPU, {how}, pictures/s',
-            'cifar_pipeline',
+            key('cifar_pipeline', 'cuda'),
             dict(what=parts.STEP, batch=parts.BATCH, device='cuda'),
             [name],
             15_000,
@@ -314,7 +314,7 @@ def _cifar_pipeline() -> list[Target | Level]:
         Level(
             f'8: CIFAR-10, {side_by_side.name(n)} of {width} at a time on a '
             'GPU, pictures/s of all',
-            'side_by_side',
+            key('side_by_side', 'cuda'),
             dict(batch=parts.BATCH, device='cuda'),
             [side_by_side.name(n)],
             None,
@@ -376,7 +376,7 @@ TARGETS: tuple[Target | Level, ...] = (
     Target(
         '7: SSDLite x1.0 training step on a GPU, batch 32, compiled, '
         'SB / static',
-        'detector_step',
+        key('detector_step', 'cuda'),
         dict(device='cuda'),
         [networks.SB],
         [networks.STATIC],

@@ -170,12 +170,13 @@ def test_what_was_not_measured_is_not_run():
     rows = targets.table({})
     assert {row[2] for row in rows} == {'not run'}
     other = Result({}, [], [measured('static', [1.0], device='cpu')])
-    rows = targets.table(dict(detector_step=other))
+    rows = targets.table(dict(detector_step_cuda=other))
     assert {row[2] for row in rows} == {'not run'}
 
 
 def test_every_target_names_a_benchmark():
-    assert {t.benchmark for t in targets.TARGETS} <= set(run.BENCHMARKS)
+    names = {t.benchmark.removesuffix('_cuda') for t in targets.TARGETS}
+    assert names <= set(run.BENCHMARKS)
 
 
 def test_a_form_that_computes_something_else_is_refused(monkeypatch):
@@ -233,6 +234,33 @@ def test_bad_input_is_refused_at_once(tool, argv, message, monkeypatch):
     code, _, error = tool(*argv)
     assert code == 2
     assert re.search(message, error.replace('\n', ' '))
+
+
+def test_a_gpu_has_its_place_beside_the_cpu(tool, tmp_path, monkeypatch):
+    def fake(settings):
+        yield measured('static', [1.0], device=settings.device)
+
+    monkeypatch.setattr(run, 'BENCHMARKS', dict.fromkeys(run.BENCHMARKS, fake))
+    here = results.environment(Settings())
+    monkeypatch.setattr(results, 'environment', lambda settings: here)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    out = tmp_path / 'a.json'
+    for device in ('cpu', 'cuda'):
+        code, _, error = tool(
+            '--only', 'detector_step', 'calls', '--device', device,
+            '--out', out,
+        )  # fmt: skip
+        assert code == 0, error
+    found = results.read(out)
+    # Only what is for a device has two places.
+    assert {
+        name: result.measurements[0].case['device']
+        for name, result in found.items()
+    } == dict(calls='cuda', detector_step='cpu', detector_step_cuda='cuda')
+    page = report.page(found)
+    for name in ('detector_step', 'detector_step_cuda'):
+        part = page.split(f'<!-- generated: {name} -->')[1]
+        assert part.split('<!-- end')[0].strip().startswith('| ')
 
 
 def test_a_file_of_others_is_refused(tmp_path):
