@@ -15,6 +15,9 @@ from sb_mm.reproduce.cluster import Share
 from sb_mm.reproduce.recipe import Recipe
 from sb_mm.reproduce.slurm import array_script
 
+_ATTENTION = ('static', 'SE', 'SB', 'DyConv')
+_SPELLINGS = {name.lower(): name for name in _ATTENTION}
+
 
 def parse_args() -> argparse.Namespace:
     """Return the options."""
@@ -35,8 +38,8 @@ def _add_which(group: argparse._ArgumentGroup) -> None:
         '--width', type=float, default=[], help='such as 0.35', **lists
     )
     group.add_argument(
-        '--attention', default=[], choices=['static', 'SE', 'SB', 'DyConv'],
-        **lists,
+        '--attention', default=[], choices=list(_ATTENTION), **lists,
+        type=lambda text: _SPELLINGS.get(text.lower(), text),
     )  # fmt: skip
     group.add_argument(
         '--cells', default=[], help='ids of tools/paper.py list', **lists

@@ -20,15 +20,19 @@ class BatchedValLoop(ValLoop):
     scores from the device on their own, which takes longer than the network
     does on a GPU. If there are other metrics, this loop does so too.
 
+    Args:
+        args: Those of ``ValLoop``.
+        kwargs: The same.
+
     Raises:
-        UserInputError: When it starts, if the processes cannot share the
+        UserInputError: When it is built, if the processes cannot share the
             pictures equally, in which case the stock loop drops the
             repeated ones and this one cannot; or if the preprocessor is
             another one.
     """
 
-    def run(self) -> dict:
-        """Launch validation."""
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
         count, processes = len(self.dataloader.dataset), get_world_size()
         if count % processes:
             raise UserInputError(
@@ -40,7 +44,6 @@ class BatchedValLoop(ValLoop):
                 'sb_mm.BatchedValLoop needs sb_mm.OnDeviceAugmentation as the '
                 "data preprocessor: use MMEngine's ValLoop for others."
             )
-        return super().run()
 
     @property
     def _model(self) -> torch.nn.Module:

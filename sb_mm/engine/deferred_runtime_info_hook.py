@@ -96,8 +96,9 @@ def _detached(value: Any) -> Any:
 
 def _fetched(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the records with numbers for tensors, by one transfer."""
+    # Apple's GPUs know no doubles, and a log shows less than 7 digits.
     tensors = [
-        value.double().reshape(())
+        value.float().reshape(())
         for record in records
         for value in record.values()
         if isinstance(value, torch.Tensor)

@@ -10,6 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from sb_mm.arguments import check_number
+from sb_mm.files import write_in_one_step
 from sb_mm.registry import HOOKS
 
 DIVERGENCE_FILE = 'diverged.json'
@@ -59,7 +60,8 @@ class DivergenceHook(Hook):
         if is_main_process():
             folder = Path(runner.log_dir) / 'vis_data'
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / DIVERGENCE_FILE).write_text(json.dumps(place) + '\n')
+            text = json.dumps(place) + '\n'
+            write_in_one_step(folder / DIVERGENCE_FILE, text)
         raise DivergedError(
             f'The loss is {loss} in iteration {place["iter"]} (epoch '
             f'{place["epoch"]}): the training diverged.'

@@ -1,5 +1,6 @@
 """What a training ran on: written beside its log when it starts."""
 
+import contextlib
 import json
 import platform
 import subprocess
@@ -12,6 +13,8 @@ from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.utils.data import Dataset
+
+from sb_mm.files import write_in_one_step
 
 RUN_INFO_FILE = 'run_info.json'
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,10 +38,10 @@ _PACKAGES = (
 class RunInfoHook(Hook):
     """Write what no config says to ``<log folder>/vis_data/run_info.json``.
 
-    Seed, epochs done before a resume, processes, batch of all of them,
-    pictures and classes of the data sets, parameters, hardware, versions and
-    the commit of sb_mm: without them, a result cannot be put beside the
-    paper's.
+    Number of the start, seed, epochs done before a resume, processes, batch
+    of all of them, pictures and classes of the data sets, parameters,
+    hardware, versions and the commit of sb_mm: without them, a result cannot
+    be put beside the paper's.
     """
 
     @master_only
@@ -46,10 +49,8 @@ class RunInfoHook(Hook):
         """Write the file."""
         file = Path(runner.log_dir, 'vis_data', RUN_INFO_FILE)
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Others may read it at any time.
-        draft = file.with_suffix('.draft')
-        draft.write_text(json.dumps(run_info(runner), indent=2) + '\n')
-        draft.replace(file)
+        text = json.dumps(run_info(runner), indent=2) + '\n'
+        write_in_one_step(file, text)
 
 
 def run_info(runner: Runner) -> dict:
@@ -57,6 +58,7 @@ def run_info(runner: Runner) -> dict:
     processes = get_world_size()
     model = runner.model
     return dict(
+        start=_last_start(Path(runner.work_dir)) + 1,
         seed=runner.seed,
         start_epoch=runner.epoch,
         processes=processes,
@@ -66,11 +68,24 @@ def run_info(runner: Runner) -> dict:
         if runner.val_loop
         else None,
         parameters=sum(p.numel() for p in model.parameters()),
-        hardware=_hardware(),
+        hardware=hardware(),
         versions=versions(),
         commit=commit(),
         date=date.today().isoformat(),
     )
+
+
+def _last_start(work_dir: Path) -> int:
+    """Return the number of the newest start in a folder, 0 if there is none.
+
+    The folders' names do not tell which it is, as the clocks and time zones
+    of machines differ.
+    """
+    numbers = [0]
+    for file in work_dir.glob(f'*/vis_data/{RUN_INFO_FILE}'):
+        with contextlib.suppress(ValueError):  # damaged
+            numbers.append(json.loads(file.read_text()).get('start', 0))
+    return max(numbers)
 
 
 def describe_data(dataset: Dataset) -> dict:
@@ -82,7 +97,8 @@ def describe_data(dataset: Dataset) -> dict:
     return dict(types=kinds, pictures=len(dataset))
 
 
-def _hardware() -> str:
+def hardware() -> str:
+    """Return the name of the GPU, or threads and kind of the processor."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     kind = f'{processor()}, {torch.backends.cpu.get_cpu_capability()}'

@@ -13,7 +13,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from sb_mm.engine.config import read_config
+from sb_mm.engine.config import dataset_configs, read_config
 from sb_mm.engine.divergence_hook import DIVERGENCE_FILE
 from sb_mm.engine.on_device import has_device_data, use_device_data
 from sb_mm.engine.preflight import check_data
@@ -85,6 +85,20 @@ _NEUTRAL_HOOKS = {
     'sb_mm.EpochSeedHook',
     'sb_mm.ValidateResumedHook',
 }
+# What a result cannot do without.
+_NEEDED = {
+    'seed',
+    'start_epoch',
+    'processes',
+    'batch',
+    'train',
+    'val',
+    'parameters',
+    'hardware',
+    'versions',
+    'commit',
+    'date',
+}
 # What a run's data are called among the deviations.
 _FOUND_DATA = (
     'train data set',
@@ -110,12 +124,20 @@ class Start:
                 'tools/train.py.'
             )
         try:
-            return json.loads(self._info_file.read_text())
+            info = json.loads(self._info_file.read_text())
         except ValueError as error:
-            raise UserInputError(
-                f'{self._info_file} is damaged: delete the folder '
-                f'{self.folder}, or that of the whole run to train it anew.'
-            ) from error
+            raise _damaged(self._info_file, self.folder) from error
+        if not isinstance(info, dict) or not info.keys() >= _NEEDED:
+            raise _damaged(self._info_file, self.folder)
+        return info
+
+    @property
+    def number(self) -> int:
+        """Of the folder's starts, from 1; 0 if it did not note that."""
+        try:
+            return self.info.get('start', 0)
+        except UserInputError:
+            return 0
 
     @property
     def _info_file(self) -> Path:
@@ -146,7 +168,10 @@ class Start:
     @property
     def diverged_in(self) -> int:
         """The epoch in which it did."""
-        return json.loads(self._divergence_file.read_text())['epoch']
+        try:
+            return json.loads(self._divergence_file.read_text())['epoch']
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(self._divergence_file, self.folder) from error
 
     @property
     def _divergence_file(self) -> Path:
@@ -155,6 +180,13 @@ class Start:
     def reached(self, epoch: int) -> bool:
         """Whether it logged something of that epoch."""
         return any(e.get('epoch', 0) >= epoch for e in self.lines)
+
+
+def _damaged(file: Path, folder: Path) -> UserInputError:
+    return UserInputError(
+        f'{file} is damaged: delete the folder {folder}, or that of the whole '
+        'run to train it anew.'
+    )
 
 
 def whole_lines(text: str) -> Iterator[dict]:
@@ -166,6 +198,21 @@ def whole_lines(text: str) -> Iterator[dict]:
             continue
 
 
+def find_starts(work_dir: Path) -> list[Start]:
+    """Return all starts in a folder, the oldest first.
+
+    By their numbers, as clocks and time zones of a cluster's nodes differ;
+    those without one, which began no training, after the one before them by
+    name.
+    """
+    folders = sorted(p.parent for p in work_dir.glob('*/vis_data'))
+    starts = [Start(folder) for folder in folders]
+    last, numbers = 0, {}
+    for start in starts:
+        last = numbers[start] = start.number or last
+    return sorted(starts, key=numbers.get)
+
+
 def read_starts(work_dir: Path) -> list[Start]:
     """Return the newest run's starts: its first, and every resume of it.
 
@@ -175,17 +222,17 @@ def read_starts(work_dir: Path) -> list[Start]:
         UserInputError: If there is none, or a resume does not continue what
             is in the folder before it.
     """
-    folders = sorted(p.parent for p in work_dir.glob('*/vis_data'))
-    if not folders:
+    found = find_starts(work_dir)
+    if not found:
         raise UserInputError(
             f'{work_dir} holds no run that started: give the --work-dir of '
             'tools/train.py, such as work_dirs/CELL/seed0.'
         )
-    starts = [Start(folders.pop())]
+    starts = [found.pop()]
     while starts[0].info['start_epoch'] > 0:
-        if not folders:
+        if not found:
             _refuse_resume(starts[0])
-        before = Start(folders.pop())
+        before = found.pop()
         if not before.has_info:
             continue
         if not _is_same_run(before, starts[0]):
@@ -236,7 +283,7 @@ def data_differences(given: dict, wanted: dict) -> list[str]:
 
 
 def _counts(info: dict) -> dict[str, int | None]:
-    # The packed and the official CIFAR-10 are the same pictures.
+    # The packed and the official CIFAR-10 are the same pictures, if all.
     pictures = {
         f'{name} pictures': info[name]['pictures'] if info[name] else None
         for name in ('train', 'val')
@@ -433,6 +480,7 @@ def _flat(cfg: Config) -> dict[str, Any]:
     flat: dict[str, Any] = dict(hooks='+'.join(hooks))
     # A resume names what it continues there.
     flat['load_from'] = None if cfg.get('resume') else cfg.get('load_from')
+    flat.update(_order_of_parts(cfg))
 
     def visit(path: str, value: object) -> None:
         if isinstance(value, dict):
@@ -448,6 +496,18 @@ def _flat(cfg: Config) -> dict[str, Any]:
     visit('', {k: v for k, v in cfg.to_dict().items() if k != 'load_from'})
     # What is None might as well be left out, and hosts add it to a config.
     return {key: value for key, value in flat.items() if value is not None}
+
+
+def _order_of_parts(cfg: Config) -> Iterator[tuple[str, str]]:
+    """Yield who reads a part of CIFAR-10, if not in the packed set's order.
+
+    All pictures are the same in both; the first n of them are not.
+    """
+    for loader, dataset in dataset_configs(cfg):
+        kind = str(dataset.type).split('.')[-1]
+        part = dataset.get('indices') is not None and kind == 'CIFAR10'
+        if part and not loader.startswith('test_'):
+            yield f'{loader}.dataset.type', kind
 
 
 def _is_irrelevant(path: str) -> bool:

@@ -9,11 +9,14 @@ from sb_mm.errors import UserInputError, first_line
 from sb_mm.paper.cells import REPOSITORY
 from sb_mm.paper.records import Record
 
-from .execute import RunFailedError, execute, python_path
+from .execute import Processes, persist, python_path
 from .local import Outcome
 from .runs import Run
 
 _POLL_SECONDS = 1.0
+# How many nodes may die under a run: with preemptible ones, many do. It ends
+# one day if it is the run that kills them.
+_LOST_NODES = 100
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,15 @@ def run_on_ray(
     """Do the runs as tasks of a Ray cluster.
 
     Every node needs this environment, and the data and the runs' folder at
-    the same paths. A task whose node dies, or whose training fails, is
-    started again, and goes on from the newest checkpoint.
+    the same paths. A task whose node dies, however often, or whose training
+    fails, is started again, and goes on from the newest checkpoint.
 
     Args:
         runs: To be done.
         address: Of the cluster: ``'auto'`` for the one of this machine,
             ``'local'`` for a new one on it.
         share: Of each run.
-        retries: How often a run is started again.
+        retries: How often a run that failed is started again.
 
     Yields:
         Every run with its outcome, as they end, and None in between, once a
@@ -64,12 +67,11 @@ def run_on_ray(
     task = ray.remote(
         num_cpus=share.cpus,
         num_gpus=gpus,
-        max_retries=retries,
-        retry_exceptions=[RunFailedError],
+        max_retries=_LOST_NODES,
         # A process of its own for each, with the GPU that it was given.
         max_calls=1,
     )(_task)
-    pending = {task.remote(run, share.cpus): run for run in runs}
+    pending = {task.remote(run, share.cpus, retries): run for run in runs}
     while pending:
         done, _ = ray.wait(list(pending), timeout=_POLL_SECONDS)
         for reference in done:
@@ -121,8 +123,9 @@ def _place(ray: ModuleType, share: Share, amp: bool) -> float:
     )
 
 
-def _task(run: Run, threads: int) -> Record:
-    return execute(run, dict(OMP_NUM_THREADS=str(threads)))
+def _task(run: Run, threads: int, retries: int) -> Record:
+    threads = dict(OMP_NUM_THREADS=str(threads))
+    return persist(run, threads, Processes(), retries)
 
 
 def _outcome(ray: ModuleType, reference: object) -> Outcome:

@@ -16,12 +16,8 @@ from sb_mm.arguments import check_number
 from sb_mm.engine.preflight import check_data
 from sb_mm.errors import UserInputError, first_few, first_line
 from sb_mm.paper.cells import Cell, find_cell, select_cells
-from sb_mm.paper.records import (
-    RESULTS,
-    Record,
-    append_record,
-    read_results,
-)
+from sb_mm.paper.commands import report_command
+from sb_mm.paper.records import Record, append_record, read_results
 from sb_mm.paper.runs import has_expected_data
 
 from .cluster import Share, run_on_ray
@@ -281,8 +277,8 @@ def _summarize(
     done = len(todo) - len(failed)
     if todo:
         print(f'recorded in {results}: {done}, failed: {len(failed)}')
-    if done and results.resolve() == RESULTS:
-        print('python tools/paper.py report puts them beside the paper')
+    if done:
+        print(f'{report_command(results)} puts them beside the paper')
     if failed:
         print('the same command again goes on with what failed')
 

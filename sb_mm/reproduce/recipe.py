@@ -32,6 +32,14 @@ _OWN_SETTINGS = (
     'randomness',
     'work_dir',
 )
+# Ends of what use_device_data() sets for every loader.
+_OF_THE_HOST = (
+    'collate_fn',
+    'num_workers',
+    'persistent_workers',
+    'pin_memory',
+    'prefetch_factor',
+)
 # Divides the pictures, so that all batches are of one size to a compiler.
 _VAL_BATCH = 500
 # Iterations between two lines of the log, from which progress is shown.
@@ -143,9 +151,19 @@ class Recipe:
             if (Path(dataset.data_root) / 'train-0.npz').is_file():
                 dataset.type = 'sb_mm.PackedCIFAR10'
         if self.on_device:
+            self._refuse_lost_options()
             use_device_data(cfg, self.channels_last)
             if 'val_dataloader.batch_size' not in self.options:
                 cfg.val_dataloader.batch_size = _VAL_BATCH
+
+    def _refuse_lost_options(self) -> None:
+        """Raise if an option is of a loader that there is none of."""
+        for key in self.options:
+            if key.endswith(_OF_THE_HOST) or key == 'val_cfg.type':
+                raise UserInputError(
+                    f'--cfg-options {key} has no effect on pictures that are '
+                    'on the device: leave it out, or give --host-loader.'
+                )
 
 
 def _digest(value: object) -> str:

@@ -11,11 +11,11 @@ from sb_mm.errors import UserInputError, first_few
 from sb_mm.paper.cells import Cell
 from sb_mm.paper.records import Record, record_run
 from sb_mm.paper.runs import (
-    Start,
     config_differences,
     count_data,
     data_differences,
     expected_deviations,
+    find_starts,
     has_expected_data,
     planned_deviations,
     whole_lines,
@@ -109,8 +109,7 @@ class Run:
             UserInputError: Names the settings or data that differ, or says
                 why the data cannot be used.
         """
-        folders = sorted(p.parent for p in self.work_dir.glob('*/vis_data'))
-        starts = [s for s in map(Start, folders) if s.has_info]
+        starts = [s for s in find_starts(self.work_dir) if s.has_info]
         if not starts or not list(self.work_dir.glob('epoch_*.pth')):
             return
         last, cfg = starts[-1], self.config()
@@ -125,10 +124,10 @@ class Run:
 
     def progress(self) -> 'Progress':
         """Read how far the training is."""
-        folders = sorted(p.parent for p in self.work_dir.glob('*/vis_data'))
-        if not folders:
+        starts = find_starts(self.work_dir)
+        if not starts:
             return Progress()
-        start = Start(folders[-1])
+        start = starts[-1]
         lines = _tail(start.folder / 'vis_data/scalars.json')
         try:
             return _progress(lines, start.info)

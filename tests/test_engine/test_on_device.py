@@ -251,7 +251,8 @@ def test_pictures_that_processes_cannot_share_are_refused(
     monkeypatch.setattr(batched_val_loop, 'get_world_size', lambda: 4)
     runner = build(on_device(pictures))
     with pytest.raises(UserInputError, match='4 processes cannot share 22'):
-        runner.val()
+        runner.train()
+    assert runner.iter == 0  # not after the first epoch
 
 
 def test_another_preprocessor_is_refused(pictures, build):

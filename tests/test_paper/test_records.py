@@ -358,6 +358,50 @@ def test_starts_that_were_cut_early_are_left_out(run):
     assert record.history == [[1, 10.0], [2, 20.0], [3, 30.0]]
 
 
+def test_starts_are_sorted_by_their_numbers_not_by_clocks(run):
+    run.start('20260102_09', [1, 2], info=dict(start=1), **SHORT)
+    run.start('20260102_08', [3], info=dict(start=2), resume=True, **SHORT)
+    record = record_run(CELL, run.folder)
+    assert record.history == [[1, 10.0], [2, 20.0], [3, 30.0]]
+    # Cut before it began; a run of before starts were numbered.
+    run.start('20260102_07', [], info=dict(start_epoch=2), **SHORT)
+    (run.folder / '20260102_07/vis_data/run_info.json').unlink()
+    run.start('20260102_01', [1], **SHORT)
+    assert record_run(CELL, run.folder) == record
+
+
+def test_who_reads_a_part_of_cifar10_tells_which_part(run):
+    def recorded(name, kind):
+        part = dict(
+            train_dataloader__dataset__indices=4,
+            train_dataloader__dataset__type=kind,
+        )
+        run.start(name, [1, 2, 3], **SHORT, **part)
+        return record_run(CELL, run.folder, True).deviations
+
+    part = 'train_dataloader.dataset.indices=4'
+    packed = recorded('20260102_01', 'sb_mm.PackedCIFAR10')
+    assert packed == ['train_cfg.max_epochs=3', part]
+    other = recorded('20260102_02', 'CIFAR10')
+    assert other == [*packed, 'train_dataloader.dataset.type=CIFAR10']
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{"iter": 3}'])
+def test_a_damaged_note_of_divergence_is_named(run, text):
+    run.start('a', [1])
+    (run.folder / 'a/vis_data/diverged.json').write_text(text)
+    with pytest.raises(UserInputError, match='diverged.json is damaged: del'):
+        record_run(CELL, run.folder)
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{"seed": 3}'])
+def test_a_damaged_note_of_what_was_run_is_named(run, text):
+    run.start('a', [1])
+    (run.folder / 'a/vis_data/run_info.json').write_text(text)
+    with pytest.raises(UserInputError, match='run_info.json is damaged: del'):
+        record_run(CELL, run.folder)
+
+
 def test_a_run_may_go_on_with_the_other_loader(run):
     host = CELL.resolve()
     device = CELL.resolve()
@@ -423,7 +467,13 @@ def test_where_and_how_fast_a_run_read_its_data_does_not_count(run):
         (dict(load_from='x.pth'), 'load_from=x.pth'),
         (dict(custom_hooks=[dict(type='EMAHook')]), 'hooks=.*EMAHook'),
         (dict(default_hooks__param_scheduler=None), 'hooks='),
-        (dict(train_dataloader__dataset__indices=64), '.*indices=64'),
+        (
+            dict(
+                train_dataloader__dataset__indices=64,
+                train_dataloader__dataset__type='sb_mm.PackedCIFAR10',
+            ),
+            '.*indices=64',
+        ),
         (dict(info=dict(batch=1024)), 'batch of all processes=1024'),
         (
             dict(info=dict(train=dict(types=['CIFAR100'], pictures=50_000))),
@@ -479,6 +529,7 @@ def test_pictures_on_the_device_are_no_deviation(run):
     assert config_deviations(CELL, cfg) == [
         'model.data_preprocessor.padding=4',
         'train_dataloader.dataset.indices=64',
+        'train_dataloader.dataset.type=CIFAR10',
     ]
     found = ['train pictures=64', 'batch of all processes=4', 'a not set']
     assert without_data(found) == ['batch of all processes=4', 'a not set']

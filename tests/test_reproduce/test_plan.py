@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +19,7 @@ from sb_mm.reproduce.recipe import Recipe
 from sb_mm.reproduce.runs import Run
 from sb_mm.reproduce.slurm import array_script
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 SB = find_cell('t6-x0.35-sb')
 
 
@@ -108,6 +112,33 @@ def test_the_paper_recipe_is_no_deviation(make_run, cifar):
         'optim_wrapper.loss_scale.enabled=False',
         'optim_wrapper.type=AmpOptimWrapper',
     ]
+
+
+@pytest.mark.parametrize(
+    'key', ['train_dataloader.num_workers', 'val_cfg.type']
+)
+def test_what_has_no_effect_on_the_device_is_refused(make_run, key):
+    run = make_run(options={key: 3})
+    with pytest.raises(UserInputError, match=f'{key} has no effect .* --host'):
+        run.config()
+    host = make_run(
+        options={'train_dataloader.num_workers': 3}, on_device=False
+    )
+    assert host.config().train_dataloader.num_workers == 3
+
+
+def test_attention_is_found_in_any_case():
+    done = subprocess.run(
+        [
+            sys.executable, 'tools/reproduce.py', '--table', '6', '--width',
+            '0.35', '--attention', 'sb', 'DYCONV', '--dry-run',
+        ],
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 't6-x0.35-sb seed 0' in done.stdout
+    assert 't6-x0.35-dyconv seed 0' in done.stdout
+    assert 'static' not in done.stdout
 
 
 def test_a_changed_recipe_has_its_own_folder(make_run):
@@ -224,6 +255,7 @@ def test_a_recorded_run_is_known_by_recipe_and_seed(make_run, make_record):
         deviations=[
             'train_cfg.max_epochs=3',
             'train_dataloader.dataset.indices=16',
+            'train_dataloader.dataset.type=CIFAR10',
             'train pictures=16',
             'batch of all processes=8',
         ],
@@ -254,7 +286,11 @@ def test_a_record_of_other_data_counts_for_those_data(
 def _log(run, lines, pictures=100):
     folder = run.work_dir / '20260101_000000/vis_data'
     folder.mkdir(parents=True)
-    info = dict(train=dict(pictures=pictures), batch=32)
+    info = dict.fromkeys(
+        ('seed', 'start_epoch', 'processes', 'val', 'parameters', 'hardware',
+         'versions', 'commit', 'date')
+    )  # fmt: skip
+    info.update(train=dict(pictures=pictures), batch=32)
     (folder / 'run_info.json').write_text(json.dumps(info))
     (folder / 'scalars.json').write_text('\n'.join(lines))
 
