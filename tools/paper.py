@@ -63,7 +63,14 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='write nothing; exit 1 if a file is not up to date',
     )
-    verb.set_defaults(run=lambda a: commands.report(a.check))
+    verb.add_argument(
+        '--results',
+        type=Path,
+        default=RESULTS,
+        metavar='FOLDER',
+        help='of other records: writes FOLDER/results.md only',
+    )
+    verb.set_defaults(run=lambda a: commands.report(a.check, a.results))
     return parser.parse_args()
 
 

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from sb_mm.engine.cli import Options, run_tool
 from sb_mm.paper.cells import find_cell
+from sb_mm.paper.study import add_starts, read_starts
 from sb_mm.reproduce.recipe import Recipe
-from sb_mm.reproduce.start import measure_start
+from sb_mm.reproduce.start import documented, measure_start
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,6 +30,9 @@ def parse_args() -> argparse.Namespace:
         '--cfg-options', nargs='+', action=Options, default={},
         help='further settings of the config, key=value',
     )  # fmt: skip
+    parser.add_argument(
+        '--out', type=Path, metavar='FILE', help='JSON to add the numbers to'
+    )
     return parser.parse_args()
 
 
@@ -37,8 +41,14 @@ def main() -> None:
     args = parse_args()
     recipe = Recipe(options=args.cfg_options, data_root=args.data_root)
     table = Table('cell', 'norm of the gradient', 'spread of a gate', box=None)
-    for cell in map(find_cell, args.cells):
+    cells = [find_cell(name) for name in args.cells]
+    if args.out:
+        read_starts(args.out)  # before the work, not after it
+    for cell in cells:
         start = measure_start(cell, recipe, args.seeds)
+        if args.out:
+            entry = documented(cell, recipe, args.seeds, start)
+            add_starts([entry], args.out)
         spread = '-' if start.spread is None else f'{start.spread:.4f}'
         table.add_row(cell.id, f'{start.gradient:.4g}', spread)
     Console().print(table)

@@ -165,10 +165,14 @@ def of_runs(records: Sequence[Record]) -> Samples:
         same = [r for r in records if r.experiment == cell.experiment]
         if not same:
             return None
-        runs = Summary(same)
-        return Sample(runs.mean, runs.std, len(runs.finals), runs.diverged)
+        return sample_of(Summary(same))
 
     return sample
+
+
+def sample_of(runs: Summary) -> Sample:
+    """Return what is tested of a cell's runs."""
+    return Sample(runs.mean, runs.std, len(runs.finals), runs.diverged)
 
 
 def of_paper(cell: Cell) -> Sample:
@@ -178,6 +182,20 @@ def of_paper(cell: Cell) -> Sample:
         cell.printed.get('std'),
         cell.printed.get('runs', 1),
     )
+
+
+def difference(
+    first: Sample, second: Sample
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Return the difference of two means, and its confidence interval.
+
+    Returns:
+        Percentage points, None where a mean is missing; Welch's interval at
+        the level ``CONFIDENCE``, None also where a run is single.
+    """
+    if first.mean is None or second.mean is None:
+        return None, None
+    return first.mean - second.mean, _interval(first, second, CONFIDENCE)
 
 
 def judge(claim: Claim, samples: Samples) -> Iterator[Finding]:
@@ -197,12 +215,8 @@ def judge(claim: Claim, samples: Samples) -> Iterator[Finding]:
         if first is None or second is None:
             yield Finding(cells, None, None, OPEN, 'not run')
             continue
-        difference = interval = None
-        if first.mean is not None and second.mean is not None:
-            difference = first.mean - second.mean
-            interval = _interval(first, second, CONFIDENCE)
         verdict, reason = _verdict(first, second, claim)
-        yield Finding(cells, difference, interval, verdict, reason)
+        yield Finding(cells, *difference(first, second), verdict, reason)
 
 
 def _interval(

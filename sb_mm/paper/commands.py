@@ -1,5 +1,6 @@
 """What ``tools/paper.py`` does."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from sb_mm.errors import UserInputError, first_few
 
-from .cells import Cell, find_cell, select_cells
+from .cells import REPOSITORY, Cell, find_cell, select_cells
 from .check import CheckedCell, Comparison, check_cell, layer_overheads
 from .counting import Overhead
 from .records import (
@@ -24,7 +25,14 @@ from .records import (
     reduced_runs,
     summarize,
 )
-from .report import generate, paper_result, stale, write
+from .report import (
+    generate,
+    is_generated,
+    paper_result,
+    results_page,
+    stale,
+    write,
+)
 from .writing import NOT_RUN, final_result, our_result
 
 
@@ -38,11 +46,7 @@ def list_cells(
 ) -> None:
     """Print the cells with their configs and what was measured so far."""
     cells = select_cells(table, width)
-    if results != RESULTS and not results.is_dir():
-        raise UserInputError(
-            f'--results {results} is not a folder: give the one that holds '
-            'the records.'
-        )
+    _check_folder(results)
     records = read_records(results)
     shown = Table('cell', 'config and overrides', 'paper', 'here', box=None)
     for cell in cells:
@@ -51,6 +55,14 @@ def list_cells(
         entries = (what, paper_result(cell), _measured(cell, records))
         shown.add_row(cell.id, *map(escape, entries))
     _console().print(shown)
+
+
+def _check_folder(results: Path) -> None:
+    if not (_is_own(results) or results.is_dir()):
+        raise UserInputError(
+            f'--results {results} is not a folder: give the one that holds '
+            'the records.'
+        )
 
 
 def _measured(cell: Cell, records: list[Record]) -> str:
@@ -186,20 +198,67 @@ def record(cell_id: str, work_dir: Path) -> None:
     print(f'{cell.id}: {result} ({kind}) -> {file}')
 
 
-def report(check: bool) -> None:
-    """Write the generated files, or only say which are not up to date."""
-    results = read_results()
+def report(check: bool, folder: Path = RESULTS) -> None:
+    """Write the generated files, or only say which are not up to date.
+
+    Args:
+        check: Write nothing, exit with 1 if a file is not up to date.
+        folder: Of the records. For another one than the repository's, only
+            the page of results is written, into that folder.
+    """
+    _check_folder(folder)
+    page = folder / 'results.md'
+    if not _is_own(folder):
+        _check_page(page)
+    results = read_results(folder)
     for sentence in results.refused:
         print(f'left out: {sentence}', file=sys.stderr)
     with Console(stderr=True).status('counting every network'):
-        files = generate(results)
+        if _is_own(folder):
+            files = generate(results)
+        else:
+            files = {page: results_page(results, findings=False)}
     outdated = stale(files)
     if not check:
         write(files)
-    for name in outdated:
-        print(f'{"stale" if check else "written"}: {name}')
+    for file in outdated:
+        print(f'{"stale" if check else "written"}: {_shown(file)}')
     if not outdated:
         print(f'all {len(files)} files are up to date')
     if check and outdated:
-        print('run: python tools/paper.py report')
+        print(f'run: {report_command(folder)}')
         sys.exit(1)
+
+
+def _check_page(page: Path) -> None:
+    """Raise if the page would be of nothing, or lose what is there."""
+    if not list(page.parent.glob('*.jsonl')):
+        raise UserInputError(
+            f'--results {page.parent} holds no records (*.jsonl): give the '
+            'folder that tools/reproduce.py --results wrote.'
+        )
+    if page.is_file() and not is_generated(page):
+        raise UserInputError(
+            f'{page} was not written by this tool, which would overwrite it: '
+            'rename it.'
+        )
+    if not os.access(page.parent, os.W_OK):
+        raise UserInputError(
+            f'{page} cannot be written: change the rights of its folder.'
+        )
+
+
+def report_command(folder: Path) -> str:
+    """Return the shell command that reports on the records in a folder."""
+    words = ['python', 'tools/paper.py', 'report']
+    words += [] if _is_own(folder) else ['--results', str(folder)]
+    return shlex.join(words)
+
+
+def _is_own(folder: Path) -> bool:
+    return folder.resolve() == RESULTS.resolve()
+
+
+def _shown(file: Path) -> Path:
+    inside = file.is_relative_to(REPOSITORY)
+    return file.relative_to(REPOSITORY) if inside else file

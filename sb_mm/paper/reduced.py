@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from .claims import CLAIMS, CONFIDENCE, judge, of_runs
+from .cells import find_cell
+from .claims import CLAIMS, CONFIDENCE, difference, judge, of_runs
 from .records import Record, Summary
 from .writing import NOT_RUN, bullets, final_result, markdown, our_result
 
@@ -70,6 +71,13 @@ def _of_recipe(
             f'{CONFIDENCE:.0%} interval', 'verdict',
         ]  # fmt: skip
         yield markdown(header, findings)
+    if changed := list(_changed(records)):
+        yield 'The changed networks against the unchanged ones, one by one:'
+        header = [
+            'cell', 'changed network', 'difference',
+            f'{CONFIDENCE:.0%} interval', 'changed is',
+        ]  # fmt: skip
+        yield markdown(header, changed)
 
 
 def _row(records: list[Record]) -> list[str]:
@@ -112,6 +120,36 @@ def _findings(records: Sequence[Record]) -> Iterator[list[str]]:
                     ' to '.join(map(_signed, finding.interval or ())),
                     f'{verdict} ({reason})' if reason else verdict,
                 ]
+
+
+def _changed(records: Sequence[Record]) -> Iterator[list[str]]:
+    """Set runs of changed networks against those of the unchanged ones."""
+    kinds = _grouped(records, _network)
+    unchanged = of_runs(kinds.pop((), []))
+    for network, runs in kinds.items():
+        for same in _grouped(runs, lambda r: r.experiment).values():
+            cell = find_cell(same[0].cell)
+            before, after = unchanged(cell), of_runs(same)(cell)
+            if before is None:
+                continue
+            value, interval = difference(after, before)
+            yield [
+                f'`{cell.id}`',
+                _changes(network),
+                _signed(value),
+                ' to '.join(map(_signed, interval or ())),
+                _direction(interval, before.failed + after.failed),
+            ]
+
+
+def _direction(interval: tuple[float, float] | None, failed: int) -> str:
+    if failed:
+        return f'open ({failed} runs failed to train)'
+    if interval is None:
+        return 'open (a single run is no test)'
+    if interval[0] <= 0 <= interval[1]:
+        return 'open'
+    return 'better' if interval[0] > 0 else 'worse'
 
 
 def _signed(value: float | None) -> str:

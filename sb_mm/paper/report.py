@@ -24,6 +24,7 @@ from .claims import (
 from .counting import Cost
 from .records import Record, Results, Summary, read_results, summarize
 from .reduced import reduced_section
+from .study import read_starts, starts_table, trainings_table
 from .writing import NOT_RUN, bullets, markdown, our_result
 
 _URL = 'https://arxiv.org/abs/2103.13080'
@@ -72,7 +73,7 @@ def generate(results: Results | None = None) -> dict[Path, str]:
     """
     results = read_results() if results is None else results
     records = results.records
-    files = {REPOSITORY / 'docs/results.md': _results(results)}
+    files = {REPOSITORY / 'docs/results.md': results_page(results)}
     files[REPOSITORY / 'model-index.yml'] = _yaml(
         dict(Import=[f'configs/{name}/metafile.yml' for name in _FOLDERS])
     )
@@ -82,18 +83,26 @@ def generate(results: Results | None = None) -> dict[Path, str]:
         files[path / 'README.md'] = _filled(
             path / 'README.md', 'configs', _leaf_table(folder, records)
         )
+    page = REPOSITORY / 'docs/attention.md'
+    text = _filled(page, 'starts', starts_table(read_starts()))
+    files[page] = fill(text, 'trainings', trainings_table(records), page)
     readme = REPOSITORY / 'README.md'
     files[readme] = _filled(readme, 'tables', _overview(records))
     return files
 
 
-def stale(files: dict[Path, str]) -> list[str]:
+def stale(files: dict[Path, str]) -> list[Path]:
     """Return the generated files that differ from what is on disk."""
     return [
-        str(path.relative_to(REPOSITORY))
+        path
         for path, text in files.items()
         if not path.is_file() or path.read_text() != text
     ]
+
+
+def is_generated(path: Path) -> bool:
+    """Tell whether a file is one of those that are generated whole."""
+    return _HEADER in path.read_text(errors='replace')
 
 
 def write(files: dict[Path, str]) -> None:
@@ -130,7 +139,14 @@ def fill(content: str, name: str, text: str, path: Path) -> str:
     return filled
 
 
-def _results(results: Results) -> str:
+def results_page(results: Results, findings: bool = True) -> str:
+    """Return the page with every cell, the claims and the reduced runs.
+
+    Args:
+        results: Of trainings.
+        findings: Point to what this repository's runs found beside the
+            paper's numbers.
+    """
     records = results.records
     parts = [
         '# Results',
@@ -151,7 +167,8 @@ def _results(results: Results) -> str:
     ]
     for number, title in _TITLES.items():
         parts += [f'## Table {number}: {title}', _table(number, records)]
-        parts += [_FINDINGS[number]] if number in _FINDINGS else []
+        if findings and number in _FINDINGS:
+            parts.append(_FINDINGS[number])
     full = [r for r in records if not r.deviations]
     parts += ["## The paper's claims", _claims(full)]
     parts += ['## Reduced runs', reduced_section(records)]

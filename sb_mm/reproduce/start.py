@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from statistics import mean
 
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from sb_mm.engine.preflight import check_data
 from sb_mm.engine.quiet import quiet_logger
+from sb_mm.engine.run_info import commit, hardware, versions
 from sb_mm.models.layers import ChannelAttention
 from sb_mm.paper.cells import Cell
+from sb_mm.paper.study import MeasuredStart
 
 from .recipe import Recipe, check_seeds
 
@@ -34,6 +37,23 @@ class Start:
 
     gradient: float
     spread: float | None
+
+
+def documented(
+    cell: Cell, recipe: Recipe, seeds: Sequence[int], start: Start
+) -> MeasuredStart:
+    """Return what was measured, with all it depends on."""
+    return MeasuredStart(
+        cell=cell.id,
+        options=[f'{k}={v}' for k, v in sorted(recipe.options.items())],
+        seeds=list(seeds),
+        gradient=start.gradient,
+        spread=start.spread,
+        hardware=hardware(),
+        versions=versions(),
+        commit=commit(),
+        date=date.today().isoformat(),
+    )
 
 
 def measure_start(cell: Cell, recipe: Recipe, seeds: Sequence[int]) -> Start:

@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -113,8 +114,8 @@ def test_report_names_what_is_stale_and_writes_it(
     files = {tmp_path / 'a.md': 'new\n'}
     monkeypatch.setattr(commands, 'generate', lambda results: files)
     refused = Results([], ['table6.jsonl line 9 is broken'])
-    monkeypatch.setattr(commands, 'read_results', lambda: refused)
-    monkeypatch.setattr('sb_mm.paper.report.REPOSITORY', tmp_path)
+    monkeypatch.setattr(commands, 'read_results', lambda folder: refused)
+    monkeypatch.setattr(commands, 'REPOSITORY', tmp_path)
     with pytest.raises(SystemExit) as exit_:
         commands.report(check=True)
     assert exit_.value.code == 1
@@ -130,6 +131,48 @@ def test_report_names_what_is_stale_and_writes_it(
         'written: a.md',
         'all 1 files are up to date',
     ]
+
+
+def test_records_of_another_folder_have_their_page_in_it(
+    make_record, tmp_path, capsys
+):
+    append_record(make_record('t5-x0.35-sb-expand', 47.125), tmp_path)
+    before = (REPOSITORY / 'docs/results.md').read_bytes()
+    page = tmp_path / 'results.md'
+    with pytest.raises(SystemExit):
+        commands.report(check=True, folder=tmp_path)
+    assert not page.exists()
+    commands.report(check=False, folder=tmp_path)
+    assert '47.125' in page.read_text()
+    # That page is not beside it.
+    assert 'attention.md' not in page.read_text()
+    assert (REPOSITORY / 'docs/results.md').read_bytes() == before
+    commands.report(check=True, folder=tmp_path)
+    assert capsys.readouterr().out.splitlines() == [
+        f'stale: {page}',
+        f'run: python tools/paper.py report --results {tmp_path}',
+        f'written: {page}',
+        'all 1 files are up to date',
+    ]
+    with pytest.raises(UserInputError, match='nowhere is not a folder'):
+        commands.report(check=False, folder=tmp_path / 'nowhere')
+
+
+def test_a_page_is_not_written_over_what_somebody_wrote(make_record, tmp_path):
+    page = tmp_path / 'results.md'
+    page.write_text('mine')
+    with pytest.raises(UserInputError, match='holds no records'):
+        commands.report(check=False, folder=tmp_path)
+    append_record(make_record('t5-x0.35-sb-expand'), tmp_path)
+    with pytest.raises(UserInputError, match='not written by this tool'):
+        commands.report(check=False, folder=tmp_path)
+    assert page.read_text() == 'mine'
+
+
+def test_the_folder_of_the_repository_has_no_page_in_it(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    own = 'python tools/paper.py report'
+    assert commands.report_command(Path('results')) == own
 
 
 @pytest.mark.parametrize('seed', ['-3', '1.5', str(2**32), 'x'])

@@ -96,7 +96,7 @@ def test_the_index_names_every_metafile(files):
 def test_a_changed_file_is_stale(files, tmp_path):
     path = REPOSITORY / 'model-index.yml'
     assert stale({path: path.read_text()}) == []
-    assert stale({path: path.read_text() + ' '}) == ['model-index.yml']
+    assert stale({path: path.read_text() + ' '}) == [path]
 
 
 def test_a_failed_training_is_a_slash_in_the_table(make_record):
@@ -154,11 +154,41 @@ def test_changed_networks_stand_in_the_table_of_their_recipe(make_record):
     assert rows[0].startswith('| `t6-x0.35-sb` |  | 43.000 ± 2.828 | 0, 1 | ')
     assert rows[1].startswith(f'| `t6-x0.35-sb` | {change} | 30.000 | 0 | ')
     # Only runs whose networks are changed alike are compared.
-    (row,) = [x for x in first.splitlines() if 'a single run' in x]
+    claims = first.split('against the unchanged ones')[0]
+    (row,) = [x for x in claims.splitlines() if 'a single run' in x]
     assert f'| {change} | +10.00 |' in row
     assert second.startswith("2\n\nThe paper's recipe, with changed networks.")
     assert '10.500 |' not in second  # at chance
     assert f'| `t6-x0.35-dyconv` | {change} | / | 0 | 10.50 (/) |' in second
+
+
+def test_changed_networks_are_set_against_the_unchanged_ones(make_record):
+    def runs(cell, finals, *changed):
+        deviations = [*changed, 'train_cfg.max_epochs=1']
+        return [
+            make_record(cell, final, seed=seed, deviations=deviations)
+            for seed, final in enumerate(finals)
+        ]
+
+    offset, norm = 'model.backbone.x=4', 'model.backbone.y=False'
+    records = [
+        *runs('t6-x0.35-sb', [20.0, 22.0, 24.0]),
+        *runs('t6-x0.35-sb', [40.0, 42.0, 44.0], offset),
+        *runs('t6-x0.35-sb', [30.0], norm),
+        # There is nothing to set this against.
+        *runs('t6-x0.35-static', [50.0, 51.0], offset),
+    ]
+    text = generate(Results(records, []))[REPOSITORY / 'docs/results.md']
+    part = text.split('against the unchanged ones')[1]
+    rows = [x for x in part.splitlines() if x.startswith('| `')]
+    # Welch of two samples of three with the deviation 2: 4 degrees of
+    # freedom, 2.776 * sqrt(8 / 3) = 4.53.
+    assert rows == [
+        '| `t6-x0.35-sb` | `backbone.x=4` | +20.00 | +15.47 to +24.53 | '
+        'better |',
+        '| `t6-x0.35-sb` | `backbone.y=False` | +8.00 |  | open (a single '
+        'run is no test) |',
+    ]
 
 
 def test_records_in_the_repository_are_whole():

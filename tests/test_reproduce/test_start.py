@@ -9,6 +9,7 @@ import torch
 
 from sb_mm.errors import UserInputError
 from sb_mm.paper.cells import find_cell
+from sb_mm.paper.study import read_starts
 from sb_mm.reproduce.recipe import Recipe
 from sb_mm.reproduce.start import measure_start
 
@@ -53,6 +54,30 @@ def test_a_seed_gives_the_same_numbers_and_several_their_mean(start):
     both = start(cell, [0, 1])
     assert both.gradient == pytest.approx(sum(s.gradient for s in each) / 2)
     assert both.spread == pytest.approx(sum(s.spread for s in each) / 2)
+
+
+def test_the_tool_adds_to_a_file_what_it_measured(cifar, tmp_path):
+    file = tmp_path / 'starts.json'
+    changed = 'model.backbone.attention.gate_norm=False'
+    for options in ([], [changed], [changed]):
+        done = subprocess.run(
+            [
+                sys.executable, 'tools/start_of_training.py', SE,
+                '--data-root', cifar, '--seeds', '0', '--out', str(file),
+                '--cfg-options', 'train_dataloader.batch_size=16', *options,
+            ],
+            cwd=REPOSITORY, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    plain, without = read_starts(file)  # in the place of the same network
+    assert plain.options == ['train_dataloader.batch_size=16']
+    assert changed in without.options
+    assert plain.gradient > 20 * without.gradient
+    assert f'{without.gradient:.4g}' in done.stdout
+    assert plain.commit
+    file.write_text('{}[')
+    with pytest.raises(UserInputError, match='no file of measured starts'):
+        read_starts(file)
 
 
 def test_a_seed_twice_is_refused(start):
