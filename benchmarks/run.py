@@ -54,7 +54,13 @@ BENCHMARKS: dict[str, Callable[[Settings], Iterator[Measurement]]] = dict(
     scaling=scaling,
 )
 # Those that --device is for; what they measure on a GPU has its own place.
-_ON_DEVICE = ('cifar_pipeline', 'side_by_side', 'detector_step')
+_ON_DEVICE = (
+    'cifar_pipeline',
+    'side_by_side',
+    'detector_step',
+    'detector_loop',
+)
+_DEVICES = ('cpu', 'cuda')
 _NEED_DATA = ('augmentation', 'loading')  # and detector_loop, on a GPU
 
 
@@ -123,9 +129,13 @@ def _key(name: str, device: str) -> str:
     return results.key(name, device if name in _ON_DEVICE else 'cpu')
 
 
+def keys() -> list[str]:
+    """Return all names in a file of results, in its order."""
+    return [_key(n, d) for n in BENCHMARKS for d in _DEVICES]
+
+
 def _sorted(found: dict[str, Result]) -> dict[str, Result]:
-    keys = (_key(n, d) for n in BENCHMARKS for d in ('cpu', 'cuda'))
-    return {key: found[key] for key in keys if key in found}
+    return {key: found[key] for key in keys() if key in found}
 
 
 def _need_data(names: list[str], settings: Settings) -> bool:
@@ -140,6 +150,10 @@ def _settings(args: argparse.Namespace) -> Settings:
     check_number('--threads', args.threads, 1, integer=True)
     if args.out.is_dir():
         raise UserInputError(f'--out {args.out} is a folder: give a file.')
+    if args.device.split(':')[0] not in _DEVICES:
+        raise UserInputError(
+            f'--device {args.device}: give cpu, cuda or such as cuda:1.'
+        )
     if args.device.startswith('cuda') and not torch.cuda.is_available():
         raise UserInputError(
             f'--device {args.device}: PyTorch finds no GPU; leave it out.'

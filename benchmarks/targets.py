@@ -385,7 +385,7 @@ TARGETS: tuple[Target | Level, ...] = (
     Level(
         '7: SSDLite SB x1.0, whole training loop on a GPU, batch 32, '
         f'{detector.LOADERS} processes that load, pictures/s',
-        'detector_loop',
+        key('detector_loop', 'cuda'),
         dict(device='cuda', workers=detector.LOADERS),
         [networks.SB],
         None,

@@ -7,5 +7,8 @@ from pathlib import Path
 def write_in_one_step(file: Path, text: str) -> None:
     """Write a text file that is there whole or not at all."""
     draft = file.with_name(f'.{file.name}.{os.getpid()}')
-    draft.write_text(text)
-    draft.replace(file)
+    try:
+        draft.write_text(text)
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from sb_mm.engine.cli import Options, run_tool
 from sb_mm.paper.cells import find_cell
-from sb_mm.paper.study import add_starts, read_starts
+from sb_mm.paper.study import add_starts, check_out
 from sb_mm.reproduce.recipe import Recipe
 from sb_mm.reproduce.start import documented, measure_start
 
@@ -42,8 +42,8 @@ def main() -> None:
     recipe = Recipe(options=args.cfg_options, data_root=args.data_root)
     table = Table('cell', 'norm of the gradient', 'spread of a gate', box=None)
     cells = [find_cell(name) for name in args.cells]
-    if args.out:
-        read_starts(args.out)  # before the work, not after it
+    if args.out:  # before the work, not after it
+        check_out(args.out)
     for cell in cells:
         start = measure_start(cell, recipe, args.seeds)
         if args.out:

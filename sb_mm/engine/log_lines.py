@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from .run_info import start_folders
+
 
 def read_log_lines(
     work_dir: str | Path, name: str, newest_only: bool = True
@@ -19,7 +21,9 @@ def read_log_lines(
     Raises:
         FileNotFoundError: If no run wrote such a file.
     """
-    files = sorted(Path(work_dir).glob(f'*/vis_data/{name}'))
+    folders = start_folders(Path(work_dir))
+    files = [folder / 'vis_data' / name for folder in folders]
+    files = [file for file in files if file.is_file()]
     if not files:
         raise FileNotFoundError(f'{work_dir} holds no vis_data/{name}.')
     return [

@@ -1,6 +1,5 @@
 """What a training ran on: written beside its log when it starts."""
 
-import contextlib
 import json
 import platform
 import subprocess
@@ -83,9 +82,32 @@ def _last_start(work_dir: Path) -> int:
     """
     numbers = [0]
     for file in work_dir.glob(f'*/vis_data/{RUN_INFO_FILE}'):
-        with contextlib.suppress(ValueError):  # damaged
-            numbers.append(json.loads(file.read_text()).get('start', 0))
+        numbers.append(_start_number(file) or 0)
     return max(numbers)
+
+
+def _start_number(file: Path) -> int | None:
+    """Return what a start noted, 0 for no number; None if it is not known."""
+    try:
+        return int(json.loads(file.read_text()).get('start', 0))
+    except (AttributeError, OSError, TypeError, ValueError):
+        return None
+
+
+def start_folders(work_dir: Path) -> list[Path]:
+    """Return the log folders of all starts in a work directory.
+
+    The oldest first: by their numbers, as clocks and time zones of a
+    cluster's nodes differ. Of equal number, such as those of before starts
+    were numbered, and of none, such as those that began no training, by name
+    and after the one that the name puts before them.
+    """
+    last, order = 0, []
+    for folder in sorted(p.parent for p in work_dir.glob('*/vis_data')):
+        number = _start_number(folder / 'vis_data' / RUN_INFO_FILE)
+        last = last if number is None else number
+        order.append((last, folder))
+    return [folder for _, folder in sorted(order)]
 
 
 def describe_data(dataset: Dataset) -> dict:

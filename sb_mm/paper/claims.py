@@ -198,6 +198,18 @@ def difference(
     return first.mean - second.mean, _interval(first, second, CONFIDENCE)
 
 
+def direction(changed: Sample, unchanged: Sample) -> str:
+    """Return whether a changed network is better or worse, or that is open."""
+    if failed := changed.failed + unchanged.failed:
+        return f'open ({failed} runs failed to train)'
+    _, interval = difference(changed, unchanged)
+    if interval is None:
+        return 'open (a single run is no test)'
+    if interval[0] <= 0 <= interval[1]:
+        return OPEN
+    return 'better' if interval[0] > 0 else 'worse'
+
+
 def judge(claim: Claim, samples: Samples) -> Iterator[Finding]:
     """Yield what results say of a claim, pair by pair.
 

@@ -209,7 +209,9 @@ def report(check: bool, folder: Path = RESULTS) -> None:
     _check_folder(folder)
     page = folder / 'results.md'
     if not _is_own(folder):
-        _check_page(page)
+        _check_records(folder)
+        if not check:
+            _check_page(page)
     results = read_results(folder)
     for sentence in results.refused:
         print(f'left out: {sentence}', file=sys.stderr)
@@ -230,13 +232,16 @@ def report(check: bool, folder: Path = RESULTS) -> None:
         sys.exit(1)
 
 
-def _check_page(page: Path) -> None:
-    """Raise if the page would be of nothing, or lose what is there."""
-    if not list(page.parent.glob('*.jsonl')):
+def _check_records(folder: Path) -> None:
+    if not list(folder.glob('*.jsonl')):
         raise UserInputError(
-            f'--results {page.parent} holds no records (*.jsonl): give the '
+            f'--results {folder} holds no records (*.jsonl): give the '
             'folder that tools/reproduce.py --results wrote.'
         )
+
+
+def _check_page(page: Path) -> None:
+    """Raise if the page would be written over another, or cannot be."""
     if page.is_file() and not is_generated(page):
         raise UserInputError(
             f'{page} was not written by this tool, which would overwrite it: '

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from .cells import find_cell
-from .claims import CLAIMS, CONFIDENCE, difference, judge, of_runs
+from .claims import CLAIMS, CONFIDENCE, difference, direction, judge, of_runs
 from .records import Record, Summary
 from .writing import NOT_RUN, bullets, final_result, markdown, our_result
 
@@ -138,18 +138,8 @@ def _changed(records: Sequence[Record]) -> Iterator[list[str]]:
                 _changes(network),
                 _signed(value),
                 ' to '.join(map(_signed, interval or ())),
-                _direction(interval, before.failed + after.failed),
+                direction(after, before),
             ]
-
-
-def _direction(interval: tuple[float, float] | None, failed: int) -> str:
-    if failed:
-        return f'open ({failed} runs failed to train)'
-    if interval is None:
-        return 'open (a single run is no test)'
-    if interval[0] <= 0 <= interval[1]:
-        return 'open'
-    return 'better' if interval[0] > 0 else 'worse'
 
 
 def _signed(value: float | None) -> str:

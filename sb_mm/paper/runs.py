@@ -17,7 +17,11 @@ from sb_mm.engine.config import dataset_configs, read_config
 from sb_mm.engine.divergence_hook import DIVERGENCE_FILE
 from sb_mm.engine.on_device import has_device_data, use_device_data
 from sb_mm.engine.preflight import check_data
-from sb_mm.engine.run_info import RUN_INFO_FILE, describe_data
+from sb_mm.engine.run_info import (
+    RUN_INFO_FILE,
+    describe_data,
+    start_folders,
+)
 from sb_mm.errors import UserInputError
 
 from .cells import Cell
@@ -132,14 +136,6 @@ class Start:
         return info
 
     @property
-    def number(self) -> int:
-        """Of the folder's starts, from 1; 0 if it did not note that."""
-        try:
-            return self.info.get('start', 0)
-        except UserInputError:
-            return 0
-
-    @property
     def _info_file(self) -> Path:
         return self.folder / 'vis_data' / RUN_INFO_FILE
 
@@ -199,18 +195,8 @@ def whole_lines(text: str) -> Iterator[dict]:
 
 
 def find_starts(work_dir: Path) -> list[Start]:
-    """Return all starts in a folder, the oldest first.
-
-    By their numbers, as clocks and time zones of a cluster's nodes differ;
-    those without one, which began no training, after the one before them by
-    name.
-    """
-    folders = sorted(p.parent for p in work_dir.glob('*/vis_data'))
-    starts = [Start(folder) for folder in folders]
-    last, numbers = 0, {}
-    for start in starts:
-        last = numbers[start] = start.number or last
-    return sorted(starts, key=numbers.get)
+    """Return all starts in a folder, the oldest first."""
+    return [Start(folder) for folder in start_folders(work_dir)]
 
 
 def read_starts(work_dir: Path) -> list[Start]:

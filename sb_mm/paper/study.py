@@ -9,7 +9,7 @@ from sb_mm.errors import UserInputError, first_line
 from sb_mm.files import write_in_one_step
 
 from .cells import REPOSITORY, Cell, find_cell
-from .claims import CONFIDENCE, difference, sample_of
+from .claims import CONFIDENCE, Sample, difference, direction, sample_of
 from .records import Record, Summary
 from .writing import NOT_RUN, final_result, markdown
 
@@ -60,59 +60,70 @@ class MeasuredStart:
 
 @dataclass(frozen=True)
 class _Network:
-    """A row: a cell, and what is changed of it."""
+    """A row: a cell, what is changed of it, and what it is set against."""
 
     label: str
     cell_id: str
     changes: tuple[str, ...] = ()
-
-    @property
-    def is_changed(self) -> bool:
-        """Whether it is set against the last one that is not."""
-        return self.label.startswith('- ')
+    unchanged: '_Network | None' = None
 
     @property
     def cell(self) -> Cell:
         return find_cell(self.cell_id)
 
 
+_SB_ALL = _Network('SB, all three layers, lambda = 0.1, tanh', 't6-x0.35-sb')
+_SE_ALL = _Network('SE, all three layers', _SE)
+_LARGE = _Network(
+    '- lambda = 1.0', 't8-x0.35-lambda_init-1.0', unchanged=_SB_ALL
+)
 _NETWORKS = (
     _Network('static', 't6-x0.35-static'),
     _Network('DyConv', 't6-x0.35-dyconv'),
     _Network('SB, expand', 't5-x0.35-sb-expand'),
     _Network('SB, expand and project', 't5-x0.35-sb-expand-project'),
-    _Network('SB, all three layers, lambda = 0.1, tanh', 't6-x0.35-sb'),
+    _SB_ALL,
     *(
-        _Network(f'- lambda = {value}', f't8-x0.35-lambda_init-{value}')
-        for value in ('0.01', '0.05', '0.5', '1.0')
-    ),
-    _Network(
-        '- lambda = 1.0, gradient clipped to a norm of 5',
-        't8-x0.35-lambda_init-1.0',
-        (_CLIPPED,),
-    ),
-    *(
-        _Network(f'- gate: {gate}', f't9-x0.35-gate-{gate}')
+        _Network(f'- gate: {gate}', f't9-x0.35-gate-{gate}', (), _SB_ALL)
         for gate in ('sigmoid', 'softmax', 'relu', 'none')
     ),
     _Network(
-        "- attention before the layer's norm", 't6-x0.35-sb', (_BEFORE_NORM,)
+        "- attention before the layer's norm",
+        't6-x0.35-sb',
+        (_BEFORE_NORM,),
+        _SB_ALL,
+    ),
+    *(
+        _Network(
+            f'- lambda = {value}', f't8-x0.35-lambda_init-{value}', (), _SB_ALL
+        )
+        for value in ('0.01', '0.05', '0.5')
+    ),
+    _LARGE,
+    _Network(
+        '- - gradient clipped to a norm of 5',
+        't8-x0.35-lambda_init-1.0',
+        (_CLIPPED,),
+        _LARGE,
     ),
     _Network('SE, expand', 't5-x0.35-se-expand'),
     _Network('SE, expand and project', 't5-x0.35-se-expand-project'),
-    _Network('SE, all three layers', _SE),
-    _Network("- attention before the layer's norm", _SE, (_BEFORE_NORM,)),
-    _Network(
-        '- gates without norm',
-        _SE,
-        ('model.backbone.attention.gate_norm=False',),
+    _SE_ALL,
+    *(
+        _Network(f'- {label}', _SE, (change,), _SE_ALL)
+        for label, change in (
+            ("attention before the layer's norm", _BEFORE_NORM),
+            (
+                'gates without norm',
+                'model.backbone.attention.gate_norm=False',
+            ),
+            (
+                "4 added to the gates' logits",
+                'model.backbone.attention.gate_offset=4',
+            ),
+            ('gradient clipped to a norm of 5', _CLIPPED),
+        )
     ),
-    _Network(
-        "- 4 added to the gates' logits",
-        _SE,
-        ('model.backbone.attention.gate_offset=4',),
-    ),
-    _Network('- gradient clipped to a norm of 5', _SE, (_CLIPPED,)),
 )
 
 
@@ -133,6 +144,17 @@ def read_starts(file: Path = STARTS) -> list[MeasuredStart]:
         ) from error
 
 
+def check_out(file: Path) -> None:
+    """Raise unless starts can be added to a file.
+
+    Raises:
+        UserInputError: If it is a folder, or no such file.
+    """
+    if file.is_dir():
+        raise UserInputError(f'--out {file} is a folder: give a file.')
+    read_starts(file)
+
+
 def add_starts(new: Iterable[MeasuredStart], file: Path) -> None:
     """Add to a file of measured starts, in the place of the same networks."""
     known = {start.network: start for start in read_starts(file)}
@@ -146,16 +168,23 @@ def starts_table(starts: Sequence[MeasuredStart]) -> str:
     """Return the table of gradients and gates before the first step."""
     known = {start.network: start for start in starts}
     header = ['network', 'norm of the gradient', 'spread of a gate', 'from']
-    rows = []
-    for network in _NETWORKS:
-        key = network.cell.experiment, network.changes
-        if start := known.get(key):
-            spread = '-' if start.spread is None else f'{start.spread:.2g}'
-            gradient = _two_digits(start.gradient)
-            seeds = ', '.join(map(str, start.seeds))
-            origin = f'seeds {seeds}, commit {start.commit}, {start.date}'
-            rows.append([network.label, gradient, spread, origin])
-    return markdown(header, rows) if rows else NOT_RUN
+    # What changes the steps only is the same network before the first.
+    networks = [n for n in _NETWORKS if _CLIPPED not in n.changes]
+    return markdown(header, [_started(n, known) for n in networks])
+
+
+def _started(network: _Network, known: dict) -> list[str]:
+    start = known.get((network.cell.experiment, network.changes))
+    if start is None:
+        return [network.label, NOT_RUN, '', '']
+    seeds = ', '.join(map(str, start.seeds))
+    return [
+        network.label,
+        _two_digits(start.gradient),
+        '-' if start.spread is None else f'{start.spread:.2g}',
+        f'seeds {seeds}; {start.hardware}, commit {start.commit}, '
+        f'{start.date}',
+    ]
 
 
 def _two_digits(value: float) -> str:
@@ -165,18 +194,16 @@ def _two_digits(value: float) -> str:
 def trainings_table(records: Sequence[Record]) -> str:
     """Return the table of short trainings of the same networks."""
     header = [
-        'network', 'top-1 (%)', 'mean', 'seeds', 'changed - unchanged',
-        f'{CONFIDENCE:.0%} interval',
+        'network', 'top-1 (%)', 'mean', 'seeds', 'difference',
+        f'{CONFIDENCE:.0%} interval', 'changed is',
     ]  # fmt: skip
     rows = []
-    unchanged: Summary | None = None
-    for network in _NETWORKS:
-        runs = _runs(network, records)
-        compared = ['', '']
-        if not network.is_changed:
-            unchanged = runs
-        elif runs and unchanged:
-            compared = _compared(runs, unchanged)
+    known = {network: _runs(network, records) for network in _NETWORKS}
+    for network, runs in known.items():
+        unchanged = known.get(network.unchanged)
+        compared = ['', '', '']
+        if runs and unchanged:
+            compared = _compared(sample_of(runs), sample_of(unchanged))
         rows.append([network.label, *_results(runs), *compared])
     return markdown(header, rows)
 
@@ -204,8 +231,9 @@ def _results(runs: Summary | None) -> list[str]:
     ]
 
 
-def _compared(changed: Summary, unchanged: Summary) -> list[str]:
-    """Return the difference of the means, and its interval."""
-    value, interval = difference(sample_of(changed), sample_of(unchanged))
+def _compared(changed: Sample, unchanged: Sample) -> list[str]:
+    """Return the difference of the means, its interval, and what it says."""
+    value, interval = difference(changed, unchanged)
     ends = ' to '.join(f'{end:+.1f}' for end in interval or ())
-    return ['' if value is None else f'{value:+.1f}', ends]
+    shown = '' if value is None else f'{value:+.1f}'
+    return [shown, ends, direction(changed, unchanged)]

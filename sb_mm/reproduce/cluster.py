@@ -9,7 +9,7 @@ from sb_mm.errors import UserInputError, first_line
 from sb_mm.paper.cells import REPOSITORY
 from sb_mm.paper.records import Record
 
-from .execute import Processes, persist, python_path
+from .execute import RunFailedError, execute, python_path
 from .local import Outcome
 from .runs import Run
 
@@ -44,7 +44,7 @@ def run_on_ray(
     """Do the runs as tasks of a Ray cluster.
 
     Every node needs this environment, and the data and the runs' folder at
-    the same paths. A task whose node dies, however often, or whose training
+    the same paths. A task whose node dies, up to 100 times, or whose training
     fails, is started again, and goes on from the newest checkpoint.
 
     Args:
@@ -71,11 +71,18 @@ def run_on_ray(
         # A process of its own for each, with the GPU that it was given.
         max_calls=1,
     )(_task)
-    pending = {task.remote(run, share.cpus, retries): run for run in runs}
+    left = dict.fromkeys(runs, retries)
+    pending = {task.remote(run, share.cpus): run for run in runs}
     while pending:
         done, _ = ray.wait(list(pending), timeout=_POLL_SECONDS)
         for reference in done:
-            yield pending.pop(reference), _outcome(ray, reference)
+            run, outcome = pending.pop(reference), _outcome(ray, reference)
+            if isinstance(outcome, RunFailedError) and left[run]:
+                left[run] -= 1
+                # Perhaps on another node.
+                pending[task.remote(run, share.cpus)] = run
+            else:
+                yield run, outcome
         yield None
 
 
@@ -123,9 +130,8 @@ def _place(ray: ModuleType, share: Share, amp: bool) -> float:
     )
 
 
-def _task(run: Run, threads: int, retries: int) -> Record:
-    threads = dict(OMP_NUM_THREADS=str(threads))
-    return persist(run, threads, Processes(), retries)
+def _task(run: Run, threads: int) -> Record:
+    return execute(run, dict(OMP_NUM_THREADS=str(threads)))
 
 
 def _outcome(ray: ModuleType, reference: object) -> Outcome:

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from .runs import Run
 
 # How much of a log's end is searched for the reason of a failure.
 _TAIL = 20
-_PAUSE_SECONDS = 1.0  # before another try
 
 
 class RunFailedError(RuntimeError):
@@ -94,31 +92,6 @@ def execute(
             'it, or stop it.'
         )
     raise RunFailedError(f'exit code {code}: {message}')
-
-
-def persist(
-    run: Run,
-    environment: Mapping[str, str],
-    processes: Processes,
-    retries: int,
-) -> Record:
-    """Do a run as :func:`execute` does, and start it again if it fails.
-
-    Args:
-        run: To be done.
-        environment: More environment variables, such as the GPU.
-        processes: Where the training's process is noted.
-        retries: How often.
-
-    Raises:
-        RunFailedError: If the last try fails too.
-    """
-    for _ in range(retries):
-        try:
-            return execute(run, environment, processes)
-        except RunFailedError:
-            time.sleep(_PAUSE_SECONDS)
-    return execute(run, environment, processes)
 
 
 def python_path() -> str:

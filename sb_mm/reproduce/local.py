@@ -1,6 +1,7 @@
 """Runs side by side on one machine, sharing its GPUs."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -14,7 +15,7 @@ import torch
 
 from sb_mm.paper.records import Record
 
-from .execute import Processes, persist
+from .execute import Processes, RunFailedError, execute
 from .runs import Run
 
 # How a run ended: with a record, or with the reason why there is none.
@@ -52,7 +53,7 @@ def run_locally(
     def do(run: Run) -> Record:
         environment = places.get()
         try:
-            return persist(run, environment, processes, retries)
+            return _persist(run, environment, processes, retries)
         finally:
             places.put(environment)
 
@@ -64,6 +65,17 @@ def run_locally(
             for future in pending:
                 future.cancel()
             processes.stop()
+
+
+def _persist(
+    run: Run, environment: dict, processes: Processes, retries: int
+) -> Record:
+    for _ in range(retries):
+        try:
+            return execute(run, environment, processes)
+        except RunFailedError:
+            time.sleep(_POLL_SECONDS)
+    return execute(run, environment, processes)
 
 
 def _finished(

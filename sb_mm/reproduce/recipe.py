@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,10 @@ _OWN_SETTINGS = (
     'randomness',
     'work_dir',
 )
-# Ends of what use_device_data() sets for every loader.
-_OF_THE_HOST = (
-    'collate_fn',
-    'num_workers',
-    'persistent_workers',
-    'pin_memory',
-    'prefetch_factor',
+# What use_device_data() sets.
+_OF_THE_HOST = re.compile(
+    r'(train|val|test)_dataloader\.(collate_fn|num_workers|persistent_workers|'
+    r'pin_memory|prefetch_factor)\b|val_cfg\.type$'
 )
 # Divides the pictures, so that all batches are of one size to a compiler.
 _VAL_BATCH = 500
@@ -158,12 +156,22 @@ class Recipe:
 
     def _refuse_lost_options(self) -> None:
         """Raise if an option is of a loader that there is none of."""
-        for key in self.options:
-            if key.endswith(_OF_THE_HOST) or key == 'val_cfg.type':
+        for key in _dotted(self.options):
+            if _OF_THE_HOST.match(key):
                 raise UserInputError(
                     f'--cfg-options {key} has no effect on pictures that are '
-                    'on the device: leave it out, or give --host-loader.'
+                    'on the device: leave it out, or give '
+                    'tools/reproduce.py --host-loader.'
                 )
+
+
+def _dotted(options: Mapping[str, Any], path: str = '') -> Iterator[str]:
+    """Yield the keys of nested dicts with dots between them."""
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f'{path}{key}.')
+        else:
+            yield f'{path}{key}'
 
 
 def _digest(value: object) -> str:

@@ -171,6 +171,9 @@ def test_a_page_is_not_written_over_what_somebody_wrote(make_record, tmp_path):
 
 def test_the_folder_of_the_repository_has_no_page_in_it(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(commands, 'generate', lambda results: {})
+    commands.report(check=False, folder=Path('results'))
+    assert not Path('results/results.md').exists()
     own = 'python tools/paper.py report'
     assert commands.report_command(Path('results')) == own
 

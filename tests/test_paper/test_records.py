@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 from filelock import FileLock
 
+from sb_mm.engine.log_lines import read_log_lines
 from sb_mm.engine.on_device import use_device_data
 from sb_mm.errors import UserInputError
 from sb_mm.paper.cells import find_cell
@@ -25,6 +26,7 @@ from sb_mm.paper.runs import (
     config_deviations,
     deviations,
     execution,
+    find_starts,
     read_starts,
     without_data,
 )
@@ -366,8 +368,13 @@ def test_starts_are_sorted_by_their_numbers_not_by_clocks(run):
     # Cut before it began; a run of before starts were numbered.
     run.start('20260102_07', [], info=dict(start_epoch=2), **SHORT)
     (run.folder / '20260102_07/vis_data/run_info.json').unlink()
-    run.start('20260102_01', [1], **SHORT)
+    run.start('20260102_10', [1], **SHORT)
     assert record_run(CELL, run.folder) == record
+    assert [s.folder.name[-2:] for s in find_starts(run.folder)] == [
+        '07', '10', '09', '08',
+    ]  # fmt: skip
+    newest = read_log_lines(run.folder, 'scalars.json')
+    assert [line['step'] for line in newest] == [230, 300, 3]
 
 
 def test_who_reads_a_part_of_cifar10_tells_which_part(run):

@@ -44,10 +44,39 @@ def test_trainings_are_those_of_the_recipe_and_the_network(make_record):
     assert rows['SE, all three layers'] == ['12.00, 22.00', '17.0', '0, 1']
     # Welch: 1.08 degrees of freedom, 10.7 times sqrt(50 / 2 + 2 / 2).
     assert rows['- gates without norm'] == [
-        '40.00, 42.00', '41.0', '0, 1', '+24.0', '-30.5 to +78.5',
+        '40.00, 42.00', '41.0', '0, 1', '+24.0', '-30.5 to +78.5', 'open',
     ]  # fmt: skip
     assert rows['SB, all three layers, lambda = 0.1, tanh'][0] == '33.00'
     assert rows['static'][0] == 'not run'
+
+
+def test_failed_runs_are_no_part_of_a_verdict(make_record):
+    records = [
+        make_record(SE, final, seed=seed, deviations=[*changes, *RECIPE])
+        for changes, finals in (
+            ([], [10.0, 22.0, 23.0]),
+            ([NORM], [41.0, 42.0, 43.0]),
+        )
+        for seed, final in enumerate(finals)
+    ]
+    rows = _rows(trainings_table(records))
+    assert rows['SE, all three layers'][0] == '10.00 (/), 22.00, 23.00'
+    verdict = rows['- gates without norm'][-1]
+    assert verdict == 'open (1 runs failed to train)'
+
+
+def test_a_change_is_set_against_what_it_changes(make_record):
+    large, clipped = 't8-x0.35-lambda_init-1.0', 'optim_wrapper.clip_grad'
+    records = [
+        make_record('t6-x0.35-sb', 40.0, deviations=RECIPE),
+        make_record(large, 20.0, deviations=RECIPE),
+        make_record(
+            large, 21.0, deviations=[f'{clipped}.max_norm=5', *RECIPE]
+        ),
+    ]
+    rows = _rows(trainings_table(records))
+    assert rows['- lambda = 1.0'][3] == '-20.0'
+    assert rows['- - gradient clipped to a norm of 5'][3] == '+1.0'
 
 
 def test_starts_are_those_of_the_network():
@@ -61,13 +90,13 @@ def test_starts_are_those_of_the_network():
             ]
         )
     )
-    origin = 'seeds 0, 1, commit abc, 2026-01-02'
+    origin = 'seeds 0, 1; CPU, commit abc, 2026-01-02'
     sb = rows['SB, all three layers, lambda = 0.1, tanh']
     assert sb == ['4.6', '0.61', origin]
     assert rows['SE, all three layers'] == ['43,000', '0.15', origin]
     assert rows['- gates without norm'] == ['3', '0.007', origin]
-    assert 'static' not in rows
-    assert starts_table([]) == 'not run'
+    assert rows['static'] == ['not run']
+    assert not any('clipped' in label for label in rows)
 
 
 def test_a_start_takes_the_place_of_the_same_network(tmp_path):

@@ -115,11 +115,20 @@ def test_the_paper_recipe_is_no_deviation(make_run, cifar):
 
 
 @pytest.mark.parametrize(
-    'key', ['train_dataloader.num_workers', 'val_cfg.type']
+    'options',
+    [
+        {'train_dataloader.num_workers': 3},
+        {'train_dataloader': {'num_workers': 3}},
+        {'val_dataloader.collate_fn.type': 'pseudo_collate'},
+        {'val_cfg.type': 'ValLoop'},
+    ],
+    ids=str,
 )
-def test_what_has_no_effect_on_the_device_is_refused(make_run, key):
-    run = make_run(options={key: 3})
-    with pytest.raises(UserInputError, match=f'{key} has no effect .* --host'):
+def test_what_has_no_effect_on_the_device_is_refused(make_run, options):
+    run = make_run(options=options)
+    with pytest.raises(
+        UserInputError, match=r'\w+\.\w+ has no effect .* --host'
+    ):
         run.config()
     host = make_run(
         options={'train_dataloader.num_workers': 3}, on_device=False

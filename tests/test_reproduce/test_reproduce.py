@@ -419,6 +419,29 @@ def test_no_run_is_lost_with_a_node_of_a_cluster(cluster, make_run, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(('retries', 'good'), [(1, True), (0, False)])
+def test_a_failed_run_is_started_again_on_ray(
+    cluster, make_run, tmp_path, monkeypatch, make_record, retries, good
+):
+    record = make_record(CELLS[0])
+    tried = tmp_path / 'tried'
+
+    def fails_once(run, threads):
+        if tried.exists():
+            return record
+        tried.touch()
+        raise RunFailedError('for once')
+
+    monkeypatch.setattr('sb_mm.reproduce.cluster._task', fails_once)
+    run = make_run()
+    events = run_on_ray([run], cluster.address, Share(), retries)
+    ((ended, outcome),) = [event for event in events if event]
+    assert ended is run
+    assert (outcome == record) is good, outcome
+    assert isinstance(outcome, RunFailedError) is not good
+
+
+@pytest.mark.slow
 def test_a_share_that_no_node_has_is_refused(cluster, make_run):
     events = run_on_ray([make_run()], cluster.address, Share(gpus=1), 0)
     with pytest.raises(commands.UserInputError, match='No node of the Ray'):
