@@ -11,7 +11,7 @@ import pytest
 
 from sb_mm.errors import UserInputError
 from sb_mm.paper.cells import find_cell, select_cells
-from sb_mm.paper.runs import config_deviations
+from sb_mm.paper.runs import _NEEDED, config_deviations
 from sb_mm.reproduce import commands
 from sb_mm.reproduce.cluster import Share, _place
 from sb_mm.reproduce.commands import Engine, Selection
@@ -295,10 +295,7 @@ def test_a_record_of_other_data_counts_for_those_data(
 def _log(run, lines, pictures=100):
     folder = run.work_dir / '20260101_000000/vis_data'
     folder.mkdir(parents=True)
-    info = dict.fromkeys(
-        ('seed', 'start_epoch', 'processes', 'val', 'parameters', 'hardware',
-         'versions', 'commit', 'date')
-    )  # fmt: skip
+    info = dict.fromkeys(_NEEDED)
     info.update(train=dict(pictures=pictures), batch=32)
     (folder / 'run_info.json').write_text(json.dumps(info))
     (folder / 'scalars.json').write_text('\n'.join(lines))

@@ -16,6 +16,7 @@ import torch
 
 from sb_mm.paper.cells import find_cell
 from sb_mm.paper.records import read_results
+from sb_mm.paper.runs import _NEEDED
 from sb_mm.reproduce import child, commands
 from sb_mm.reproduce.cluster import Share, run_on_ray
 from sb_mm.reproduce.commands import Engine, Selection
@@ -261,7 +262,8 @@ def test_checkpoints_of_other_settings_are_not_gone_on_with(make_run):
     folder = run.work_dir / '20260101_000000/vis_data'
     folder.mkdir(parents=True)
     data = [dict(types=['CIFAR10'], pictures=count) for count in (16, 10)]
-    info = dict(start_epoch=0, train=data[0], val=data[1], batch=8)
+    info = dict.fromkeys(_NEEDED)
+    info.update(start_epoch=0, train=data[0], val=data[1], batch=8)
     (folder / 'run_info.json').write_text(json.dumps(info))
     changed = run.config()
     changed.optim_wrapper.optimizer.lr = 0.5
