@@ -35,7 +35,11 @@ def _add_which(group: argparse._ArgumentGroup) -> None:
         '--table', type=int, default=[], help='numbers, 1-10', **lists
     )
     group.add_argument(
-        '--width', type=float, default=[], help='such as 0.35', **lists
+        '--width',
+        type=float,
+        default=[],
+        help="such as 0.35, of the tables' cells",
+        **lists,
     )
     group.add_argument(
         '--attention', default=[], choices=list(_ATTENTION), **lists,

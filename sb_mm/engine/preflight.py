@@ -17,7 +17,7 @@ from sb_mm.checkpoint import (
     shape_conflicts,
     state_dict_of,
 )
-from sb_mm.errors import UserInputError, first_few
+from sb_mm.errors import UserInputError, first_few, first_line
 
 from .classification_data import (
     check_class_count,
@@ -58,7 +58,13 @@ def _check_dataset(cfg: Config, dataset: dict) -> None:
     if not dataset_class(dataset).__module__.startswith('sb_mm.'):
         _check_paths(dataset)
         return
-    built = DATASETS.build(dict(dataset, pipeline=[]))
+    try:
+        built = DATASETS.build(dict(dataset, pipeline=[]))
+    except TypeError as error:
+        raise UserInputError(
+            f'The data set {dataset["type"]} cannot be made '
+            f'({first_line(error)}): correct its settings.'
+        ) from error
     built.check_pictures()
     check_class_count(cfg, built.metainfo['classes'])
 

@@ -19,7 +19,6 @@ from .records import (
     RESULTS,
     Record,
     append_record,
-    read_records,
     read_results,
     record_run,
     reduced_runs,
@@ -47,7 +46,10 @@ def list_cells(
     """Print the cells with their configs and what was measured so far."""
     cells = select_cells(table, width)
     _check_folder(results)
-    records = read_records(results)
+    found = read_results(results)
+    for sentence in found.refused:
+        print(f'left out: {sentence}', file=sys.stderr)
+    records = found.records
     shown = Table('cell', 'config and overrides', 'paper', 'here', box=None)
     for cell in cells:
         what = ' '.join([cell.config, *cell.options()])

@@ -136,7 +136,10 @@ def read_starts(file: Path = STARTS) -> list[MeasuredStart]:
     if not file.is_file():
         return []
     try:
-        return [MeasuredStart(**e) for e in json.loads(file.read_text())]
+        found = json.loads(file.read_text())
+        if not isinstance(found, list):
+            raise TypeError('not a list')  # noqa: TRY301
+        return [MeasuredStart(**entry) for entry in found]
     except (TypeError, ValueError) as error:
         raise UserInputError(
             f'{file} is no file of measured starts ({first_line(error)}): '
@@ -153,6 +156,13 @@ def check_out(file: Path) -> None:
     if file.is_dir():
         raise UserInputError(f'--out {file} is a folder: give a file.')
     read_starts(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserInputError(
+            f'--out {file} cannot be written ({error.strerror}): give another '
+            'file.'
+        ) from error
 
 
 def add_starts(new: Iterable[MeasuredStart], file: Path) -> None:

@@ -67,6 +67,11 @@ class Selection:
                 'Nothing to reproduce: name tables with --table 6, or cells '
                 'with --cells (tools/paper.py list shows them).'
             )
+        if (self.widths or self.attentions) and not self.tables:
+            raise UserInputError(
+                '--width and --attention select from a table, and no --table '
+                'is given: name one, or leave them out.'
+            )
         found = [c for t in self.tables for c in select_cells(t)]
         for width in self.widths:
             select_cells(width=width)
@@ -156,14 +161,25 @@ def plan(
         only: Number of a single one, from 0.
 
     Raises:
-        UserInputError: If something in the selection does not exist.
+        UserInputError: If something in the selection does not exist or has no
+            effect, or the root cannot be a folder.
     """
     check_seeds(list(selection.seeds))
+    _check_root(root)
     runs = plan_runs(selection.select(), selection.seeds, recipe, root)
     if only is not None:
         check_number('--only', only, 0, len(runs) - 1, integer=True)
         runs = [runs[only]]
     return runs
+
+
+def _check_root(root: Path) -> None:
+    there = next(p for p in (root, *root.parents) if p.exists())
+    if not there.is_dir():
+        raise UserInputError(
+            f'--out {root} cannot be a folder, as {there} is a file: give '
+            'another.'
+        )
 
 
 def reproduce(runs: Sequence[Run], results: Path, engine: Engine) -> int:

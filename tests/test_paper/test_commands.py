@@ -39,6 +39,14 @@ def test_list_shows_configs_and_full_and_reduced_runs(
     assert tanh.rstrip().endswith('not run')
 
 
+def test_what_list_leaves_out_is_named(tmp_path, capsys):
+    (tmp_path / 'table6.jsonl').write_text('rubbish\n')
+    commands.list_cells(table=6, width=0.35, results=tmp_path)
+    printed = capsys.readouterr()
+    assert 't6-x0.35-sb' in printed.out
+    assert 'left out: table6.jsonl line 1' in printed.err
+
+
 def test_a_folder_of_records_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserInputError, match='nowhere is not a folder'):
         commands.list_cells(9, 0.35, tmp_path / 'nowhere')
@@ -148,7 +156,9 @@ def test_records_of_another_folder_have_their_page_in_it(
     assert 'attention.md' not in page.read_text()
     assert (REPOSITORY / 'docs/results.md').read_bytes() == before
     commands.report(check=True, folder=tmp_path)
-    assert capsys.readouterr().out.splitlines() == [
+    # The hosts say what they miss when they are imported first.
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if 'OneDL' not in line] == [
         f'stale: {page}',
         f'run: python tools/paper.py report --results {tmp_path}',
         f'written: {page}',

@@ -1,8 +1,12 @@
 """The tables of docs/attention.md say what was measured only."""
 
+import pytest
+
+from sb_mm.errors import UserInputError
 from sb_mm.paper.study import (
     MeasuredStart,
     add_starts,
+    check_out,
     read_starts,
     starts_table,
     trainings_table,
@@ -97,6 +101,19 @@ def test_starts_are_those_of_the_network():
     assert rows['- gates without norm'] == ['3', '0.007', origin]
     assert rows['static'] == ['not run']
     assert not any('clipped' in label for label in rows)
+
+
+def test_a_file_to_which_nothing_can_be_added_is_refused(tmp_path):
+    file = tmp_path / 'file'
+    file.write_text('{}')
+    for out, message in (
+        (tmp_path, 'is a folder'),
+        (file, 'is no file of measured starts'),
+        (file / 'x.json', 'cannot be written'),
+    ):
+        with pytest.raises(UserInputError, match=message):
+            check_out(out)
+    check_out(tmp_path / 'new/x.json')
 
 
 def test_a_start_takes_the_place_of_the_same_network(tmp_path):

@@ -71,6 +71,8 @@ def test_one_run_is_picked_by_its_number(tmp_path):
         (Selection(tables=[10], widths=[0.5]), 'No cell of table 10'),
         (Selection(tables=[6], attentions=['SE']), 'No cell of table 6'),
         (Selection(cells=['t6-sb']), "no cell 't6-sb'"),
+        (Selection(cells=[SB.id], widths=[0.5]), 'select from a table'),
+        (Selection(cells=[SB.id], attentions=['SB']), 'select from a table'),
         (Selection(tables=[6], seeds=[1, 1]), 'names a seed twice'),
         (Selection(tables=[6], seeds=[-1]), '--seeds must be'),
     ],
@@ -79,6 +81,21 @@ def test_one_run_is_picked_by_its_number(tmp_path):
 def test_what_does_not_exist_is_refused(selection, message, tmp_path):
     with pytest.raises(UserInputError, match=message):
         commands.plan(selection, Recipe(), tmp_path)
+
+
+def test_a_file_cannot_hold_the_runs(tmp_path):
+    file = tmp_path / 'file'
+    file.touch()
+    for root in (file, file / 'out'):
+        with pytest.raises(UserInputError, match='file is a file: give an'):
+            commands.plan(Selection(tables=[6]), Recipe(), root)
+
+
+def test_a_data_set_that_cannot_be_made_is_named(make_run, cifar):
+    options = {'train_dataloader.dataset.indices': 'abc'}
+    run = make_run(options=options, data_root=cifar)
+    with pytest.raises(UserInputError, match=r'PackedCIFAR10 cannot be made'):
+        commands._check_inputs([run], Engine())
 
 
 @pytest.mark.parametrize(
