@@ -141,6 +141,7 @@ def test_report_names_what_is_stale_and_writes_it(
     ]
 
 
+@pytest.mark.slow
 def test_records_of_another_folder_have_their_page_in_it(
     make_record, tmp_path, capsys
 ):
