@@ -394,18 +394,11 @@ def test_who_reads_a_part_of_cifar10_tells_which_part(run):
 
 
 @pytest.mark.parametrize('text', ['', '[]', '{"iter": 3}'])
-def test_a_damaged_note_of_divergence_is_named(run, text):
+@pytest.mark.parametrize('name', ['diverged.json', 'run_info.json'])
+def test_a_damaged_note_is_named(run, name, text):
     run.start('a', [1])
-    (run.folder / 'a/vis_data/diverged.json').write_text(text)
-    with pytest.raises(UserInputError, match='diverged.json is damaged: del'):
-        record_run(CELL, run.folder)
-
-
-@pytest.mark.parametrize('text', ['', '[]', '{"seed": 3}'])
-def test_a_damaged_note_of_what_was_run_is_named(run, text):
-    run.start('a', [1])
-    (run.folder / 'a/vis_data/run_info.json').write_text(text)
-    with pytest.raises(UserInputError, match='run_info.json is damaged: del'):
+    (run.folder / 'a/vis_data' / name).write_text(text)
+    with pytest.raises(UserInputError, match=f'{name} is damaged: delete'):
         record_run(CELL, run.folder)
 
 
