@@ -80,10 +80,8 @@ def _last_start(work_dir: Path) -> int:
     The folders' names do not tell which it is, as the clocks and time zones
     of machines differ.
     """
-    numbers = [0]
-    for file in work_dir.glob(f'*/vis_data/{RUN_INFO_FILE}'):
-        numbers.append(_start_number(file) or 0)
-    return max(numbers)
+    files = work_dir.glob(f'*/vis_data/{RUN_INFO_FILE}')
+    return max((_start_number(file) or 0 for file in files), default=0)
 
 
 def _start_number(file: Path) -> int | None:
