@@ -25,7 +25,7 @@ help: ## list the verbs
 env: ## make or complete the pinned environment (FAMILY=onedl|openmmlab)
 	@$(PYTHON) tools/setup_env.py --family $(FAMILY)
 
-demo: env ## train and evaluate the SB-SSDLite detector on drawn pictures
+demo: env ## train and evaluate the SB-SSDLite detector on drawn images
 	$(PY) tools/demo.py $(ARGS)
 
 test: env ## run the tests

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def requirements(name: str) -> list[str]:
-    """Reads ``requirements/<name>.txt`` without its comments."""
+    """Read ``requirements/<name>.txt`` without its comments."""
     text = (ROOT / 'requirements' / f'{name}.txt').read_text()
     lines = (line.split('#')[0].strip() for line in text.splitlines())
     return [line for line in lines if line]

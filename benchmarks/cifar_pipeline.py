@@ -1,4 +1,4 @@
-"""Training on CIFAR-10's size: pictures on the device, or mmpretrain's way."""
+"""Training on CIFAR-10's size: images on the device, or mmpretrain's way."""
 
 import os
 import tempfile
@@ -41,23 +41,23 @@ _COMPILERS_PATIENCE = torch._dynamo.config.patch(
 
 @DATASETS.register_module()
 class RandomCIFAR10(mmpretrain.datasets.CIFAR10):
-    """mmpretrain's CIFAR10, with random pictures instead of its files.
+    """mmpretrain's CIFAR10, with random images instead of its files.
 
     Args:
-        pictures: How many.
+        images: How many.
         kwargs: Those of ``CIFAR10``.
     """
 
-    def __init__(self, pictures: int, **kwargs) -> None:
-        self.pictures = pictures
+    def __init__(self, images: int, **kwargs) -> None:
+        self.images = images
         super().__init__(data_root='none', split='train', **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """Return ``img`` ``(32, 32, 3)``, uint8, and ``gt_label`` of each."""
         rng = np.random.default_rng(0)
-        shape = (self.pictures, _SIDE, _SIDE, 3)
+        shape = (self.images, _SIDE, _SIDE, 3)
         images = rng.integers(256, size=shape, dtype=np.uint8)
-        labels = rng.integers(_CLASSES, size=self.pictures).tolist()
+        labels = rng.integers(_CLASSES, size=self.images).tolist()
         return [
             dict(img=image, gt_label=label)
             for image, label in zip(images, labels, strict=True)
@@ -76,11 +76,11 @@ class LoopOfCaller(EpochBasedTrainLoop):
 
 @dataclass(frozen=True)
 class Way:
-    """How a contender brings pictures to the network and computes.
+    """How a contender brings images to the network and computes.
 
     Attributes:
         on_device: With ``sb_mm``'s input instead of mmpretrain's.
-        workers: Processes that load.
+        workers: Dataloader workers.
         channels_last: Memory format of the batches.
         compile: Mode of ``torch.compile``; None for none.
         amp: With bfloat16.
@@ -119,12 +119,12 @@ def ways(what: str, device: str, tiny: bool = False) -> dict[str, Way]:
 
 
 def cifar_pipeline(settings: Settings) -> Iterator[Measurement]:
-    """Count pictures/s of the input alone, and of whole epochs of training.
+    """Count images/s of the input alone, and of whole epochs of training.
 
     As ``tools/reproduce.py`` trains, by MMEngine's runner with its hooks; the
-    pictures are random, of CIFAR-10's size and, on a GPU, its number. There,
+    images are random, of CIFAR-10's size and, on a GPU, its number. There,
     the networks of all contenders are compiled, and mmpretrain's input has
-    processes that load.
+    dataloader workers.
     """
     device = torch.device(settings.device).type
     batch = 4 if settings.tiny else BATCH
@@ -135,8 +135,8 @@ def cifar_pipeline(settings: Settings) -> Iterator[Measurement]:
                 'GPU of this machine: not run'
             )
             return
-        pictures = 2 * batch if settings.tiny else _pictures(what, device)
-        case = dict(what=what, batch=batch, pictures=pictures, device=device)
+        images = 2 * batch if settings.tiny else _images(what, device)
+        case = dict(what=what, batch=batch, images=images, device=device)
         found = ways(what, device, settings.tiny)
         if what == STEP:
             case.update(width=WIDTH, compiled=device == 'cuda')
@@ -146,30 +146,30 @@ def cifar_pipeline(settings: Settings) -> Iterator[Measurement]:
             contenders = {
                 name: _prepared(
                     what,
-                    config(way, pictures, batch, Path(folder, name)),
+                    config(way, images, batch, Path(folder, name)),
                     settings.device,
                 )
                 for name, way in found.items()
             }
             yield from rates_in_turns(
-                case, contenders, settings.rounds, pictures
+                case, contenders, settings.rounds, images
             )
 
 
-def _pictures(what: str, device: str) -> int:
+def _images(what: str, device: str) -> int:
     if what == STEP or device == 'cuda':
-        return pictures_of_steps(device)
+        return images_of_steps(device)
     # A step takes a CPU 50 times as long as its input.
     return BATCH * 50
 
 
-def pictures_of_steps(device: str) -> int:
-    """Return how many pictures an epoch of training has."""
+def images_of_steps(device: str) -> int:
+    """Return how many images an epoch of training has."""
     return 50_000 if device == 'cuda' else BATCH * 4
 
 
-def config(way: Way, pictures: int, batch: int, work_dir: Path) -> Config:
-    """Return what ``tools/reproduce.py`` would train, with random pictures."""
+def config(way: Way, images: int, batch: int, work_dir: Path) -> Config:
+    """Return what ``tools/reproduce.py`` would train, with random images."""
     recipe = Recipe(
         _EPOCHS,
         # The rate of 0 keeps the weights: every epoch is the same work.
@@ -186,7 +186,7 @@ def config(way: Way, pictures: int, batch: int, work_dir: Path) -> Config:
     loader.persistent_workers = loader.pin_memory = way.workers > 0
     dataset = loader.dataset.dataset if way.on_device else loader.dataset
     dataset.type = 'RandomCIFAR10'
-    dataset.pictures = pictures
+    dataset.images = images
     for name in ('data_root', 'split'):
         dataset.pop(name)
     for name in ('dataloader', 'cfg', 'evaluator'):

@@ -24,9 +24,9 @@ BACKBONES = {
     SE: 'sb_mm.SEMobileNetV2',
     SB: 'sb_mm.SBMobileNetV2',
 }
-LOADERS = 16  # processes that load, beside a GPU
+LOADERS = 16  # dataloader workers, beside a GPU
 _SIZE = 300  # pixels
-_BOXES = 3  # objects a picture: VOC has 2.4 on average
+_BOXES = 3  # objects an image: VOC has 2.4 on average
 
 
 def detector_step(settings: Settings) -> Iterator[Measurement]:
@@ -45,7 +45,7 @@ def detector_step(settings: Settings) -> Iterator[Measurement]:
 
 
 def detector_loop(settings: Settings) -> Iterator[Measurement]:
-    """Count the pictures/s of a GPU's training with VOC2007's files.
+    """Count the images/s of a GPU's training with VOC2007's files.
 
     Without a GPU, the network alone takes the time: see ``detector_step``.
     """
@@ -71,9 +71,9 @@ def detector_loop(settings: Settings) -> Iterator[Measurement]:
         kind: _epoch(loader, _trainer(_build(kind), settings))
         for kind in (STATIC, SB)
     }
-    pictures = len(loader) * batch
-    case.update(workers=workers, pictures=pictures)
-    yield from rates_in_turns(case, epochs, min(5, settings.rounds), pictures)
+    images = len(loader) * batch
+    case.update(workers=workers, images=images)
+    yield from rates_in_turns(case, epochs, min(5, settings.rounds), images)
 
 
 def _case(settings: Settings) -> dict:

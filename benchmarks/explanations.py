@@ -1,4 +1,4 @@
-"""What stops the aims that are not reached, in the words of the page.
+"""What stops the targets that are not reached, in the words of the page.
 
 Every number is of the results.
 """
@@ -30,7 +30,7 @@ def limits(found: dict[str, Result]) -> str:
 
 
 def missed(found: dict[str, Result], benchmark: str, words: str) -> bool:
-    """Tell whether an aim of a benchmark, its name with words, was missed."""
+    """Tell whether a target of a benchmark, its name with words, was missed."""
     return any(
         target.benchmark == benchmark
         and words in target.what
@@ -116,7 +116,7 @@ def _training_step(found: dict[str, Result]) -> Iterator[str]:
         f'pixels to compute, and SB takes {_ms(longer)} longer than static in '
         'it: that is the many small calls for each gate, forward and '
         "backward, and the optimizer's for its parameters. They do not grow "
-        'with the picture.'
+        'with the image.'
     )
     shares = _shares(found, training.NHWC)
     if shares:

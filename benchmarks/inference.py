@@ -1,4 +1,4 @@
-"""One picture through a folded classifier, in PyTorch and ONNX Runtime."""
+"""One image through a folded classifier, in PyTorch and ONNX Runtime."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ AFTER_FOLDING = (FOLDED, FOLDED_NHWC, PORTABLE, THIS_CPU)
 
 
 def inference(settings: Settings) -> Iterator[Measurement]:
-    """Measure a picture from its pixels to the scores of 1,000 classes.
+    """Measure an image from its pixels to the scores of 1,000 classes.
 
     On one thread: the waiting threads of PyTorch and ONNX Runtime would take
     the cores from each other.

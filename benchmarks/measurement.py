@@ -13,7 +13,7 @@ import torch
 
 WARM_UP = 2  # calls before the first round
 # A unit of which more is better, unlike times and memory.
-RATE = 'pictures/s'
+RATE = 'images/s'
 
 
 @dataclass(frozen=True)
@@ -97,22 +97,22 @@ def rates_in_turns(
     case: dict,
     contenders: Mapping[str, Callable[[], object]],
     rounds: int,
-    pictures: int | Mapping[str, int],
+    images: int | Mapping[str, int],
 ) -> list[Measurement]:
-    """Count the pictures/s of the contenders of a case, in turns.
+    """Count the images/s of the contenders of a case, in turns.
 
     Args:
         case: See :class:`Measurement`.
         contenders: What to call, by name.
         rounds: Values of each, after the first calls that do not count.
-        pictures: That pass in a call, of all or by name.
+        images: That pass in a call, of all or by name.
     """
     seconds = _seconds_in_turns(contenders, rounds)
-    if isinstance(pictures, int):
-        pictures = dict.fromkeys(seconds, pictures)
+    if isinstance(images, int):
+        images = dict.fromkeys(seconds, images)
     return [
         _measurement(
-            case, name, RATE, [round(pictures[name] / s, 1) for s in each]
+            case, name, RATE, [round(images[name] / s, 1) for s in each]
         )
         for name, each in seconds.items()
     ]

@@ -24,11 +24,11 @@ from .measurement import Measurement, Settings, one_thread, take_turns
 OURS, STOCK, FLOOR = 'sb_mm', 'mmdet', 'decode and resize alone'
 CONFIG = Path(__file__).resolve().parents[1] / 'configs/ssd_sb_voc.py'
 _WHERE = 'VOC2007/ImageSets/Main/trainval.txt'
-_TINY = 33  # pictures: a batch and one more
+_TINY = 33  # images: a batch and one more
 
 
 def check_data(settings: Settings) -> None:
-    """Raise unless the pictures are there.
+    """Raise unless the images are there.
 
     Raises:
         UserInputError: Names the file that is missing.
@@ -42,18 +42,18 @@ def check_data(settings: Settings) -> None:
 
 
 def augmentation(settings: Settings) -> Iterator[Measurement]:
-    """Measure a training picture, from the file to the packed tensor."""
+    """Measure a training image, from the file to the packed tensor."""
     with one_thread():
         datasets = build_datasets(settings)
         number = len(datasets[OURS])
         paths = [
             datasets[OURS].get_data_info(i)['img_path'] for i in range(number)
         ]
-        case = dict(pictures=number, size=300)
+        case = dict(images=number, size=300)
         calls = {k: _all_of(d) for k, d in datasets.items()}
         calls[FLOOR] = lambda: [_decode_and_resize(p) for p in paths]
         yield from take_turns(
-            case, calls, settings.rounds, 1e3 / number, 'ms per picture'
+            case, calls, settings.rounds, 1e3 / number, 'ms per image'
         )
 
 
@@ -64,13 +64,13 @@ def loading(settings: Settings) -> Iterator[Measurement]:
         number = len(datasets[OURS])
         for workers in (0, 1) if settings.tiny else (0, 1, 2):
             calls = {k: _loader(d, workers) for k, d in datasets.items()}
-            case = dict(workers=workers, batch=32, pictures=number)
+            case = dict(workers=workers, batch=32, images=number)
             yield from take_turns(
                 case,
                 calls,
                 min(5, settings.rounds),
                 1e3 / number,
-                'ms per picture',
+                'ms per image',
             )
 
 
@@ -84,29 +84,29 @@ def build_datasets(settings: Settings) -> dict:
 
 
 def build_dataset(
-    settings: Settings, pictures: int | None = None
+    settings: Settings, images: int | None = None
 ) -> torch.utils.data.Dataset:
-    """Return the training set of VOC2007, or the first pictures of it."""
-    with _training_set(settings, pictures) as config:
+    """Return the training set of VOC2007, or the first images of it."""
+    with _training_set(settings, images) as config:
         return DATASETS.build(config)
 
 
 @contextlib.contextmanager
 def _training_set(
-    settings: Settings, pictures: int | None = None
+    settings: Settings, images: int | None = None
 ) -> Iterator[ConfigDict]:
     """Give the config of VOC2007's training set, in which to build it."""
     check_data(settings)
-    if pictures is None and settings.tiny:
-        pictures = _TINY
+    if images is None and settings.tiny:
+        images = _TINY
     config = Config.fromfile(CONFIG).train_dataloader.dataset.datasets[0]
     config.data_root = settings.data_root
     np.random.seed(0)
     with tempfile.NamedTemporaryFile('w', suffix='.txt') as names:
-        if pictures is not None:
-            # `indices` of the data set would read all annotations before.
+        if images is not None:
+            # `indices` of the dataset would read all annotations before.
             with Path(settings.data_root, _WHERE).open() as lines:
-                names.writelines(itertools.islice(lines, pictures))
+                names.writelines(itertools.islice(lines, images))
             names.flush()
             config.ann_file = names.name
         with DefaultScope.overwrite_default_scope('mmdet'):
@@ -160,5 +160,5 @@ def _loader(
 
 
 def _decode_and_resize(path: str) -> np.ndarray:
-    picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    return cv2.resize(picture, (300, 300))
+    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    return cv2.resize(image, (300, 300))

@@ -29,7 +29,7 @@ FIGURE = REPOSITORY / 'docs/images/scaling.png'
 NO_RESULT = f'`{targets.NOT_RUN}`'
 _GENERATED = re.compile(r'<!-- generated: (\w+) -->')
 _AXES = dict(
-    batch='pictures in a batch',
+    batch='images in a batch',
     width='width multiplier',
     size='pixels of a side',
 )
@@ -208,7 +208,7 @@ def _lines(
     for contender, colour in _COLOURS.items():
         xs, ys = _series(measurements, what, axis, contender)
         axes.plot(xs, ys, marker='o', color=colour, label=contender)
-    axes.set(xlabel=_AXES[axis], ylabel='ms per picture', title=what)
+    axes.set(xlabel=_AXES[axis], ylabel='ms per image', title=what)
     axes.set_ylim(bottom=0)
     if axis == 'batch':
         axes.set_xscale('log', base=2)
@@ -224,8 +224,8 @@ def _loading(axes: 'Axes', measurements: list[Measurement]) -> None:  # noqa: F8
         colour = _LOADER_COLOURS[name]
         axes.plot(xs, rates, 'o-', label=name, color=colour)
     axes.set(
-        xlabel='processes that load',
-        ylabel='pictures per second',
+        xlabel='dataloader workers',
+        ylabel='images per second',
         title='SSD training data',
         xticks=sorted({m.case['workers'] for m in measurements}),
     )

@@ -1,4 +1,4 @@
-"""The cost as the work grows: pictures, width, pixels."""
+"""The cost as the work grows: images, width, pixels."""
 
 import copy
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def scaling(settings: Settings) -> Iterator[Measurement]:
 
 def _measure(axis: str, work: dict, rounds: int) -> Iterator[Measurement]:
     width, batch, size = work['width'], work['batch'], work['size']
-    unit = 'ms per picture'
+    unit = 'ms per image'
     images = torch.randn(batch, 3, size, size)
     networks = {kind: build(kind, width) for kind in OURS}
     folded = {

@@ -25,7 +25,7 @@ def name(processes: int) -> str:
 
 
 def side_by_side(settings: Settings) -> Iterator[Measurement]:
-    """Count the pictures/s of all trainings that run at a time.
+    """Count the images/s of all trainings that run at a time.
 
     Each is a process, as ``tools/reproduce.py --jobs`` starts them; on a CPU
     they share its cores, on a GPU they share that.
@@ -39,12 +39,12 @@ def side_by_side(settings: Settings) -> Iterator[Measurement]:
         return
     tiny = settings.tiny
     batch = 4 if tiny else cifar_pipeline.BATCH
-    pictures = 2 * batch if tiny else cifar_pipeline.pictures_of_steps(device)
+    images = 2 * batch if tiny else cifar_pipeline.images_of_steps(device)
     mode = 'reduce-overhead' if device == 'cuda' else None
     case = dict(
         width=cifar_pipeline.WIDTH,
         batch=batch,
-        pictures=pictures,
+        images=images,
         device=device,
         cores=len(os.sched_getaffinity(0)),
         compiled=mode is not None,
@@ -53,9 +53,7 @@ def side_by_side(settings: Settings) -> Iterator[Measurement]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         trainings = [
-            stack.enter_context(
-                _training(way, pictures, batch, folder / str(i))
-            )
+            stack.enter_context(_training(way, images, batch, folder / str(i)))
             for i in range(MOST)
         ]
         counts = range(1, MOST + 1)
@@ -63,26 +61,26 @@ def side_by_side(settings: Settings) -> Iterator[Measurement]:
             case,
             {name(n): partial(_train, trainings[:n]) for n in counts},
             settings.rounds,
-            {name(n): n * pictures for n in counts},
+            {name(n): n * images for n in counts},
         )
 
 
 def _training(
-    way: cifar_pipeline.Way, pictures: int, batch: int, folder: Path
+    way: cifar_pipeline.Way, images: int, batch: int, folder: Path
 ) -> ProcessPoolExecutor:
     """Return a process that is ready to train."""
     return ProcessPoolExecutor(
         1,
         mp_context=multiprocessing.get_context('spawn'),
         initializer=_begin,
-        initargs=(way, pictures, batch, folder),
+        initargs=(way, images, batch, folder),
     )
 
 
 def _begin(
-    way: cifar_pipeline.Way, pictures: int, batch: int, folder: Path
+    way: cifar_pipeline.Way, images: int, batch: int, folder: Path
 ) -> None:
-    cfg = cifar_pipeline.config(way, pictures, batch, folder)
+    cfg = cifar_pipeline.config(way, images, batch, folder)
     _epoch.append(cifar_pipeline.prepared_epoch(cfg))
 
 

@@ -18,7 +18,7 @@ from . import (
 from .measurement import RATE, Measurement
 from .results import Result, key
 
-HEADER = ['what', 'aim', 'median (quartiles)', 'bound', 'reached']
+HEADER = ['what', 'target', 'median (quartiles)', 'bound', 'reached']
 NOT_RUN = 'not run'
 
 
@@ -60,7 +60,7 @@ class Target:
     at_least: bool = False
     floor: Sequence[str] = ()
 
-    def aim(self) -> str:
+    def target(self) -> str:
         """Return the limit in words."""
         return f'at {"least" if self.at_least else "most"} {self.limit:g}'
 
@@ -79,13 +79,13 @@ class Target:
         return ratio.median <= self.limit
 
     def row(self, results: dict[str, Result]) -> list[str]:
-        """Return what, aim, measured, bound and whether it was reached."""
+        """Return what, target, measured, bound and whether it was reached."""
         found, bound = self.ratio(results), self.bound(results)
         if found is None:
-            return [self.what, self.aim(), NOT_RUN, '', '']
+            return [self.what, self.target(), NOT_RUN, '', '']
         return [
             self.what,
-            self.aim(),
+            self.target(),
             str(found),
             '' if bound is None else f'{bound.median:.2f}',
             _verdict(self.reached(found)),
@@ -110,7 +110,7 @@ class Level:
     contenders: Sequence[str] | None
     limit: float | None
 
-    def aim(self) -> str:
+    def target(self) -> str:
         """Return the limit in words."""
         return 'none' if self.limit is None else f'at least {self.limit:,g}'
 
@@ -128,10 +128,10 @@ class Level:
         )
 
     def row(self, results: dict[str, Result]) -> list[str]:
-        """Return what, aim, measured, bound and whether it was reached."""
+        """Return what, target, measured, bound and whether it was reached."""
         found = self.lowest(results)
         if found is None:
-            return [self.what, self.aim(), NOT_RUN, '', '']
+            return [self.what, self.target(), NOT_RUN, '', '']
         median, low, high = spread(found.values)
         text = f'{median:.4g}'
         if len(found.values) > 1:
@@ -139,7 +139,7 @@ class Level:
         if self.contenders is None:
             text += f', {found.contender}'
         reached = '' if self.limit is None else _verdict(median >= self.limit)
-        return [self.what, self.aim(), text, '', reached]
+        return [self.what, self.target(), text, '', reached]
 
 
 def _verdict(reached: bool) -> str:
@@ -260,7 +260,7 @@ def _inference() -> list[Target]:
     limits += ((0.35, networks.SE, 1.0), (1.0, networks.SE, 1.0))
     return [
         Target(
-            f'5: one picture, folded, best runtime, x{width}, SB / {other}',
+            f'5: one image, folded, best runtime, x{width}, SB / {other}',
             'inference',
             dict(width=width),
             _runtimes(networks.SB),
@@ -279,7 +279,7 @@ def _cifar_pipeline() -> list[Target | Level]:
     everything = [parts.OURS, parts.LAST, parts.COMPILED, parts.BOTH]
     ratios = [
         Target(
-            f'8: CIFAR-10, {what} {names[what]}, on {place}, pictures/s, '
+            f'8: CIFAR-10, {what} {names[what]}, on {place}, images/s, '
             f'{ours} / mmpretrain',
             key('cifar_pipeline', device),
             dict(what=what, batch=parts.BATCH, device=device),
@@ -296,7 +296,7 @@ def _cifar_pipeline() -> list[Target | Level]:
     ]
     rates = [
         Level(
-            f'8: CIFAR-10, training step {width}, on a GPU, {how}, pictures/s',
+            f'8: CIFAR-10, training step {width}, on a GPU, {how}, images/s',
             key('cifar_pipeline', 'cuda'),
             dict(what=parts.STEP, batch=parts.BATCH, device='cuda'),
             [name],
@@ -313,7 +313,7 @@ def _cifar_pipeline() -> list[Target | Level]:
     together = [
         Level(
             f'8: CIFAR-10, {side_by_side.name(n)} of {width} at a time on a '
-            'GPU, pictures/s of all',
+            'GPU, images/s of all',
             key('side_by_side', 'cuda'),
             dict(batch=parts.BATCH, device='cuda'),
             [side_by_side.name(n)],
@@ -384,7 +384,7 @@ TARGETS: tuple[Target | Level, ...] = (
     ),
     Level(
         '7: SSDLite SB x1.0, whole training loop on a GPU, batch 32, '
-        f'{detector.LOADERS} processes that load, pictures/s',
+        f'{detector.LOADERS} dataloader workers, images/s',
         key('detector_loop', 'cuda'),
         dict(device='cuda', workers=detector.LOADERS),
         [networks.SB],

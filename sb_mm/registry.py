@@ -39,7 +39,7 @@ DATASETS = Registry(
     scope='sb_mm',
     locations=[
         'sb_mm.datasets.packed_cifar10',
-        'sb_mm.datasets.indexed_pictures',
+        'sb_mm.datasets.indexed_images',
         *_NEED_MMDET,
     ],
 )
@@ -47,7 +47,7 @@ FUNCTIONS = Registry(
     'function',
     parent=MMENGINE_FUNCTIONS,
     scope='sb_mm',
-    locations=['sb_mm.datasets.indexed_pictures'],
+    locations=['sb_mm.datasets.indexed_images'],
 )
 LOOPS = Registry(
     'loop',

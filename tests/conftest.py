@@ -21,7 +21,7 @@ def annotation_xml(
     Args:
         objects: (name, (xmin, ymin, xmax, ymax)) or the same with the text
             of `<difficult>`.
-        size: (width, height) of the picture; None leaves `<size>` out.
+        size: (width, height) of the image; None leaves `<size>` out.
     """
     parts = []
     if size is not None:
@@ -43,18 +43,18 @@ def annotation_xml(
 
 def draw(path: Path, size: tuple[int, int], objects: Sequence[tuple]) -> None:
     """Draws the objects, `disc` round and all others square."""
-    picture = Image.new('RGB', size, BACKGROUND)
-    pen = ImageDraw.Draw(picture)
+    image = Image.new('RGB', size, BACKGROUND)
+    pen = ImageDraw.Draw(image)
     for name, box, *_ in objects:
         shape = pen.ellipse if name == 'disc' else pen.rectangle
         shape([value - 1 for value in box], COLOURS.get(name, 'white'))
-    picture.save(path)
+    image.save(path)
 
 
 def random_objects(
     rng: random.Random, classes: Sequence[str], size: tuple[int, int]
 ) -> list[tuple]:
-    """One or two objects that lie inside the picture."""
+    """One or two objects that lie inside the image."""
     objects = []
     for _ in range(rng.randint(1, 2)):
         width, height = (rng.randint(side // 4, side // 2) for side in size)

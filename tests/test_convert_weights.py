@@ -95,7 +95,7 @@ def test_our_network_computes_what_torchvision_s_does(
         expected = theirs(images())
         out = logits(converted.state_dict, kind(width))
     torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
-    # What the pictures differ in arrives.
+    # What the images differ in arrives.
     difference = (expected[0] - expected[1]).abs().max()
     assert difference > 0.01 * expected.abs().max()
     assert converted.backbone == kind.__name__

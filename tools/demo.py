@@ -23,11 +23,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--epochs', type=int, default=24, help='epochs')
     parser.add_argument(
-        '--images', type=int, default=240, help='training pictures'
+        '--images', type=int, default=240, help='training images'
     )
     parser.add_argument('--seed', type=int, default=0, help='training seed')
     parser.add_argument(
-        '--workers', type=int, default=2, help='processes that load pictures'
+        '--workers', type=int, default=2, help='dataloader workers'
     )
     parser.add_argument(
         '--min-map', type=float, default=0.6, help='fail below this mAP'

@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--this-cpu',
         action='store_true',
-        help='the fastest file for one picture at a time, which suits ONNX '
+        help='the fastest file for one image at a time, which suits ONNX '
         'Runtime on this kind of CPU only',
     )
     parser.add_argument(
@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=8,
         metavar='N',
-        help='test pictures on which the file is compared with PyTorch',
+        help='test images on which the file is compared with PyTorch',
     )
     parser.add_argument(
         '--evaluate',

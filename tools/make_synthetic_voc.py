@@ -13,7 +13,7 @@ from sb_mm.errors import UserInputError
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description='Draw a VOC devkit of shapes: OUT/VOC2007 with pictures, '
+        description='Draw a VOC devkit of shapes: OUT/VOC2007 with images, '
         'annotations and lists. The same arguments give the same devkit.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -26,8 +26,8 @@ def parse_args() -> argparse.Namespace:
         metavar='DIR',
         help='folder of the devkit',
     )
-    add('--images', type=int, default=240, help='pictures in trainval.txt')
-    add('--test-images', type=int, default=60, help='pictures in test.txt')
+    add('--images', type=int, default=240, help='images in trainval.txt')
+    add('--test-images', type=int, default=60, help='images in test.txt')
     add('--size', type=int, default=320, help='longer side in pixels')
     add('--seed', type=int, default=0, help='seed of the drawings')
     add(
@@ -61,7 +61,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 130
-    counts = f'{args.images} + {args.test_images} pictures (trainval + test)'
+    counts = f'{args.images} + {args.test_images} images (trainval + test)'
     state = 'drawn' if drawn else 'already there, nothing to do'
     print(f'{args.out}: {counts} {state}.')
     return 0

@@ -12,7 +12,7 @@ from sb_mm.errors import UserInputError
 DESCRIPTION = """\
 Bring PASCAL VOC into OUT/VOC2007 (trainval, test) and OUT/VOC2012 (trainval).
 Downloads 2.9 GB, goes on where an earlier call stopped, checks checksums and
-picture counts, and leaves nothing half-unpacked. A year that is there is
+image counts, and leaves nothing half-unpacked. A year that is there is
 checked and left alone."""
 
 
@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
         choices=['official', 'none'],
         default='official',
         help='none: take a subset with the same layout, whatever its '
-        'checksums and picture counts (%(default)s)',
+        'checksums and image counts (%(default)s)',
     )
     return parser.parse_args()
 

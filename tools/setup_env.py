@@ -13,7 +13,7 @@ OLDEST, NEWEST = (3, 10), (3, 12)
 
 
 def python_problem(version):  # noqa: ANN001, ANN201
-    """Returns the sentence for a Python that does not fit, or ''."""
+    """Return the sentence for a Python that does not fit, or ''."""
     if OLDEST <= tuple(version[:2]) <= NEWEST:
         return ''
     extreme = 'old' if tuple(version[:2]) < OLDEST else 'new'
@@ -24,7 +24,7 @@ def python_problem(version):  # noqa: ANN001, ANN201
 
 
 def main():  # noqa: ANN201
-    """Parses the arguments and sets the environment up."""
+    """Parse the arguments and sets the environment up."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument(
         '--family',

@@ -22,7 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--show', action='store_true', help='show predictions in a window'
     )
-    parser.add_argument('--show-dir', help='write painted pictures there')
+    parser.add_argument('--show-dir', help='write painted images there')
     parser.add_argument(
         '--wait-time', type=float, default=2, help='seconds a window stays'
     )

@@ -1,5 +1,5 @@
 # The same training as mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py with all
-# pictures on the device: an example for configs of your own.
+# images on the device: an example for configs of your own.
 _base_ = [
     '../_base_/models/mobilenetv2_cifar.py',
     '../_base_/datasets/cifar10_on_device.py',

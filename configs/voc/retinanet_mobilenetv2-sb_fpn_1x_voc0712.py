@@ -17,7 +17,7 @@ model = dict(
     bbox_head=dict(num_classes=20),
 )
 
-env_cfg = dict(cudnn_benchmark=False)  # pictures differ in size
+env_cfg = dict(cudnn_benchmark=False)  # images differ in size
 
 # mmdet's schedule is for a batch of 16 on 8 GPUs.
 optim_wrapper = dict(optimizer=dict(lr=0.01))

@@ -1,4 +1,4 @@
-# SB-SSDLite on your own pictures: change these two lines, nothing else.
+# SB-SSDLite on your own images: change these two lines, nothing else.
 # Expected below data_root, in VOC's format:
 #   JPEGImages/<id>.jpg (or .jpeg, .png)    Annotations/<id>.xml
 #   ImageSets/Main/train.txt and val.txt    one <id> a line

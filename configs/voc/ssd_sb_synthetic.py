@@ -14,7 +14,7 @@ model = dict(
     ),
 )
 
-# Few pictures and epochs: no expanded pictures, whose objects would be too
+# Few images and epochs: no expanded images, whose objects would be too
 # small to learn in that time.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -57,7 +57,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-# 240 pictures / batch 8 * 24 epochs = 720 iterations: too few for the paper's
+# 240 images / batch 8 * 24 epochs = 720 iterations: too few for the paper's
 # SGD from scratch, which finds no more than places in that time.
 train_cfg = dict(max_epochs=24, val_interval=6)
 optim_wrapper = dict(

@@ -1,1 +1,1 @@
-"""Data sets. ``voc_devkit`` is built on mmdet, the others need neither."""
+"""Datasets. ``voc_devkit`` is built on mmdet, the others need neither."""

@@ -14,7 +14,7 @@ _COMPLETE = (
 
 
 class FileFault(UserInputError):
-    """One file of the data set cannot be used.
+    """One file of the dataset cannot be used.
 
     Args:
         path: The file.
@@ -31,7 +31,7 @@ class FileFault(UserInputError):
 
 
 def raise_faults(faults: Sequence[FileFault]) -> NoReturn:
-    """Reports the first fault and all others with the same remedy.
+    """Report the first fault and all others with the same remedy.
 
     Raises:
         UserInputError: Always; one sentence.
@@ -60,7 +60,7 @@ class Annotation(NamedTuple):
     """One annotation file.
 
     Attributes:
-        size: (width, height) of the picture in pixels; None if the file
+        size: (width, height) of the image in pixels; None if the file
             does not give a usable one.
         objects: In the order of the file; the boxes of their ``<part>``
             elements are left out.
@@ -71,7 +71,7 @@ class Annotation(NamedTuple):
 
 
 def read_annotation(path: str) -> Annotation:
-    """Reads a PASCAL VOC annotation.
+    """Read a PASCAL VOC annotation.
 
     Raises:
         FileFault: The file is not a VOC annotation, an object lacks its name

@@ -1,4 +1,4 @@
-"""CIFAR-10 in three files of losslessly packed pictures."""
+"""CIFAR-10 in three files of losslessly packed images."""
 
 import os.path as osp
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,14 @@ class PackedCIFAR10(BaseDataset):
 
     It takes the place of mmpretrain's ``CIFAR10`` in a config: only ``type``
     and ``data_root`` change. A sample is ``img``, (32, 32, 3) in RGB order,
-    0 to 255 in uint8, and ``gt_label``, 0 to 9. The order of the pictures is
+    0 to 255 in uint8, and ``gt_label``, 0 to 9. The order of the images is
     that of the files.
 
-    Each file holds N pictures in four arrays: ``webp``, the lossless WebP
+    Each file holds N images in four arrays: ``webp``, the lossless WebP
     files one after another (uint8), ``offsets``, N + 1 positions in bytes
     where they begin and end, ``labels`` and ``classes``, the ten names.
 
-    All pictures of the split are decoded when the data are loaded, into
+    All images of the split are decoded when the data are loaded, into
     3 KB each (150 MB for ``train``), which the workers of a loader share.
 
     Args:
@@ -111,10 +111,10 @@ class PackedCIFAR10(BaseDataset):
         return loaded
 
     def load_data_list(self) -> list[dict]:
-        """Read and decode the pictures of the split.
+        """Read and decode the images of the split.
 
         Returns:
-            ``img`` and ``gt_label`` of each picture. Those of one file are
+            ``img`` and ``gt_label`` of each image. Those of one file are
             views of one array.
 
         Raises:
@@ -140,15 +140,15 @@ class PackedCIFAR10(BaseDataset):
             )
         return paths
 
-    def check_pictures(self) -> None:
-        """Decode every picture, if that is still to be done.
+    def check_images(self) -> None:
+        """Decode every image, if that is still to be done.
 
         Raises:
             UserInputError: Names the files that are missing or damaged.
         """
         self.full_init()
 
-    # What mmpretrain's wrappers, hooks and tools ask its own data sets for.
+    # What mmpretrain's wrappers, hooks and tools ask its own datasets for.
 
     @property
     def CLASSES(self) -> Sequence[str]:  # noqa: N802
@@ -156,11 +156,11 @@ class PackedCIFAR10(BaseDataset):
         return self._metainfo['classes']
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """Return the label of one picture, as a list."""
+        """Return the label of one image, as a list."""
         return [self.get_data_info(idx)['gt_label']]
 
     def get_gt_labels(self) -> np.ndarray:
-        """Return the labels of all pictures, (N,)."""
+        """Return the labels of all images, (N,)."""
         return np.array([self.get_cat_ids(i)[0] for i in range(len(self))])
 
 
@@ -205,21 +205,21 @@ def _fault(
     wrong = np.flatnonzero((labels < 0) | (labels >= len(official)))
     if wrong.size:
         index = wrong[0]
-        return f'has the label {labels[index]} at picture {index}, not 0 to 9'
+        return f'has the label {labels[index]} at image {index}, not 0 to 9'
     return None
 
 
 def _decode(path: str, webp: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Return the RGB pictures, (N, 32, 32, 3) in uint8."""
+    """Return the RGB images, (N, 32, 32, 3) in uint8."""
     images = np.empty((len(offsets) - 1, *_SHAPE), np.uint8)
     for index, image in enumerate(images):
         data = webp[offsets[index] : offsets[index + 1]]
-        # As it is: a grey or transparent picture is none of CIFAR-10.
-        picture = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-        if picture is None or picture.shape != _SHAPE:
+        # As it is: a grey or transparent image is none of CIFAR-10.
+        decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        if decoded is None or decoded.shape != _SHAPE:
             raise UserInputError(
-                f'Picture {index} of {path} is not a colour picture of 32x32 '
+                f'Image {index} of {path} is not a colour image of 32x32 '
                 'pixels: copy the file again.'
             )
-        image[:] = picture[..., ::-1]  # from OpenCV's BGR
+        image[:] = decoded[..., ::-1]  # from OpenCV's BGR
     return images

@@ -35,7 +35,7 @@ from sb_mm.errors import UserInputError
 
 @dataclass(frozen=True)
 class Archive:
-    """One tar file of the data set.
+    """One tar file of the dataset.
 
     Attributes:
         filename: Its name on every mirror.
@@ -50,11 +50,11 @@ class Archive:
 
 @dataclass(frozen=True)
 class Year:
-    """One year of the data set.
+    """One year of the dataset.
 
     Attributes:
         archives: What has to be unpacked for it.
-        counts: Number of pictures in each list of ``ImageSets/Main``.
+        counts: Number of images in each list of ``ImageSets/Main``.
     """
 
     archives: tuple[Archive, ...]
@@ -129,7 +129,7 @@ class VOCPreparer:
             after unpacking.
         download_dir: Where archives are downloaded to instead; these always
             stay.
-        official: Whether checksums and picture counts must be the official
+        official: Whether checksums and image counts must be the official
             ones. If not, a subset with the same layout is taken as well.
         years: The years and what they consist of.
         say: Called with a sentence for every step.
@@ -209,11 +209,11 @@ class VOCPreparer:
         for split, count in counts.items():
             if self.official and found[split] != count:
                 raise UserInputError(
-                    f'{folder} lists {found[split]} {split} pictures instead '
+                    f'{folder} lists {found[split]} {split} images instead '
                     f'of {count}; get the official archives, or accept a '
                     'subset with --expect-counts none.'
                 )
-        return ', '.join(f'{n} {split} pictures' for split, n in found.items())
+        return ', '.join(f'{n} {split} images' for split, n in found.items())
 
     def _check_space(self, years: list[int]) -> None:
         """Raise a UserInputError if the disks are too small for years."""
@@ -328,17 +328,17 @@ class VOCPreparer:
 
 
 def check_split(folder: Path, split: str) -> int:
-    """Count the pictures of a list and check that all files are there.
+    """Count the images of a list and check that all files are there.
 
     Args:
         folder: A year's folder, such as ``VOCdevkit/VOC2007``.
         split: The list's name, such as ``trainval``.
 
     Returns:
-        The number of pictures.
+        The number of images.
 
     Raises:
-        UserInputError: If the list is missing or empty, or a listed picture
+        UserInputError: If the list is missing or empty, or a listed image
             has no jpg or xml file.
     """
     path = folder / 'ImageSets' / 'Main' / f'{split}.txt'

@@ -1,10 +1,10 @@
 """A VOC devkit of drawn shapes: data for the demo and for tests.
 
-The pictures hold one to four filled shapes on textured backgrounds, with
+The images hold one to four filled shapes on textured backgrounds, with
 genuine VOC folders, lists and annotations. Colour says nothing about the
 class, so that a detector has to look at the shape. The same arguments give
-the same bytes (with the same OpenCV and NumPy), and picture ``i`` does not
-depend on how many pictures there are.
+the same bytes (with the same OpenCV and NumPy), and image ``i`` does not
+depend on how many images there are.
 """
 
 import json
@@ -26,20 +26,20 @@ SYNTHETIC_CLASSES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring')
 
 MANIFEST = 'synthetic_voc.json'
 YEAR_FOLDER = 'VOC2007'
-GENERATOR_VERSION = 2  # to be raised when the same seed draws other pictures
+GENERATOR_VERSION = 2  # to be raised when the same seed draws other images
 
-COUNT_WEIGHTS = (0.1, 0.2, 0.3, 0.4)  # of pictures with 1, 2, 3, 4 shapes
-SIDE_RANGE = (0.22, 0.6)  # longer side of a box / shorter side of a picture
+COUNT_WEIGHTS = (0.1, 0.2, 0.3, 0.4)  # of images with 1, 2, 3, 4 shapes
+SIDE_RANGE = (0.22, 0.6)  # longer side of a box / shorter side of an image
 MAX_OVERLAP = 0.15  # intersection / smaller box, which keeps IoU below 0.2
 MAX_ROTATION = 20.0  # degrees, so that a square stays apart from a diamond
 ASPECT_RANGE = (0.8, 1.25)
 DIFFICULT_RATE = 0.05
 CROPPED_RATE = 0.08
-CROPPED_PART = 0.3  # of a shape's side that may lie outside the picture
+CROPPED_PART = 0.3  # of a shape's side that may lie outside the image
 MIN_CONTRAST = 120.0  # RGB distance (0..441) of a shape to its background
 JPEG_QUALITY = 92
 
-# Test pictures have numbers of their own: asking for more training pictures
+# Test images have numbers of their own: asking for more training images
 # moves none of them.
 FIRST_NUMBER = {'trainval': 1, 'test': 100_001}
 LIMITS = {
@@ -52,13 +52,13 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class DrawnShape:
-    """One shape of a picture.
+    """One shape of an image.
 
     Attributes:
         name: Its class, one of ``SYNTHETIC_CLASSES``.
         mask: The pixels that show it, ``(H, W)`` bool.
         difficult: Whether it is drawn faintly and flagged as difficult.
-        truncated: Whether a part of it lies outside the picture.
+        truncated: Whether a part of it lies outside the image.
     """
 
     name: str
@@ -70,7 +70,7 @@ class DrawnShape:
     def box(self) -> tuple[int, int, int, int]:
         """The tight VOC box ``(xmin, ymin, xmax, ymax)`` in pixels.
 
-        Corners count from 1 and are inclusive: a shape that fills a picture
+        Corners count from 1 and are inclusive: a shape that fills an image
         has ``(1, 1, width, height)``.
         """
         columns = np.flatnonzero(self.mask.any(axis=0)) + 1
@@ -90,12 +90,12 @@ def make_synthetic_voc(
     """Draw a VOC devkit into a folder.
 
     Args:
-        out: The devkit's folder; ``out/VOC2007`` holds the pictures.
-        num_train: Number of pictures listed in ``trainval.txt``; every
+        out: The devkit's folder; ``out/VOC2007`` holds the images.
+        num_train: Number of images listed in ``trainval.txt``; every
             second one is in ``train.txt``, the others are in ``val.txt``.
-        num_test: Number of pictures listed in ``test.txt``.
+        num_test: Number of images listed in ``test.txt``.
         seed: Seed of the drawings.
-        size: Longer side of a picture in pixels; the shorter one varies
+        size: Longer side of an image in pixels; the shorter one varies
             between 75 % and 100 % of it.
         force: Whether a synthetic devkit with other arguments that ``out``
             already holds is replaced. Anything else is never deleted.
@@ -129,21 +129,21 @@ def make_synthetic_voc(
     return True
 
 
-def draw_picture(
+def draw_image(
     seed: int, number: int, size: int = 320
 ) -> tuple[np.ndarray, list[DrawnShape]]:
-    """Draw one picture.
+    """Draw one image.
 
     Args:
         seed: Seed of the devkit.
-        number: The picture's number, which is its file name.
+        number: The image's number, which is its file name.
         size: Longer side in pixels.
 
     Returns:
-        The picture, ``(H, W, 3)`` uint8 in RGB order, and what it shows.
+        The image, ``(H, W, 3)`` uint8 in RGB order, and what it shows.
     """
     rng = np.random.default_rng((seed, number))
-    height, width = _picture_shape(rng, size)
+    height, width = _image_shape(rng, size)
     canvas = _background(rng, height, width)
     shapes: list[DrawnShape] = []
     for outline, name, cropped in _place_shapes(rng, height, width):
@@ -250,20 +250,20 @@ def _swap(new: Path, out: Path, old: Path) -> None:
 
 
 def _numbers(split: str, manifest: dict) -> range:
-    """Give the picture numbers of ``trainval`` or ``test``."""
+    """Give the image numbers of ``trainval`` or ``test``."""
     count = manifest['num_train' if split == 'trainval' else 'num_test']
     return range(FIRST_NUMBER[split], FIRST_NUMBER[split] + count)
 
 
 def _write_devkit(folder: Path, manifest: dict, progress: bool) -> None:
-    """Write pictures, annotations, lists and the manifest."""
+    """Write images, annotations, lists and the manifest."""
     year = folder / YEAR_FOLDER
     for name in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
         (year / name).mkdir(parents=True)
     trainval = _numbers('trainval', manifest)
     test = _numbers('test', manifest)
     for number in _track([*trainval, *test], progress):
-        _write_picture(year, number, manifest)
+        _write_image(year, number, manifest)
     lists = {
         'trainval': trainval,
         'train': trainval[::2],
@@ -285,9 +285,9 @@ def _track(numbers: list[int], progress: bool) -> Iterable[int]:
     return track(numbers, 'drawing', transient=True)
 
 
-def _write_picture(year: Path, number: int, manifest: dict) -> None:
-    """Write one picture and its annotation."""
-    image, shapes = draw_picture(manifest['seed'], number, manifest['size'])
+def _write_image(year: Path, number: int, manifest: dict) -> None:
+    """Write one image and its annotation."""
+    image, shapes = draw_image(manifest['seed'], number, manifest['size'])
     _, data = cv2.imencode(
         '.jpg', image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     )
@@ -302,7 +302,7 @@ def _write_picture(year: Path, number: int, manifest: dict) -> None:
 def _annotation(
     filename: str, shape: tuple[int, ...], shapes: list[DrawnShape]
 ) -> ET.Element:
-    """Build the VOC annotation of a picture of shape ``(H, W, 3)``."""
+    """Build the VOC annotation of an image of shape ``(H, W, 3)``."""
     height, width, depth = shape
     root = ET.Element('annotation')
     _add(root, folder=YEAR_FOLDER, filename=filename)
@@ -426,7 +426,7 @@ def _extent(contour: np.ndarray) -> np.ndarray:
 
 
 def _visible_box(contour: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Give the part of a contour's extent that lies in the picture."""
+    """Give the part of a contour's extent that lies in the image."""
     limits = [width - 1, height - 1] * 2
     return np.clip(_extent(contour), 0, limits)
 
@@ -458,7 +458,7 @@ def _covered(shape: DrawnShape, mask: np.ndarray) -> DrawnShape:
 # Paint
 
 
-def _picture_shape(rng: np.random.Generator, size: int) -> tuple[int, int]:
+def _image_shape(rng: np.random.Generator, size: int) -> tuple[int, int]:
     """Choose height and width; the longer one is ``size``."""
     shorter = int(rng.integers(size * 3 // 4, size + 1))
     return (shorter, size) if rng.random() < 0.7 else (size, shorter)

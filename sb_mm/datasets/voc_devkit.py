@@ -22,7 +22,7 @@ from .annotation import (
     read_annotation,
 )
 
-PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 # second column of the devkit's lists of one class, e.g. `000005 -1`
 _LIST_LABEL = re.compile(r'\s+-?[01]$')
@@ -39,7 +39,7 @@ class VOCDevkitDataset(XMLDataset):
 
     What differs from mmdet's ``VOCDataset``: everything that can be wrong
     with the files is reported in one sentence when they are loaded, boxes
-    are clipped to the picture, and the metainfo holds no ``dataset_type``,
+    are clipped to the image, and the metainfo holds no ``dataset_type``,
     so that VOC2007 and VOC2012 can be concatenated. Boxes become integers,
     less one, as in mmdet: ``bbox`` is (x1, y1, x2, y2) in pixels, the first
     pixel is 0.
@@ -85,10 +85,10 @@ class VOCDevkitDataset(XMLDataset):
         return loaded
 
     def load_data_list(self) -> list[dict]:
-        """Finds and reads all annotations.
+        """Find and reads all annotations.
 
         Returns:
-            One dict a picture: ``img_id``, ``img_path``, ``xml_path``,
+            One dict an image: ``img_id``, ``img_path``, ``xml_path``,
             ``width`` and ``height`` in pixels, ``instances``.
 
         Raises:
@@ -113,7 +113,7 @@ class VOCDevkitDataset(XMLDataset):
         return data_list
 
     def parse_data_info(self, img_info: dict) -> dict:
-        """Reads one annotation.
+        """Read one annotation.
 
         Args:
             img_info: ``img_id``, ``img_path`` and ``xml_path``.
@@ -124,14 +124,14 @@ class VOCDevkitDataset(XMLDataset):
 
         Raises:
             FileFault: The annotation cannot be used, or it gives no size and
-                the picture cannot be read.
+                the image cannot be read.
         """
         path = img_info['xml_path']
         size, objects = read_annotation(path)
         known = [obj for obj in objects if self._is_known(obj.name, path)]
         if size is None or any(_sticks_out(obj.box, size) for obj in known):
             # Annotation programs write wrong sizes: do not clip to one.
-            size = picture_size(img_info['img_path'])
+            size = image_size(img_info['img_path'])
         width, height = size
         boxes = [_to_bbox(obj.box, width, height) for obj in known]
         instances = [
@@ -148,35 +148,35 @@ class VOCDevkitDataset(XMLDataset):
         )
 
     def filter_data(self) -> list[dict]:
-        """Applies ``filter_cfg`` as mmdet does.
+        """Apply ``filter_cfg`` as mmdet does.
 
         Raises:
-            UserInputError: No picture is left.
+            UserInputError: No image is left.
         """
         kept = super().filter_data()
         if not kept:
             raise UserInputError(
-                f'None of the {len(self.data_list)} pictures listed in '
+                f'None of the {len(self.data_list)} images listed in '
                 f'{self.ann_file} passes filter_cfg={self.filter_cfg}: '
                 'annotate objects or change filter_cfg.'
             )
         return kept
 
-    def check_pictures(self) -> None:
-        """Checks that every picture is whole, and warns of wrong sizes.
+    def check_images(self) -> None:
+        """Check that every image is whole, and warns of wrong sizes.
 
         Reads the head and the tail of each file; decodes only those that
         do not end as they should. The size in an annotation is used for
-        nothing else than ``filter_cfg``: pictures of another size are
+        nothing else than ``filter_cfg``: images of another size are
         counted in a warning.
 
         Raises:
-            UserInputError: Pictures cannot be read.
+            UserInputError: Images cannot be read.
         """
         faults, others = [], []
         for info in (self.get_data_info(i) for i in range(len(self))):
             try:
-                size = _whole_picture_size(info['img_path'])
+                size = _whole_image_size(info['img_path'])
             except FileFault as fault:
                 faults.append(fault)
                 continue
@@ -187,7 +187,7 @@ class VOCDevkitDataset(XMLDataset):
         if others:
             _warn(
                 f'{len(others)} annotations give another size than their '
-                f'picture has: {first_few(others)}.'
+                f'image has: {first_few(others)}.'
             )
 
     def _folders(self) -> tuple[str, str]:
@@ -220,7 +220,7 @@ class VOCDevkitDataset(XMLDataset):
         own_classes = self._metainfo['classes'] != _VOC_CLASSES
         if own_classes or year not in ('VOC2007', 'VOC2012'):
             return (
-                f'data_root {root} must hold {self.ann_file} (one picture '
+                f'data_root {root} must hold {self.ann_file} (one image '
                 f'name a line, without .jpg), {self._folders()[0]}/<name>.xml '
                 f'and {self._folders()[1]}/<name>.jpg (or .jpeg, .png)'
             )
@@ -232,12 +232,12 @@ class VOCDevkitDataset(XMLDataset):
     def _find_files(self) -> list[dict]:
         ann_folder, img_folder = self._folders()
         annotations = _FileIndex(ann_folder, ('.xml',))
-        pictures = _FileIndex(img_folder, PICTURE_SUFFIXES)
+        images = _FileIndex(img_folder, IMAGE_SUFFIXES)
         files = []
         for line in _read_list(self.ann_file):
-            whole = line in annotations or line in pictures
+            whole = line in annotations or line in images
             name = line if whole else _LIST_LABEL.sub('', line)
-            img_path, xml_path = pictures[name], annotations[name]
+            img_path, xml_path = images[name], annotations[name]
             files.append(
                 dict(img_id=name, img_path=img_path, xml_path=xml_path)
             )
@@ -248,7 +248,7 @@ class VOCDevkitDataset(XMLDataset):
         missing = []
         for item in files:
             lacks = [] if item['xml_path'] else ['annotation']
-            lacks += [] if item['img_path'] else ['picture']
+            lacks += [] if item['img_path'] else ['image']
             if lacks:
                 missing.append(f'{item["img_id"]} (no {" and ".join(lacks)})')
         if missing:
@@ -264,7 +264,7 @@ class VOCDevkitDataset(XMLDataset):
                 path,
                 f"has the class '{name}'",
                 f'the classes given are {", ".join(self.cat2label)}; correct '
-                "the name or change `classes` in the data set's metainfo",
+                "the name or change `classes` in the dataset's metainfo",
             )
         return known
 
@@ -282,7 +282,7 @@ class _FileIndex:
     """Finds files by their name without suffix.
 
     Each folder is listed once: a look-up a file and suffix is slow for
-    16,551 pictures on a network drive.
+    16,551 images on a network drive.
     """
 
     def __init__(self, folder: str, suffixes: Sequence[str]) -> None:
@@ -321,7 +321,7 @@ def _read_list(path: str) -> list[str]:
     if names := [line for line in lines if line]:
         return names
     raise UserInputError(
-        f'The image list {path} is empty: write one picture name a line, '
+        f'The image list {path} is empty: write one image name a line, '
         'without .jpg.'
     )
 
@@ -337,7 +337,7 @@ def _warn_degenerate(counts: dict[str, int]) -> None:
     if counts:
         _warn(
             f'Skipped {sum(counts.values())} degenerate boxes (no width or '
-            f'height, or outside the picture) in {first_few(list(counts))}.'
+            f'height, or outside the image) in {first_few(list(counts))}.'
         )
 
 
@@ -350,7 +350,7 @@ def _sticks_out(box: Sequence[float], size: tuple[int, int]) -> bool:
 
 
 def _to_bbox(box: Sequence[float], width: int, height: int) -> list[int]:
-    """Counts pixels from 0, as mmdet does, and clips to the picture."""
+    """Count pixels from 0, as mmdet does, and clips to the image."""
     bounds = (width, height, width, height)
     return [
         min(max(int(value) - 1, 0), bound - 1)
@@ -382,49 +382,49 @@ def make_palette(num_classes: int) -> list[tuple[int, int, int]]:
     return [tuple(round(255 * part) for part in rgb) for rgb in colours]
 
 
-def check_pictures(dataset: Any) -> None:
-    """Calls ``check_pictures`` of each VOC data set below wrappers.
+def check_images(dataset: Any) -> None:
+    """Call ``check_images`` of each VOC dataset below wrappers.
 
     Args:
-        dataset: A built data set, or a wrapper such as ``ConcatDataset`` or
-            ``RepeatDataset``; data sets of other classes are passed over.
+        dataset: A built dataset, or a wrapper such as ``ConcatDataset`` or
+            ``RepeatDataset``; datasets of other classes are passed over.
 
     Raises:
-        UserInputError: Pictures cannot be read or differ in size from their
+        UserInputError: Images cannot be read or differ in size from their
             annotation.
     """
     if isinstance(dataset, VOCDevkitDataset):
-        dataset.check_pictures()
+        dataset.check_images()
     wrapped = getattr(dataset, 'dataset', None)
     inner = [] if wrapped is None else [wrapped]
     for child in [*inner, *getattr(dataset, 'datasets', [])]:
-        check_pictures(child)
+        check_images(child)
 
 
-def picture_size(path: str) -> tuple[int, int]:
+def image_size(path: str) -> tuple[int, int]:
     """(width, height) in pixels as mmcv loads it: after EXIF rotation.
 
     Raises:
-        FileFault: The file is not a readable picture.
+        FileFault: The file is not a readable image.
     """
     try:
-        with Image.open(path) as picture:
-            return _oriented_size(picture)
+        with Image.open(path) as image:
+            return _oriented_size(image)
     except Exception as error:  # Pillow's readers raise many types
         raise _unreadable(path, error) from None
 
 
-def _whole_picture_size(path: str) -> tuple[int, int]:
-    """(width, height) in pixels of a picture that is not cut off.
+def _whole_image_size(path: str) -> tuple[int, int]:
+    """(width, height) in pixels of an image that is not cut off.
 
     Raises:
-        FileFault: The file is not a readable picture.
+        FileFault: The file is not a readable image.
     """
     try:
-        with open(path, 'rb') as file, Image.open(file) as picture:
-            size = _oriented_size(picture)
-            if not _is_complete(file, picture.format):
-                picture.load()
+        with open(path, 'rb') as file, Image.open(file) as image:
+            size = _oriented_size(image)
+            if not _is_complete(file, image.format):
+                image.load()
     except Exception as error:  # Pillow's decoders raise many types
         raise _unreadable(path, error) from None
     return size
@@ -435,22 +435,22 @@ def _unreadable(path: str, error: Exception) -> FileFault:
     reason = f' ({error})' if known else ''
     return FileFault(
         path,
-        f'is not a readable picture{reason}',
+        f'is not a readable image{reason}',
         'replace it, or take its name out of the image list',
     )
 
 
-def _oriented_size(picture: Image.Image) -> tuple[int, int]:
+def _oriented_size(image: Image.Image) -> tuple[int, int]:
     # without the first test Pillow decodes a whole PNG to look for EXIF
-    exif = picture.getexif() if 'exif' in picture.info else {}
-    width, height = picture.size
+    exif = image.getexif() if 'exif' in image.info else {}
+    width, height = image.size
     turned = exif.get(_EXIF_ORIENTATION, 1) >= 5
     return (height, width) if turned else (width, height)
 
 
-def _is_complete(file: BinaryIO, picture_format: str | None) -> bool:
+def _is_complete(file: BinaryIO, image_format: str | None) -> bool:
     """Whether the end mark is there; False for other formats."""
-    mark = {'JPEG': b'\xff\xd9', 'PNG': b'IEND'}.get(picture_format or '')
+    mark = {'JPEG': b'\xff\xd9', 'PNG': b'IEND'}.get(image_format or '')
     position = file.tell()
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - 32, 0))

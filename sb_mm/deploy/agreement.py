@@ -40,7 +40,7 @@ def compare(
         runner: Of the file.
         reference: :func:`~sb_mm.deploy.exportable.wrap` of the network.
         model: The network itself.
-        batches: As a loader gives them; their pictures are of one size.
+        batches: As a loader gives them; their images are of one size.
 
     Yields:
         Lines that say how far they differ.
@@ -56,11 +56,11 @@ def compare(
             # Unlike max(), this keeps what is not a number.
             worst[name] = float(np.maximum(worst.get(name, 0.0), value))
     sizes = sorted({len(batch['inputs']) for batch in batches})
-    pictures = f'batches of {" and ".join(map(str, sizes))}'
+    images = f'batches of {" and ".join(map(str, sizes))}'
     for name, value in worst.items():
         unit = ' pixels' if name == 'boxes' else ''
         line = (
-            f'largest difference of {name} from PyTorch, {pictures}: '
+            f'largest difference of {name} from PyTorch, {images}: '
             f'{value:.1e}{unit}'
         )
         yield line
@@ -117,7 +117,7 @@ def _differences(
 def _predictions(
     runner: OnnxRunner, model: BaseModel, batch: dict
 ) -> Iterator[tuple[BaseDataElement, BaseDataElement]]:
-    """Yield the file's and the network's sample of each picture."""
+    """Yield the file's and the network's sample of each image."""
     wanted = model.test_step(copy.deepcopy(batch))
     return zip(runner.predict(batch), wanted, strict=True)
 
@@ -214,7 +214,7 @@ def disagreements(
 
 
 def _limits(detections: InstanceData, cfg: dict) -> list[float]:
-    """Return the scores at which a picture's detections end."""
+    """Return the scores at which an image's detections end."""
     most = cfg.get('max_per_img', -1)
     full = 0 < most <= len(detections)
     last = [detections.scores.min().item()] if full else []

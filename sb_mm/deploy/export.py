@@ -96,7 +96,7 @@ def _build(cfg: Config, nms: bool) -> BaseModel:
     """Build the network; refuse what cannot be exported."""
     if not cfg.get('test_dataloader'):
         raise UserInputError(
-            'The config has no test_dataloader, with whose pictures the file '
+            'The config has no test_dataloader, with whose images the file '
             'is checked: add one.'
         )
     # As MMEngine's runner does, for the configs of mmpretrain.
@@ -126,14 +126,14 @@ def _loader(cfg: Config) -> DataLoader:
     settings = dict(
         cfg.test_dataloader, num_workers=0, persistent_workers=False
     )
-    settings.pop('prefetch_factor', None)  # of the processes that load
+    settings.pop('prefetch_factor', None)  # of the dataloader workers
     return Runner.build_dataloader(settings, seed=0)
 
 
 def _samples(
     loader: DataLoader, number: int
 ) -> list[tuple[Tensor, BaseDataElement]]:
-    """Return the first pictures of the test set, each with its sample.
+    """Return the first images of the test set, each with its sample.
 
     Raises:
         UserInputError: If there are none, or they differ in size.
@@ -144,14 +144,14 @@ def _samples(
         for pair in zip(batch['inputs'], batch['data_samples'], strict=True)
     )
     samples = list(islice(every, number))
-    sizes = {tuple(picture.shape) for picture, _ in samples}
+    sizes = {tuple(image.shape) for image, _ in samples}
     if not sizes:
         raise UserInputError(
-            'The test set has no pictures, with which the file is checked.'
+            'The test set has no images, with which the file is checked.'
         )
     if len(sizes) > 1:
         raise UserInputError(
-            f'The test pictures differ in size ({sorted(sizes)}), but a file '
+            f'The test images differ in size ({sorted(sizes)}), but a file '
             'has one: let the test pipeline resize them with keep_ratio=False.'
         )
     return samples
@@ -232,8 +232,8 @@ def _compare(
 
 
 def _batch(samples: list[tuple[Tensor, BaseDataElement]]) -> dict:
-    pictures, data_samples = zip(*samples, strict=True)
-    return dict(inputs=list(pictures), data_samples=list(data_samples))
+    images, data_samples = zip(*samples, strict=True)
+    return dict(inputs=list(images), data_samples=list(data_samples))
 
 
 def _evaluator(cfg: Config) -> Evaluator:

@@ -98,13 +98,13 @@ class OnnxRunner:
         box: Tensor,
         score: Tensor,
     ) -> InstanceData:
-        """Return one picture's detections, the best first."""
+        """Return one image's detections, the best first."""
         rows = (image == index).nonzero()[:, 0]
         order = score[rows].argsort(descending=True, stable=True)
         limit = self.test_cfg.get('max_per_img', -1)
         rows = rows[order][: limit if limit > 0 else None]
         scale = sample.metainfo.get('scale_factor', (1, 1))
-        # From pixels of the input to pixels of the picture.
+        # From pixels of the input to pixels of the image.
         boxes = box[rows] / torch.tensor(scale, dtype=box.dtype).repeat(2)
         return InstanceData(
             bboxes=boxes, labels=label[rows], scores=score[rows]

@@ -68,7 +68,7 @@ class Suppression(nn.Module):
 
     Args:
         test_cfg: The head's.
-        num_priors: Prior boxes of a picture.
+        num_priors: Prior boxes of an image.
         num_classes: Classes without the background.
 
     Raises:
@@ -95,7 +95,7 @@ class Suppression(nn.Module):
 
         Returns:
             The index in the batch ``(D,)``, the label ``(D,)``, the box
-            ``(D, 4)``, the score ``(D,)``; by picture, then by label, then by
+            ``(D, 4)``, the score ``(D,)``; by image, then by label, then by
             falling score.
         """
         classes = scores.size(2)
@@ -155,6 +155,6 @@ def _check(cfg: dict, scores: int) -> None:
     if 0 < before < scores:
         raise UserInputError(
             f'test_cfg.nms_pre={before} keeps only some of the {scores} '
-            'scores of a picture, which cannot be exported: use '
+            'scores of an image, which cannot be exported: use '
             'candidates_per_class, or leave --nms out.'
         )

@@ -1,4 +1,4 @@
-"""The fastest form of a file for one picture at a time on this CPU.
+"""The fastest form of a file for one image at a time on this CPU.
 
 ONNX Runtime computes convolutions in a blocked layout of its own, which a
 shift that is broadcast over the pixels breaks: around every layer, the

@@ -56,8 +56,8 @@ class AttentionStatsHook(Hook):
     - ``saturated``, of tanh and sigmoid gates: share of the gate values less
       than 0.05 away from an end of the function's range.
     - ``inactivated``, of Squeeze-and-Excite: share of the **channels** whose
-      gate, averaged over the pictures, is below 0.05. A gate that closes for
-      some pictures is attention at work; a channel that it closes for all of
+      gate, averaged over the images, is below 0.05. A gate that closes for
+      some images is attention at work; a channel that it closes for all of
       them is lost to the network, and that is what is counted.
     - ``lambda_mean``, ``lambda_std``, of Shift-and-Balance: mean and standard
       deviation of the learned shift range over the channels.

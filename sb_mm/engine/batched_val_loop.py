@@ -1,4 +1,4 @@
-"""Validation of a classifier without a step for each picture."""
+"""Validation of a classifier without a step for each image."""
 
 import torch
 from mmengine.dist import get_world_size
@@ -16,7 +16,7 @@ class BatchedValLoop(ValLoop):
     For mmpretrain's ``ImageClassifier`` with
     :class:`~sb_mm.models.data_preprocessors.OnDeviceAugmentation` and the
     metric ``Accuracy`` with ``topk=(1,)``, whose value is that of the stock
-    loop. The stock loop wraps and unwraps every picture, and copies its
+    loop. The stock loop wraps and unwraps every image, and copies its
     scores from the device on their own, which takes longer than the network
     does on a GPU. If there are other metrics, this loop does so too.
 
@@ -26,7 +26,7 @@ class BatchedValLoop(ValLoop):
 
     Raises:
         UserInputError: When it is built, if the processes cannot share the
-            pictures equally, in which case the stock loop drops the
+            images equally, in which case the stock loop drops the
             repeated ones and this one cannot; or if the preprocessor is
             another one.
     """
@@ -36,7 +36,7 @@ class BatchedValLoop(ValLoop):
         count, processes = len(self.dataloader.dataset), get_world_size()
         if count % processes:
             raise UserInputError(
-                f'{processes} processes cannot share {count} pictures '
+                f'{processes} processes cannot share {count} images '
                 "equally: use MMEngine's ValLoop."
             )
         if not hasattr(self._model.data_preprocessor, 'read'):
@@ -52,7 +52,7 @@ class BatchedValLoop(ValLoop):
 
     @property
     def _labels_suffice(self) -> bool:
-        """Whether no metric asks for the scores of single pictures."""
+        """Whether no metric asks for the scores of single images."""
         from mmpretrain.evaluation import Accuracy
 
         return all(
@@ -63,7 +63,7 @@ class BatchedValLoop(ValLoop):
 
     @torch.no_grad()
     def run_iter(self, idx: int, data_batch: dict) -> None:
-        """Validate one batch of ``IndexedPictures``."""
+        """Validate one batch of ``IndexedImages``."""
         from mmpretrain.structures import DataSample
 
         if not self._labels_suffice:

@@ -1,7 +1,7 @@
 """Checks of data for classification, before a model is built.
 
 Which files make up CIFAR-10, which folder is which class and what counts as
-a picture is asked of mmpretrain's own data sets. They are recognised by name,
+an image is asked of mmpretrain's own datasets. They are recognised by name,
 so that a detector's run need not import mmpretrain.
 """
 
@@ -24,8 +24,8 @@ from sb_mm.errors import UserInputError, first_few, first_line
 _CIFAR = 'mmpretrain.datasets.cifar.CIFAR10'  # and CIFAR100 below it
 _FOLDERS = 'mmpretrain.datasets.custom.CustomDataset'  # and ImageNet
 _IMAGENET = 'mmpretrain.datasets.imagenet.ImageNet'
-# Pictures of ImageNet-1k, by the folder that the splits come in.
-_IMAGENET_PICTURES = dict(train=1_281_167, val=50_000)
+# Images of ImageNet-1k, by the folder that the splits come in.
+_IMAGENET_IMAGES = dict(train=1_281_167, val=50_000)
 # Hides the latency of a network drive; a local one is no slower for it.
 _THREADS = 16
 _SUBSTITUTES = {
@@ -37,16 +37,16 @@ _RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 
 def check_classification_data(cfg: Config, datasets: Iterable[dict]) -> None:
-    """Check mmpretrain's CIFAR data sets and its folders of pictures.
+    """Check mmpretrain's CIFAR datasets and its folders of images.
 
-    CIFAR files that are missing or damaged are downloaded if the data set
-    may, as mmpretrain would do later. Of 1.28 million pictures the sizes are
+    CIFAR files that are missing or damaged are downloaded if the dataset
+    may, as mmpretrain would do later. Of 1.28 million images the sizes are
     read in 6 seconds on a local drive. What lies on a remote storage backend
-    is passed over, and so are the data sets of other classes.
+    is passed over, and so are the datasets of other classes.
 
     Args:
         cfg: Config of the run.
-        datasets: Configs of data sets, without wrappers.
+        datasets: Configs of datasets, without wrappers.
 
     Raises:
         UserInputError: Names the first few missing or unusable files, or the
@@ -68,7 +68,7 @@ def check_classification_data(cfg: Config, datasets: Iterable[dict]) -> None:
         _check_class_names(item)
         check_class_count(cfg, _class_folders(item))
     for item in folders:
-        groups = _picture_groups(cfg, item)
+        groups = _image_groups(cfg, item)
         _refuse_empty(item, groups)
         _warn_of_partial_imagenet(item, sum(map(len, groups)))
 
@@ -87,14 +87,14 @@ def dataset_class(dataset: dict) -> type:
         cls = registry.get(kind)
     if cls is None:
         raise UserInputError(
-            f'The data set {kind} is unknown: correct the type, or name the '
+            f'The dataset {kind} is unknown: correct the type, or name the '
             'module that defines it in custom_imports.'
         )
     return cls
 
 
 def check_class_count(cfg: Config, classes: Sequence[str]) -> None:
-    """Raise if the head's classes are not as many as the data set's.
+    """Raise if the head's classes are not as many as the dataset's.
 
     Raises:
         UserInputError: Names both numbers.
@@ -102,7 +102,7 @@ def check_class_count(cfg: Config, classes: Sequence[str]) -> None:
     for setting, count in _head_classes(cfg).items():
         if count != len(classes):
             raise UserInputError(
-                f'The head has num_classes={count}, but the data set has '
+                f'The head has num_classes={count}, but the dataset has '
                 f'{len(classes)} classes ({first_few(list(classes))}): set '
                 f'{setting} to that number.'
             )
@@ -127,12 +127,12 @@ def _is_a(dataset: dict, name: str) -> bool:
 
 
 def _open(dataset: dict) -> BaseDataset:
-    """Build a data set that has not yet read its data."""
+    """Build a dataset that has not yet read its data."""
     try:
         return DATASETS.build(dict(dataset, pipeline=[], lazy_init=True))
     except Exception as error:  # a host's constructor can raise anything
         raise UserInputError(
-            f'The data set {dataset["type"]} cannot be made of its settings '
+            f'The dataset {dataset["type"]} cannot be made of its settings '
             f'({first_line(error)}): correct them.'
         ) from error
 
@@ -205,7 +205,7 @@ def _cifar_remedy(dataset: BaseDataset) -> str:
     return f'{delete}unpack {dataset.url} in {root} yourself{other}'
 
 
-# Folders of pictures: ImageNet and CustomDataset
+# Folders of images: ImageNet and CustomDataset
 
 
 def _is_labelled_by_folder(dataset: BaseDataset) -> bool:
@@ -249,7 +249,7 @@ def _check_class_names(dataset: BaseDataset) -> None:
         )
     if not folders:
         raise UserInputError(
-            f'{root} holds no folders: put the pictures of each class into a '
+            f'{root} holds no folders: put the images of each class into a '
             'folder of its own.'
         )
     if len(names) != len(folders):
@@ -265,25 +265,25 @@ def _check_class_names(dataset: BaseDataset) -> None:
         )
 
 
-def _picture_groups(cfg: Config, dataset: BaseDataset) -> list[list[str]]:
-    """Return the paths of all pictures, in parts for the threads."""
+def _image_groups(cfg: Config, dataset: BaseDataset) -> list[list[str]]:
+    """Return the paths of all images, in parts for the threads."""
     if dataset.ann_file:
-        paths = _listed_pictures(cfg, dataset)
+        paths = _listed_images(cfg, dataset)
         return [paths[i::_THREADS] for i in range(_THREADS)]
     labelled = _is_labelled_by_folder(dataset)
     names = _class_folders(dataset) if labelled else ['']
     folders = [osp.join(dataset.img_prefix, name) for name in names]
-    groups = [_pictures_below(folder, dataset) for folder in folders]
+    groups = [_images_below(folder, dataset) for folder in folders]
     pairs = zip(folders, groups, strict=True)
     if without := [folder for folder, paths in pairs if not paths]:
         raise UserInputError(
-            f'{len(without)} of {len(folders)} folders hold no picture '
+            f'{len(without)} of {len(folders)} folders hold no image '
             f'({first_few(without)}): complete the copy, or delete them.'
         )
     return groups
 
 
-def _listed_pictures(cfg: Config, dataset: BaseDataset) -> list[str]:
+def _listed_images(cfg: Config, dataset: BaseDataset) -> list[str]:
     """Read an annotation file, of lines such as ``folder/a.jpg 0``."""
     try:
         samples = dataset.load_data_list()
@@ -302,7 +302,7 @@ def _listed_pictures(cfg: Config, dataset: BaseDataset) -> list[str]:
     return [sample['img_path'] for sample in samples]
 
 
-def _pictures_below(folder: str, dataset: BaseDataset) -> list[str]:
+def _images_below(folder: str, dataset: BaseDataset) -> list[str]:
     """Return what mmpretrain will load; it passes over hidden files."""
     return [
         osp.join(parent, name)
@@ -317,21 +317,21 @@ def _refuse_empty(dataset: BaseDataset, groups: Iterable[list[str]]) -> None:
         empty = sorted(chain.from_iterable(pool.map(_empty_files, groups)))
     if empty:
         raise UserInputError(
-            f'{len(empty)} pictures of {dataset.img_prefix} are empty files '
+            f'{len(empty)} images of {dataset.img_prefix} are empty files '
             f'or not there ({first_few(empty)}): copy them again.'
         )
 
 
 def _warn_of_partial_imagenet(dataset: BaseDataset, count: int) -> None:
-    """Warn only: many people leave a few damaged pictures out."""
+    """Warn only: many people leave a few damaged images out."""
     kind = f'{type(dataset).__module__}.{type(dataset).__name__}'
-    whole = _IMAGENET_PICTURES.get(Path(dataset.img_prefix).name, count)
+    whole = _IMAGENET_IMAGES.get(Path(dataset.img_prefix).name, count)
     if kind != _IMAGENET or count == whole:
         return
     if list(dataset.CLASSES) != list(dataset.METAINFO['classes']):
         return  # a subset on purpose
     print_log(
-        f'{dataset.img_prefix} holds {count:,} pictures instead of the '
+        f'{dataset.img_prefix} holds {count:,} images instead of the '
         f'{whole:,} of ImageNet-1k: if the copy was interrupted, complete it.',
         'current',
         logging.WARNING,

@@ -70,7 +70,7 @@ def read_config(path: str) -> Config:
 
 
 def dataset_configs(cfg: Config) -> Iterator[tuple[str, ConfigDict]]:
-    """Yield (loader's name, config) of each innermost data set."""
+    """Yield (loader's name, config) of each innermost dataset."""
     for loader in _LOADERS:
         if cfg.get(loader):
             for leaf in _leaves(cfg[loader].dataset):

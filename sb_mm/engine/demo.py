@@ -39,9 +39,9 @@ def run_demo(
     Args:
         out: Folder of everything that it leaves.
         epochs: Training epochs.
-        images: Training pictures.
-        seed: Seed of the training; the pictures are always the same.
-        workers: Processes that load pictures; 0 loads them in this one.
+        images: Training images.
+        seed: Seed of the training; the images are always the same.
+        workers: Dataloader workers; 0 loads them in this one.
         min_map: The 11-point mAP, 0 to 1, that the detector must reach.
 
     Returns:

@@ -10,7 +10,7 @@ from sb_mm.registry import HOOKS
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
-    """Seed Python, NumPy and PyTorch anew when a training epoch begins.
+    """Seed Python, NumPy and PyTorch again when a training epoch begins.
 
     With a number made of the run's seed, the epoch and the process' rank.
     MMEngine keeps no state of the random numbers in its checkpoints, so that
@@ -21,14 +21,14 @@ class EpochSeedHook(Hook):
 
     Note:
         The processes of a loader (``num_workers``) are seeded by MMEngine
-        and not reached. The order of the pictures is the sampler's, which
+        and not reached. The order of the images is the sampler's, which
         takes the seed of ``randomness``.
     """
 
     priority = 'VERY_HIGH'
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Seed before the loader draws the order of the pictures."""
+        """Seed before the loader draws the order of the images."""
         entropy = (runner.seed, runner.epoch, get_rank())
         (seed,) = np.random.SeedSequence(entropy).generate_state(1)
         set_random_seed(int(seed))

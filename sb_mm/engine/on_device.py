@@ -1,4 +1,4 @@
-"""From a config with a pipeline to one whose pictures live on the device."""
+"""From a config with a pipeline to one whose images live on the device."""
 
 from mmengine.config import Config, ConfigDict
 
@@ -11,18 +11,18 @@ _SHARED = ('type', 'mean', 'std', 'to_rgb', 'num_classes')
 
 
 def use_device_data(cfg: Config, channels_last: bool = False) -> None:
-    """Let a classifier's config keep its pictures on the device, in place.
+    """Let a classifier's config keep its images on the device, in place.
 
-    Wraps every data set in ``sb_mm.IndexedPictures``, and hands padding and
+    Wraps every dataset in ``sb_mm.IndexedImages``, and hands padding and
     flip of the training pipeline, mean and std to
-    ``sb_mm.OnDeviceAugmentation``: the pictures have the same distribution.
+    ``sb_mm.OnDeviceAugmentation``: the images have the same distribution.
 
     Args:
-        cfg: Config for mmpretrain, with small pictures of one size.
+        cfg: Config for mmpretrain, with small images of one size.
         channels_last: See ``OnDeviceAugmentation``.
 
     Raises:
-        UserInputError: If the config does something with its pictures that
+        UserInputError: If the config does something with its images that
             the preprocessor cannot do; it is left as it was.
     """
     # MMEngine's order: the top level is what a model without one gets.
@@ -74,10 +74,10 @@ def _wrap(loader: ConfigDict) -> None:
     dataset = loader.dataset
     pipeline = dataset.get('pipeline') or []
     dataset.pipeline = [t for t in pipeline if t.type in _READING]
-    loader.dataset = ConfigDict(type='sb_mm.IndexedPictures', dataset=dataset)
+    loader.dataset = ConfigDict(type='sb_mm.IndexedImages', dataset=dataset)
     loader.num_workers = 0
     loader.persistent_workers = False
-    # Pinning would copy all pictures for each batch.
+    # Pinning would copy all images for each batch.
     loader.pin_memory = False
     loader.collate_fn = ConfigDict(type='sb_mm.whole_batch')
 
@@ -116,7 +116,7 @@ def _augmentation(dataset: ConfigDict) -> dict:
 def _check_single(dataset: ConfigDict) -> None:
     if 'dataset' in dataset or 'datasets' in dataset:
         raise UserInputError(
-            f'The data set {dataset.type} wraps others, whose pipelines '
+            f'The dataset {dataset.type} wraps others, whose pipelines '
             'OnDeviceAugmentation cannot take over: leave the data in the '
             'pipeline of the host.'
         )

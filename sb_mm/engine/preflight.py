@@ -30,8 +30,8 @@ from .config import dataset_configs
 def check_data(cfg: Config, loaders: Collection[str]) -> None:
     """Look at every file that the given loaders will read.
 
-    Data sets of sb_mm are checked whole: lists, annotations, pictures. Of
-    mmpretrain's CIFAR and folders of pictures, files and classes are, as in
+    Datasets of sb_mm are checked whole: lists, annotations, images. Of
+    mmpretrain's CIFAR and folders of images, files and classes are, as in
     :func:`check_classification_data`. Of others, the data root and the
     annotation file must exist.
 
@@ -62,15 +62,15 @@ def _check_dataset(cfg: Config, dataset: dict) -> None:
         built = DATASETS.build(dict(dataset, pipeline=[]))
     except TypeError as error:
         raise UserInputError(
-            f'The data set {dataset["type"]} cannot be made '
+            f'The dataset {dataset["type"]} cannot be made '
             f'({first_line(error)}): correct its settings.'
         ) from error
-    built.check_pictures()
+    built.check_images()
     check_class_count(cfg, built.metainfo['classes'])
 
 
 def _check_paths(dataset: dict) -> None:
-    """Check that the folder and the files of a host's data set are there."""
+    """Check that the folder and the files of a host's dataset are there."""
     root = dataset.get('data_root') or ''
     prefixes = dataset.get('data_prefix') or {}
     prefixes = {'': prefixes} if isinstance(prefixes, str) else prefixes
@@ -91,7 +91,7 @@ def _is_there(path: str) -> bool:
 
 
 def _can_download(dataset: dict) -> bool:
-    """Whether it is one of mmpretrain's data sets that fetch themselves."""
+    """Whether it is one of mmpretrain's datasets that fetch themselves."""
     accepted = signature(dataset_class(dataset).__init__).parameters
     return 'download' in accepted and dataset.get('download', True)
 
@@ -144,7 +144,7 @@ def _check_classes(cfg: Config, path: str, content: dict) -> None:
     ]
     raise UserInputError(
         f'The checkpoint {path} was trained on {len(saved)} classes and the '
-        f'data set has {len(wanted)} ({first_few(pairs) or "others follow"}): '
+        f'dataset has {len(wanted)} ({first_few(pairs) or "others follow"}): '
         'use the config and the data that it was trained with.'
     )
 

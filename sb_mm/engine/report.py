@@ -1,4 +1,4 @@
-"""Pictures of a finished run: its curves and its detections."""
+"""Images of a finished run: its curves and its detections."""
 
 from pathlib import Path
 
@@ -61,15 +61,15 @@ def draw_sheet(
     score_thr: float = 0.3,
     cell_width: int = 640,
 ) -> None:
-    """Draw the first test pictures, true boxes left and detected ones right.
+    """Draw the first test images, true boxes left and detected ones right.
 
     Args:
         runner: A runner that has tested, so that its weights are loaded.
         out: File of the sheet.
-        rows: Pictures from top to bottom.
-        columns: Pictures from left to right.
+        rows: Images from top to bottom.
+        columns: Images from left to right.
         score_thr: Boxes of a lower score are not drawn.
-        cell_width: Pixels, of a picture pair.
+        cell_width: Pixels, of an image pair.
     """
     dataset = runner.test_dataloader.dataset
     visualizer = DetLocalVisualizer()
@@ -91,18 +91,18 @@ def draw_sheet(
 def _draw_pair(
     runner: Runner, visualizer: DetLocalVisualizer, item: dict, thr: float
 ) -> np.ndarray:
-    """Return the RGB picture of true boxes beside detected ones."""
+    """Return the RGB image of true boxes beside detected ones."""
     with torch.no_grad():
         sample = runner.model.test_step(pseudo_collate([item]))[0].cpu()
-    picture = mmcv.imread(sample.img_path, channel_order='rgb')
-    visualizer.add_datasample('', picture, sample, pred_score_thr=thr)
+    image = mmcv.imread(sample.img_path, channel_order='rgb')
+    visualizer.add_datasample('', image, sample, pred_score_thr=thr)
     return visualizer.get_image()
 
 
-def _fit(picture: np.ndarray, width: int) -> np.ndarray:
+def _fit(image: np.ndarray, width: int) -> np.ndarray:
     """Scale to ``width`` and centre on a white cell of half that height."""
     height = width // 2
-    scaled = mmcv.imrescale(picture, (width, height))
+    scaled = mmcv.imrescale(image, (width, height))
     bottom, right = height - scaled.shape[0], width - scaled.shape[1]
     return mmcv.impad(
         scaled, padding=(0, 0, right, bottom), pad_val=(255, 255, 255)

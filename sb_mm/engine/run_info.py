@@ -38,7 +38,7 @@ class RunInfoHook(Hook):
     """Write what no config says to ``<log folder>/vis_data/run_info.json``.
 
     Number of the start, seed, epochs done before a resume, processes, batch
-    of all of them, pictures and classes of the data sets, parameters,
+    of all of them, images and classes of the datasets, parameters,
     hardware, versions and the commit of sb_mm: without them, a result cannot
     be put beside the paper's.
     """
@@ -109,12 +109,12 @@ def start_folders(work_dir: Path) -> list[Path]:
 
 
 def describe_data(dataset: Dataset) -> dict:
-    """Return the classes that read the pictures, and how many there are."""
-    # Whatever holds the pictures, IndexedPictures and its like left out.
+    """Return the classes that read the images, and how many there are."""
+    # Whatever holds the images, IndexedImages and its like left out.
     source = getattr(dataset, 'dataset', dataset)
     leaves = getattr(source, 'datasets', None) or [source]
     kinds = sorted({type(leaf).__name__ for leaf in leaves})
-    return dict(types=kinds, pictures=len(dataset))
+    return dict(types=kinds, images=len(dataset))
 
 
 def hardware() -> str:

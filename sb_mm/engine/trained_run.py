@@ -1,4 +1,4 @@
-"""The network that a finished run left, and pictures to show it."""
+"""The network that a finished run left, and images to show it."""
 
 import argparse
 from pathlib import Path
@@ -46,7 +46,7 @@ def load_trained(
     content = load_checkpoint_file(checkpoint, trust=trust)
     model.load_state_dict(state_dict_of(content), strict=False)
     loader = dict(cfg.val_dataloader, num_workers=0, persistent_workers=False)
-    loader.pop('prefetch_factor', None)  # of the processes that load
+    loader.pop('prefetch_factor', None)  # of the dataloader workers
     return model, next(iter(Runner.build_dataloader(loader, seed=0)))
 
 
@@ -77,7 +77,7 @@ def _config_of(work_dir: str | Path, data_root: str | None) -> Config:
     cfg = load_config(args)
     if not cfg.get('val_dataloader'):
         raise UserInputError(
-            f'The config {files[-1]} has no val_dataloader, whose pictures '
+            f'The config {files[-1]} has no val_dataloader, whose images '
             'are to be shown: add one.'
         )
     # As MMEngine's runner does, for the configs of mmpretrain.

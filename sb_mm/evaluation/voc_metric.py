@@ -1,4 +1,4 @@
-"""Both mAPs of PASCAL VOC in one pass, with the data set's own names."""
+"""Both mAPs of PASCAL VOC in one pass, with the dataset's own names."""
 
 import json
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class PascalVOCMetric(VOCMetric):
 
     Gives ``pascal_voc/mAP`` (11-point, VOC2007: the paper's number) and
     ``pascal_voc/mAP_area``, both 0 to 1 and unrounded, and logs one table of
-    all classes under the names of the data set.
+    all classes under the names of the dataset.
 
     Args:
         iou_thr: IoU of a hit, above 0 and at most 1.
@@ -68,7 +68,7 @@ class PascalVOCMetric(VOCMetric):
 
     Raises:
         UserInputError: ``iou_thr`` is out of range, ``out_file`` is not a
-            .json file, or (at evaluation) there was no test picture.
+            .json file, or (at evaluation) there was no test image.
     """
 
     def __init__(
@@ -93,21 +93,21 @@ class PascalVOCMetric(VOCMetric):
         self.out_file = out_file
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Evaluates what ``process`` collected.
+        """Evaluate what ``process`` collected.
 
         Args:
-            results: One (annotation, boxes) pair a picture; boxes is a list
+            results: One (annotation, boxes) pair an image; boxes is a list
                 with one (n, 5) array of x1, y1, x2, y2, score a class.
 
         Returns:
             ``mAP`` and ``mAP_area``.
 
         Raises:
-            UserInputError: There was no test picture.
+            UserInputError: There was no test image.
         """
         if not results:
             raise UserInputError(
-                'There is nothing to evaluate, the test set gave no picture: '
+                'There is nothing to evaluate, the test set gave no image: '
                 'check its image list.'
             )
         annotations, detections = zip(*results, strict=True)
@@ -129,12 +129,12 @@ class PascalVOCMetric(VOCMetric):
         return metrics
 
     def _report(
-        self, rows: list[ClassResult], metrics: dict, num_pictures: int
+        self, rows: list[ClassResult], metrics: dict, num_images: int
     ) -> None:
         cells = _table(rows, metrics)
         table = AsciiTable(cells)
         table.inner_footing_row_border = True
-        note = self._note(rows, num_pictures)
+        note = self._note(rows, num_images)
         print_log(f'\n{table.table}\n{note}', logger='current')
         if self.out_file is None:
             return
@@ -142,7 +142,7 @@ class PascalVOCMetric(VOCMetric):
         path.parent.mkdir(parents=True, exist_ok=True)
         content = dict(
             iou_thr=self.iou_thr,
-            pictures=num_pictures,
+            images=num_images,
             **metrics,
             classes=[row._asdict() for row in rows],
         )
@@ -150,10 +150,10 @@ class PascalVOCMetric(VOCMetric):
         markdown = GithubFlavoredMarkdownTable(cells).table
         path.with_suffix('.md').write_text(f'{markdown}\n\n{note}\n', 'utf-8')
 
-    def _note(self, rows: list[ClassResult], num_pictures: int) -> str:
+    def _note(self, rows: list[ClassResult], num_images: int) -> str:
         used = sum(row.objects > 0 for row in rows)
         note = (
-            f'{num_pictures} pictures, IoU {self.iou_thr:g}, difficult '
+            f'{num_images} images, IoU {self.iou_thr:g}, difficult '
             'objects left out; mAP is the mean over '
         )
         if used == len(rows):
@@ -164,7 +164,7 @@ class PascalVOCMetric(VOCMetric):
 
 
 def _class_result(name: str, curve: dict[str, Any]) -> ClassResult:
-    """Takes one class from the curves that ``eval_map`` gave."""
+    """Take one class from the curves that ``eval_map`` gave."""
     recalls, objects = curve['recall'], curve['num_gts']
     if not objects:
         return ClassResult(name, 0, curve['num_dets'], None, None, None)

@@ -30,7 +30,7 @@ _FROM_RUN_INFO = (
 # What may change with a resume.
 _OF_A_START = ('start_epoch', 'hardware', 'versions', 'commit', 'date')
 # Classes, of which a network that learnt nothing names the right one by
-# chance, and the pictures on which it is measured. A mean AP has no such
+# chance, and the images on which it is measured. A mean AP has no such
 # value.
 _CHANCE = {'imagenet': (1000, 50_000), 'cifar10': (10, 10_000)}
 
@@ -98,16 +98,16 @@ class Record:
         dataset = find_cell(self.cell).dataset
         if self.final is None or dataset not in _CHANCE:
             return self.final is None
-        classes, pictures = _CHANCE[dataset]
-        pictures = self._val_pictures() or pictures
+        classes, images = _CHANCE[dataset]
+        images = self._val_images() or images
         share = 1 / classes
-        spread = math.sqrt(share * (1 - share) / pictures)
+        spread = math.sqrt(share * (1 - share) / images)
         return self.final < 100 * (share + 5 * spread)
 
-    def _val_pictures(self) -> int | None:
+    def _val_images(self) -> int | None:
         """Return how many there were, if not the paper's."""
         for changed in self.deviations:
-            if changed.startswith('val pictures='):
+            if changed.startswith('val images='):
                 return int(changed.split('=')[1])
         return None
 
@@ -333,7 +333,7 @@ def append_record(record: Record, folder: Path = RESULTS) -> Path:
                     f'{_file(folder, other)} has the run with seed '
                     f'{record.seed} already, as {other.cell} '
                     f'({first_few(record.deviations) or "full recipe"}): to '
-                    'record it anew, delete that line first.'
+                    'record it again, delete that line first.'
                 )
         file = _file(folder, record)
         # A line that was cut stays one of its own.

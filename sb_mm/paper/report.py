@@ -46,7 +46,7 @@ _FINDINGS = {
     '(attention.md#why-se-in-every-layer-hardly-learns-at-first).'
 }
 _METRIC_NAMES = {'top1': 'top-1 (%)', 'map_percent': '11-point mAP (%)'}
-# Folder -> data set of the cells, what a leaf's name ends with.
+# Folder -> dataset of the cells, what a leaf's name ends with.
 _FOLDERS = {
     'imagenet': ('imagenet', '_in1k.py'),
     'cifar10': ('cifar10', '_cifar10.py'),

@@ -32,7 +32,7 @@ _METRICS = {
     'cifar10': ('accuracy/top1', 1),
     'voc0712': ('pascal_voc/mAP', 100),
 }
-# Pictures for training and for validation, and the classes that read them.
+# Images for training and for validation, and the classes that read them.
 _DATA = {
     'imagenet': (1_281_167, 50_000, {'ImageNet'}),
     'cifar10': (50_000, 10_000, {'CIFAR10', 'PackedCIFAR10'}),
@@ -105,10 +105,10 @@ _NEEDED = {
 }
 # What a run's data are called among the deviations.
 _FOUND_DATA = (
-    'train data set',
-    'train pictures',
-    'val data set',
-    'val pictures',
+    'train dataset',
+    'train images',
+    'val dataset',
+    'val images',
 )
 
 
@@ -181,7 +181,7 @@ class Start:
 def _damaged(file: Path, folder: Path) -> UserInputError:
     return UserInputError(
         f'{file} is damaged: delete the folder {folder}, or that of the whole '
-        'run to train it anew.'
+        'run to train it again.'
     )
 
 
@@ -259,7 +259,7 @@ def _is_same_run(before: Start, after: Start) -> bool:
 
 
 def data_differences(given: dict, wanted: dict) -> list[str]:
-    """Return the batch and numbers of pictures of one run that another's not.
+    """Return the batch and numbers of images of one run that another's not.
 
     Args:
         given: As a run found them, see :mod:`sb_mm.engine.run_info`.
@@ -269,18 +269,18 @@ def data_differences(given: dict, wanted: dict) -> list[str]:
 
 
 def _counts(info: dict) -> dict[str, int | None]:
-    # The packed and the official CIFAR-10 are the same pictures, if all.
-    pictures = {
-        f'{name} pictures': info[name]['pictures'] if info[name] else None
+    # The packed and the official CIFAR-10 are the same images, if all.
+    images = {
+        f'{name} images': info[name]['images'] if info[name] else None
         for name in ('train', 'val')
     }
-    return {'batch of all processes': info['batch'], **pictures}
+    return {'batch of all processes': info['batch'], **images}
 
 
 def _on_device(cfg: Config) -> Config:
-    """Return a config whose pictures are on the device, if they can be.
+    """Return a config whose images are on the device, if they can be.
 
-    A run may go on with the other way to read the same pictures.
+    A run may go on with the other way to read the same images.
     """
     if has_device_data(cfg):
         return cfg
@@ -340,7 +340,7 @@ def deviations(cell: Cell, start: Start) -> list[str]:
 def config_deviations(cell: Cell, cfg: Config) -> list[str]:
     """Return which settings of a config are not the cell's.
 
-    Where the pictures are cropped and flipped, by the host's loader or on the
+    Where the images are cropped and flipped, by the host's loader or on the
     device, is none of them.
     """
     resolved = cell.resolve()
@@ -370,13 +370,13 @@ def execution(cfg: Config) -> dict[str, Any]:
         cfg: Of the run.
 
     Returns:
-        ``pictures``, who cuts the batches out: ``'device'`` or ``'host'``;
+        ``images``, who cuts the batches out: ``'device'`` or ``'host'``;
         ``channels_last``, the memory format of batches from the device;
         ``compile``, the mode of ``torch.compile``, None if it is not used.
     """
     on_device = has_device_data(cfg)
     return dict(
-        pictures='device' if on_device else 'host',
+        images='device' if on_device else 'host',
         channels_last=on_device
         and bool(cfg.model.data_preprocessor.get('channels_last')),
         compile=_compile_mode(cfg),
@@ -427,19 +427,19 @@ def count_data(cfg: Config) -> dict:
 def has_expected_data(changed: Sequence[str]) -> bool:
     """Whether the data that a run found are those that its settings name.
 
-    That is the paper's, or the first pictures of them by
+    That is the paper's, or the first images of them by
     ``dataset.indices``.
     """
     return all(
         found.split('=')[0] not in _FOUND_DATA
-        or _first_pictures(found) in changed
+        or _first_images(found) in changed
         for found in changed
     )
 
 
-def _first_pictures(found: str) -> str:
-    """Return the setting that explains a number of pictures."""
-    name, _, count = found.partition(' pictures=')
+def _first_images(found: str) -> str:
+    """Return the setting that explains a number of images."""
+    name, _, count = found.partition(' images=')
     return f'{name}_dataloader.dataset.indices={count}'
 
 
@@ -447,11 +447,11 @@ def _found_otherwise(cell: Cell, info: dict) -> Iterator[str]:
     """Yield what differs in the data and the batch, as the run found them."""
     train, val, kinds = _DATA[cell.dataset]
     for name, count in (('train', train), ('val', val)):
-        data = info[name] or dict(types=[], pictures=0)
+        data = info[name] or dict(types=[], images=0)
         if not set(data['types']) <= kinds:
-            yield f'{name} data set={"+".join(data["types"])}'
-        if data['pictures'] != count:
-            yield f'{name} pictures={data["pictures"]}'
+            yield f'{name} dataset={"+".join(data["types"])}'
+        if data['images'] != count:
+            yield f'{name} images={data["images"]}'
     yield from _other_batch(cell, info['batch'])
 
 
@@ -476,7 +476,7 @@ def _flat(cfg: Config) -> dict[str, Any]:
             for i, child in enumerate(value):
                 visit(f'{path}.{i}', child)
         elif not _is_irrelevant(path):
-            # As it is called without sb_mm.IndexedPictures around it.
+            # As it is called without sb_mm.IndexedImages around it.
             flat[path.replace('.dataset.dataset.', '.dataset.')] = value
 
     visit('', {k: v for k, v in cfg.to_dict().items() if k != 'load_from'})
@@ -487,7 +487,7 @@ def _flat(cfg: Config) -> dict[str, Any]:
 def _order_of_parts(cfg: Config) -> Iterator[tuple[str, str]]:
     """Yield who reads a part of CIFAR-10, if not in the packed set's order.
 
-    All pictures are the same in both; the first n of them are not.
+    All images are the same in both; the first n of them are not.
     """
     for loader, dataset in dataset_configs(cfg):
         kind = str(dataset.type).split('.')[-1]

@@ -16,7 +16,7 @@ from .writing import NOT_RUN, final_result, markdown
 STARTS = REPOSITORY / 'results/start_of_training.json'
 # Of the trainings in the second table.
 _RECIPE = (
-    'train pictures=10000',
+    'train images=10000',
     'train_cfg.max_epochs=4',
     'train_dataloader.dataset.indices=10000',
 )
@@ -32,9 +32,9 @@ class MeasuredStart:
     Attributes:
         cell: Id of the cell.
         options: What was changed of it, as ``key=value``.
-        seeds: Of weights and pictures; what follows are means over them.
+        seeds: Of weights and images; what follows are means over them.
         gradient: Norm of the whole gradient.
-        spread: Standard deviation over the pictures of a gate's value; None
+        spread: Standard deviation over the images of a gate's value; None
             without attention by gates.
         hardware: GPU, or processor.
         versions: Of Python and the packages.

@@ -267,7 +267,7 @@ def _not_recorded(runs: Sequence[Run], results: Path) -> list[Run]:
         elif not has_expected_data(record.deviations):
             print(
                 f'{run.name} is recorded with other data '
-                f'({first_few(record.deviations)}): to train it anew, delete '
+                f'({first_few(record.deviations)}): to train it again, delete '
                 f'that line and {run.work_dir}.',
                 file=sys.stderr,
             )
@@ -275,7 +275,7 @@ def _not_recorded(runs: Sequence[Run], results: Path) -> list[Run]:
 
 
 def _check_inputs(runs: Sequence[Run], engine: Engine) -> None:
-    """Look at the data of every data set once, before any training."""
+    """Look at the data of every dataset once, before any training."""
     amp = any(run.recipe.amp for run in runs)
     # Ray's nodes are looked at when they are known.
     if amp and engine.ray is None and not torch.cuda.is_available():

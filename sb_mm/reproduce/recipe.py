@@ -38,7 +38,7 @@ _OF_THE_HOST = re.compile(
     r'(train|val|test)_dataloader\.(collate_fn|num_workers|persistent_workers|'
     r'pin_memory|prefetch_factor)\b|val_cfg\.type$'
 )
-# Divides the pictures, so that all batches are of one size to a compiler.
+# Divides the images, so that all batches are of one size to a compiler.
 _VAL_BATCH = 500
 # Iterations between two lines of the log, from which progress is shown.
 _LOG_INTERVAL = 20
@@ -53,7 +53,7 @@ class Recipe:
         options: Further settings of the config, by dotted keys.
         data_root: Folder of the data; None for the config's.
         on_device: Keep CIFAR-10 on the device, with batches cut out there;
-            other data sets are always read by the host's loader.
+            other datasets are always read by the host's loader.
         channels_last: Memory format of the batches on the device.
         compile: Mode of ``torch.compile``, such as ``'default'``, or
             ``'reduce-overhead'`` with CUDA graphs; None for none.
@@ -92,7 +92,7 @@ class Recipe:
         if self.amp:
             changes['amp'] = True
         name = f'reduced-{_digest(changes)}' if changes else 'full'
-        # Another folder may hold other pictures.
+        # Another folder may hold other images.
         return f'{name}-{_digest(self.data_root)}' if self.data_root else name
 
     @property
@@ -159,7 +159,7 @@ class Recipe:
         for key in _dotted(self.options):
             if _OF_THE_HOST.match(key):
                 raise UserInputError(
-                    f'--cfg-options {key} has no effect on pictures that are '
+                    f'--cfg-options {key} has no effect on images that are '
                     'on the device: leave it out, or give '
                     'tools/reproduce.py --host-loader.'
                 )
@@ -206,7 +206,7 @@ def _set_hooks(cfg: Config) -> None:
     ]
     cfg.custom_hooks += [
         ConfigDict(type='sb_mm.DivergenceHook'),
-        # With the pictures on the device, a resumed run is the uncut one.
+        # With the images on the device, a resumed run is the uncut one.
         ConfigDict(type='sb_mm.EpochSeedHook'),
         ConfigDict(type='sb_mm.ValidateResumedHook'),
     ]

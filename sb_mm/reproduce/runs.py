@@ -178,7 +178,7 @@ def _iterations(info: dict) -> float:
     """Return how many batches make an epoch."""
     if not info.get('train'):
         return math.inf
-    return math.ceil(info['train']['pictures'] / info['batch'])
+    return math.ceil(info['train']['images'] / info['batch'])
 
 
 def plan_runs(

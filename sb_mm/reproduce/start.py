@@ -31,7 +31,7 @@ class Start:
 
     Attributes:
         gradient: Norm of the whole gradient.
-        spread: Standard deviation over the pictures of a gate's value,
+        spread: Standard deviation over the images of a gate's value,
             averaged over gates and layers; None without attention by gates.
     """
 
@@ -62,7 +62,7 @@ def measure_start(cell: Cell, recipe: Recipe, seeds: Sequence[int]) -> Start:
     Args:
         cell: Of a classifier.
         recipe: What is changed of the cell.
-        seeds: Of the weights and the order of the pictures; one batch each.
+        seeds: Of the weights and the order of the images; one batch each.
 
     Raises:
         UserInputError: If the data or an option cannot be used.

@@ -151,16 +151,16 @@ def test_the_fastest_of_several_counts():
     assert ratio.median == pytest.approx(0.25)
 
 
-def test_the_fastest_has_the_most_pictures_a_second():
+def test_the_fastest_has_the_most_images_a_second():
     target = targets.Target('', 'b', {}, ['p', 'q'], ['r'], 1.0)
     taken = [
-        Measurement({}, name, 'pictures/s', [value])
+        Measurement({}, name, 'images/s', [value])
         for name, value in dict(p=4.0, q=2.0, r=1.0).items()
     ]
     assert target.ratio(dict(b=Result({}, [], taken))).median == 4
 
 
-def test_each_contender_counts_its_own_pictures():
+def test_each_contender_counts_its_own_images():
     waits = dict.fromkeys(('one', 'many'), lambda: time.sleep(0.01))
     one, many = rates_in_turns({}, waits, 3, dict(one=1, many=1000))
     assert max(one.values) <= 100 < min(many.values)
@@ -316,7 +316,7 @@ def test_the_commit_says_that_the_benchmarks_were_changed(monkeypatch):
 
 def test_the_words_of_the_page_have_no_results_of_their_own():
     text = report.TEMPLATE.read_text()
-    found = re.findall(r'\d[\d.]* ?(?:ms|s|MiB|GFLOP/s|pictures/s)\b', text)
+    found = re.findall(r'\d[\d.]* ?(?:ms|s|MiB|GFLOP/s|images/s)\b', text)
     assert not found
 
 
@@ -466,13 +466,13 @@ def test_on_a_gpu_all_are_compiled_and_processes_load_for_the_host(tmp_path):
     assert len(list(cifar_pipeline.build_loader(cfg))) == 5
 
 
-def test_a_tiny_run_reads_few_of_many_pictures(tiny_devkit):
+def test_a_tiny_run_reads_few_of_many_images(tiny_devkit):
     names = [f'{i:02}' for i in range(40)]
     files = [f'{name}.jpg' for name in names]
     root = tiny_devkit(
         'VOC2007', files, {'trainval': names}, classes=('cat', 'dog')
     )
-    # Nothing behind the first pictures is looked at.
+    # Nothing behind the first images is looked at.
     (root / 'VOC2007/Annotations/39.xml').unlink()
     for dataset in pipeline.build_datasets(
         Settings(tiny=True, data_root=str(root))

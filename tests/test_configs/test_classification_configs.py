@@ -106,7 +106,7 @@ def test_the_example_on_the_device_is_the_same_training():
     assert example.model.backbone == cfg.model.backbone
 
 
-def test_cifar_pictures_are_cropped_from_36_pixels():
+def test_cifar_images_are_cropped_from_36_pixels():
     cfg = Config.fromfile(CIFAR[0])
     crop, flip, _ = cfg.train_dataloader.dataset.pipeline
     assert (crop.crop_size, crop.padding, flip.prob) == (32, 2, 0.5)

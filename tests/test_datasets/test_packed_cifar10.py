@@ -19,19 +19,19 @@ DATA = Path(
     os.environ.get('SB_MM_TEST_DATA', REPOSITORY.parent / 'shared/data')
 )
 CLASSES = list(PackedCIFAR10.METAINFO['classes'])
-# Pictures 0 to 9 are of train-0.npz, 10 and 11 of train-1.npz.
+# Images 0 to 9 are of train-0.npz, 10 and 11 of train-1.npz.
 LABELS = dict(train=[3, 1, 4, 0, 5, 9, 2, 6, 8, 7, 7, 0], test=[9, 2])
 
 
-def webp(picture, **options):
+def webp(image, **options):
     file = io.BytesIO()
     options = dict(lossless=True, exact=True) | options
-    Image.fromarray(picture).save(file, 'WEBP', **options)
+    Image.fromarray(image).save(file, 'WEBP', **options)
     return file.getvalue()
 
 
-def write_part(path, pictures, labels, /, **changes):
-    files = [p if isinstance(p, bytes) else webp(p) for p in pictures]
+def write_part(path, images, labels, /, **changes):
+    files = [p if isinstance(p, bytes) else webp(p) for p in images]
     arrays = dict(
         webp=np.frombuffer(b''.join(files), np.uint8),
         offsets=np.cumsum([0, *map(len, files)]),
@@ -47,17 +47,17 @@ def draw(count, seed, shape=(32, 32, 3)):
     return rng.integers(0, 256, (count, *shape), np.uint8)
 
 
-PICTURES = dict(train=draw(12, 0), test=draw(2, 1))
+IMAGES = dict(train=draw(12, 0), test=draw(2, 1))
 
 
 @pytest.fixture
 def root(tmp_path):
     folder = tmp_path / 'packed'
     folder.mkdir()
-    train, labels = PICTURES['train'], LABELS['train']
+    train, labels = IMAGES['train'], LABELS['train']
     write_part(folder / 'train-0.npz', train[:10], labels[:10])
     write_part(folder / 'train-1.npz', train[10:], labels[10:])
-    write_part(folder / 'test.npz', PICTURES['test'], LABELS['test'])
+    write_part(folder / 'test.npz', IMAGES['test'], LABELS['test'])
     return folder
 
 
@@ -66,30 +66,30 @@ def root(tmp_path):
 
 @pytest.mark.parametrize('split', ['train', 'test'])
 @pytest.mark.parametrize('serialize', [False, True])
-def test_pictures_and_labels_come_back_in_the_files_order(
+def test_images_and_labels_come_back_in_the_files_order(
     root, split, serialize
 ):
     dataset = PackedCIFAR10(str(root), split, serialize_data=serialize)
     assert len(dataset) == len(LABELS[split])
-    for i, (picture, label) in enumerate(
-        zip(PICTURES[split], LABELS[split], strict=True)
+    for i, (image, label) in enumerate(
+        zip(IMAGES[split], LABELS[split], strict=True)
     ):
         sample = dataset[i]
-        np.testing.assert_array_equal(sample['img'], picture)
+        np.testing.assert_array_equal(sample['img'], image)
         assert sample['img'].dtype == np.uint8
         assert sample['gt_label'] == label
         assert type(sample['gt_label']) is int
 
 
 def official_files(folder):
-    """The same pictures as the official pickles hold them."""
+    """The same images as the official pickles hold them."""
     folder = folder / 'cifar-10-batches-py'
     folder.mkdir(parents=True)
     names = [f'data_batch_{i}' for i in range(1, 6)]
     rows = np.array_split(np.arange(12), 5)
     parts = [('train', *p) for p in zip(names, rows, strict=True)]
     for split, name, row in [*parts, ('test', 'test_batch', np.arange(2))]:
-        flat = PICTURES[split][row].transpose(0, 3, 1, 2).reshape(-1, 3072)
+        flat = IMAGES[split][row].transpose(0, 3, 1, 2).reshape(-1, 3072)
         labels = [LABELS[split][i] for i in row]
         batch = pickle.dumps(dict(data=flat, labels=labels))
         (folder / name).write_bytes(batch)
@@ -144,13 +144,13 @@ def test_the_pixels_of_a_file_are_one_array(root):
 def test_a_transform_in_place_does_not_reach_the_data(root):
     dataset = PackedCIFAR10(str(root))
     dataset[0]['img'][:] = 0
-    np.testing.assert_array_equal(dataset[0]['img'], PICTURES['train'][0])
+    np.testing.assert_array_equal(dataset[0]['img'], IMAGES['train'][0])
 
 
 def test_a_lazy_data_set_reads_when_it_is_checked(root):
     dataset = PackedCIFAR10(str(root), lazy_init=True)
     assert dataset.data_list == []
-    dataset.check_pictures()
+    dataset.check_images()
     assert len(dataset.data_list) == 12
 
 
@@ -187,7 +187,7 @@ def test_ten_names_are_needed(root, names):
 def test_rare_classes_can_be_repeated(root):
     dataset = PackedCIFAR10(str(root))
     assert dataset.get_gt_labels().tolist() == LABELS['train']
-    # 0 and 7 are two of twelve pictures, the others one.
+    # 0 and 7 are two of twelve images, the others one.
     balanced = ClassBalancedDataset(dataset, oversample_thr=2 / 12)
     labels = [balanced[i]['gt_label'] for i in range(len(balanced))]
     assert sorted(labels) == sorted(LABELS['train'] + [1, 2, 3, 4, 5, 6, 8, 9])
@@ -270,23 +270,23 @@ def test_a_damaged_file_is_named(root, tmp_path, kind):
             np.save(file, np.zeros(3))
     elif kind == 'pickled':
         evil = np.array([_Evil(trace)], dtype=object)
-        write_part(path, PICTURES['test'], [1, 2], labels=evil)
+        write_part(path, IMAGES['test'], [1, 2], labels=evil)
     else:
-        write_part(path, PICTURES['test'], [1, 2], offsets=None)
+        write_part(path, IMAGES['test'], [1, 2], offsets=None)
     message = error_of(root, 'test')
     assert message.startswith(f'{path} is damaged or no packed CIFAR-10 (')
     assert 'copy it again' in message
     assert not trace.exists()
 
 
-SIZE = sum(len(webp(p)) for p in PICTURES['test'])
+SIZE = sum(len(webp(p)) for p in IMAGES['test'])
 
 
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
-        (dict(labels=np.array([1, 10])), 'label 10 at picture 1, not 0 to 9'),
-        (dict(labels=np.array([-1, 9])), 'label -1 at picture 0, not 0 to 9'),
+        (dict(labels=np.array([1, 10])), 'label 10 at image 1, not 0 to 9'),
+        (dict(labels=np.array([-1, 9])), 'label -1 at image 0, not 0 to 9'),
         (dict(labels=np.array([1.0, 2.0])), 'Cannot cast'),
         (dict(labels=np.array([1, 2, 3])), '3 offsets for 3 labels'),
         (dict(labels=np.array([1])), '3 offsets for 1 labels'),
@@ -304,27 +304,27 @@ SIZE = sum(len(webp(p)) for p in PICTURES['test'])
     ],
 )
 def test_arrays_that_do_not_fit_are_named(root, changes, words):
-    write_part(root / 'test.npz', PICTURES['test'], [1, 2], **changes)
+    write_part(root / 'test.npz', IMAGES['test'], [1, 2], **changes)
     message = error_of(root, 'test')
     assert message.startswith(f'{root}/test.npz ')
     assert words in message
 
 
 @pytest.mark.parametrize(
-    'picture',
+    'image',
     [
         b'RIFF and then nothing',
         webp(draw(1, 2)[0])[:200],
         webp(draw(1, 2, (16, 32, 3))[0]),
         webp(draw(1, 2, (32, 32, 4))[0]),
     ],
-    ids=['no picture', 'cut off', '32x16', 'transparent'],
+    ids=['no image', 'cut off', '32x16', 'transparent'],
 )
-def test_a_picture_of_another_kind_is_named(root, picture):
+def test_a_image_of_another_kind_is_named(root, image):
     path = root / 'train-1.npz'
-    write_part(path, [PICTURES['train'][0], picture], [1, 2])
+    write_part(path, [IMAGES['train'][0], image], [1, 2])
     message = error_of(root)
-    assert message.startswith(f'Picture 1 of {path} is not a colour picture')
+    assert message.startswith(f'Image 1 of {path} is not a colour image')
 
 
 # The real thing
@@ -333,7 +333,7 @@ def test_a_picture_of_another_kind_is_named(root, picture):
 @pytest.mark.skipif(
     not (DATA / 'cifar10').is_dir(), reason='no packed CIFAR-10 is there'
 )
-def test_the_real_training_pictures_have_the_published_mean():
+def test_the_real_training_images_have_the_published_mean():
     dataset = PackedCIFAR10(str(DATA / 'cifar10'))
     labels = [sample['gt_label'] for sample in dataset.data_list]
     assert np.bincount(labels).tolist() == [5000] * 10

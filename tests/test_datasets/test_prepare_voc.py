@@ -46,7 +46,7 @@ def tar_of(files):
 
 
 def tiny_devkit(year, split, count, first):
-    """Make an archive of a few pictures that no test decodes."""
+    """Make an archive of a few images that no test decodes."""
     root = f'VOCdevkit/VOC{year}'
     names = [f'{first + index:06}' for index in range(count)]
     noise = random.Random(first)
@@ -306,8 +306,8 @@ def test_both_years_are_downloaded_unpacked_and_tidied(tmp_path, address):
     assert len(list((out / 'VOC2007/JPEGImages').iterdir())) == 9
     names = (out / 'VOC2007/ImageSets/Main/test.txt').read_text().split()
     assert names == ['000101', '000102', '000103', '000104']
-    assert f'{out}/VOC2007 is ready: 5 trainval pictures, 4 test ' in said[-4]
-    assert said[-1] == f'{out}/VOC2012 is ready: 6 trainval pictures.'
+    assert f'{out}/VOC2007 is ready: 5 trainval images, 4 test ' in said[-4]
+    assert said[-1] == f'{out}/VOC2012 is ready: 6 trainval images.'
 
 
 def test_second_call_asks_no_server(tmp_path, address, server):
@@ -317,9 +317,8 @@ def test_second_call_asks_no_server(tmp_path, address, server):
     preparer(out, said, mirrors=[f'{address}/range']).run()
     assert server.requests == []
     assert said == [
-        f'{out}/VOC2007 is there already: 5 trainval pictures, 4 test '
-        'pictures.',
-        f'{out}/VOC2012 is there already: 6 trainval pictures.',
+        f'{out}/VOC2007 is there already: 5 trainval images, 4 test images.',
+        f'{out}/VOC2012 is there already: 6 trainval images.',
     ]
 
 
@@ -391,7 +390,7 @@ def test_missing_archive_is_named(tmp_path, tars):
 def test_other_counts_are_an_error_unless_a_subset_is_wanted(tmp_path, tars):
     wrong = Year(TINY_YEARS[2007].archives, {'trainval': 7, 'test': 4})
     options = {'from_dir': tars, 'years': {2007: wrong}}
-    with pytest.raises(UserInputError, match='5 trainval pictures instead of'):
+    with pytest.raises(UserInputError, match='5 trainval images instead of'):
         preparer(tmp_path / 'kit', **options).run()
     assert os.listdir(tmp_path / 'kit') == []
     preparer(tmp_path / 'kit', official=False, **options).run()
@@ -504,7 +503,7 @@ def test_mirror_must_be_on_the_web(tmp_path):
 
 
 def test_official_years_are_those_of_the_paper():
-    # VOC07+12: 5,011 + 11,540 = 16,551 training pictures.
+    # VOC07+12: 5,011 + 11,540 = 16,551 training images.
     counts = [VOC_YEARS[year].counts['trainval'] for year in (2007, 2012)]
     assert sum(counts) == 16_551
     assert VOC_YEARS[2007].counts['test'] == 4_952

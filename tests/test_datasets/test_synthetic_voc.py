@@ -16,7 +16,7 @@ from sb_mm.datasets import synthetic_voc
 from sb_mm.datasets.synthetic_voc import (
     SYNTHETIC_CLASSES,
     DrawnShape,
-    draw_picture,
+    draw_image,
     make_synthetic_voc,
 )
 from sb_mm.errors import UserInputError
@@ -26,14 +26,14 @@ SMALL = {'num_train': 4, 'num_test': 2, 'size': 96}
 
 
 @pytest.fixture(scope='module')
-def pictures():
-    """Eighty pictures with about 190 shapes."""
-    return [draw_picture(seed=3, number=n, size=160) for n in range(1, 81)]
+def images():
+    """Eighty images with about 190 shapes."""
+    return [draw_image(seed=3, number=n, size=160) for n in range(1, 81)]
 
 
 @pytest.fixture(scope='module')
-def shapes(pictures):
-    return [shape for _, drawn in pictures for shape in drawn]
+def shapes(images):
+    return [shape for _, drawn in images for shape in drawn]
 
 
 def contents(folder):
@@ -48,7 +48,7 @@ def area(points):
     return abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
 
 
-# Pictures
+# Images
 
 
 def test_box_counts_from_one_and_includes_both_corners():
@@ -67,7 +67,7 @@ def test_written_boxes_are_tight_around_the_visible_pixels(tmp_path):
             tuple(int(corner.text) for corner in box)
             for box in ET.parse(path).iter('bndbox')
         ]
-        image, drawn = draw_picture(seed=0, number=number, size=128)
+        image, drawn = draw_image(seed=0, number=number, size=128)
         expected = []
         for shape in drawn:
             assert shape.mask.shape == image.shape[:2]
@@ -77,14 +77,14 @@ def test_written_boxes_are_tight_around_the_visible_pixels(tmp_path):
         assert written == expected
 
 
-def test_no_pixel_belongs_to_two_shapes(pictures):
-    for _, drawn in pictures:
+def test_no_pixel_belongs_to_two_shapes(images):
+    for _, drawn in images:
         assert sum(shape.mask.astype(int) for shape in drawn).max() == 1
 
 
-def test_shapes_are_painted_where_their_masks_say(pictures):
+def test_shapes_are_painted_where_their_masks_say(images):
     steps = []
-    for image, drawn in pictures:
+    for image, drawn in images:
         for shape in drawn:
             mask = shape.mask.astype(np.uint8)
             inner = cv2.erode(mask, np.ones((5, 5))).astype(bool)
@@ -124,8 +124,8 @@ def test_every_class_has_its_own_form():
     assert area(synthetic_voc._circle()) == pytest.approx(circle_in_48)
 
 
-def test_shapes_have_the_promised_sizes_and_places(pictures):
-    for image, drawn in pictures:
+def test_shapes_have_the_promised_sizes_and_places(images):
+    for image, drawn in images:
         assert 1 <= len(drawn) <= 4
         height, width = image.shape[:2]
         assert max(height, width) == 160
@@ -141,8 +141,8 @@ def test_shapes_have_the_promised_sizes_and_places(pictures):
             assert side <= 0.6 * min(height, width) + 2
 
 
-def test_boxes_of_a_picture_hardly_overlap(pictures):
-    for _, drawn in pictures:
+def test_boxes_of_a_image_hardly_overlap(images):
+    for _, drawn in images:
         for one, other in itertools.combinations(drawn, 2):
             a, b = np.array(one.box), np.array(other.box)
             low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
@@ -160,9 +160,9 @@ def test_all_classes_and_flags_occur(shapes):
     assert 0 < sum(shape.truncated for shape in shapes) < len(shapes) / 6
 
 
-def test_colour_does_not_tell_the_class(pictures):
+def test_colour_does_not_tell_the_class(images):
     colours, names = [], []
-    for image, drawn in pictures:
+    for image, drawn in images:
         colours += [image[shape.mask].mean(axis=0) for shape in drawn]
         names += [shape.name for shape in drawn]
     colours, names = np.array(colours), np.array(names)
@@ -172,8 +172,8 @@ def test_colour_does_not_tell_the_class(pictures):
     assert hits < 0.3  # chance is 1 / 6
 
 
-def test_backgrounds_are_textured(pictures):
-    for image, drawn in pictures:
+def test_backgrounds_are_textured(images):
+    for image, drawn in images:
         plain = ~sum(shape.mask for shape in drawn).astype(bool)
         assert image[plain].std(axis=0).max() > 8
 
@@ -213,10 +213,10 @@ def test_layout_and_annotations_are_those_of_voc(tmp_path):
             assert corners == ['xmin', 'ymin', 'xmax', 'ymax']
 
 
-def test_written_picture_has_the_drawn_colours(tmp_path):
+def test_written_image_has_the_drawn_colours(tmp_path):
     make_synthetic_voc(tmp_path / 'kit', **SMALL)
     path = tmp_path / 'kit/VOC2007/JPEGImages/000001.jpg'
-    image, _ = draw_picture(seed=0, number=1, size=96)
+    image, _ = draw_image(seed=0, number=1, size=96)
     written = cv2.imread(str(path))[..., ::-1].astype(int)
     assert abs(written - image).mean() < 6  # JPEG's own loss
 
@@ -226,25 +226,25 @@ def test_same_arguments_give_the_same_bytes(tmp_path):
     make_synthetic_voc(tmp_path / 'b', seed=5, **SMALL)
     make_synthetic_voc(tmp_path / 'c', seed=6, **SMALL)
     assert contents(tmp_path / 'a') == contents(tmp_path / 'b')
-    picture = 'VOC2007/JPEGImages/000001.jpg'
-    one, other = (tmp_path / kit / picture for kit in 'ac')
+    image = 'VOC2007/JPEGImages/000001.jpg'
+    one, other = (tmp_path / kit / image for kit in 'ac')
     assert one.read_bytes() != other.read_bytes()
 
 
-def test_a_picture_does_not_depend_on_their_number(tmp_path):
+def test_a_image_does_not_depend_on_their_number(tmp_path):
     make_synthetic_voc(tmp_path / 'few', num_train=3, num_test=2, size=96)
     make_synthetic_voc(tmp_path / 'many', num_train=6, num_test=3, size=96)
     few, many = contents(tmp_path / 'few'), contents(tmp_path / 'many')
-    pictures = [name for name in few if name.endswith(('.jpg', '.xml'))]
-    assert len(pictures) == 10
-    assert all(few[name] == many[name] for name in pictures)
+    images = [name for name in few if name.endswith(('.jpg', '.xml'))]
+    assert len(images) == 10
+    assert all(few[name] == many[name] for name in images)
 
 
 def test_second_call_finds_the_same_devkit_and_draws_nothing(
     tmp_path, monkeypatch
 ):
     make_synthetic_voc(tmp_path / 'kit', **SMALL)
-    monkeypatch.setattr(synthetic_voc, 'draw_picture', None)
+    monkeypatch.setattr(synthetic_voc, 'draw_image', None)
     assert not make_synthetic_voc(tmp_path / 'kit', **SMALL)
     assert not make_synthetic_voc(tmp_path / 'kit', force=True, **SMALL)
 
@@ -260,7 +260,7 @@ def test_other_settings_need_force(tmp_path):
     assert contents(tmp_path / 'kit') == contents(tmp_path / 'other')
 
 
-def test_a_devkit_with_a_lost_picture_is_not_taken_for_complete(tmp_path):
+def test_a_devkit_with_a_lost_image_is_not_taken_for_complete(tmp_path):
     make_synthetic_voc(tmp_path / 'kit', **SMALL)
     (tmp_path / 'kit/VOC2007/JPEGImages/100002.jpg').unlink()
     with pytest.raises(UserInputError, match='missing files'):
@@ -295,9 +295,9 @@ def test_a_stopped_run_leaves_things_as_they_were(
         calls.append(args)
         if len(calls) == 3:
             raise error
-        return draw_picture(*args)
+        return draw_image(*args)
 
-    monkeypatch.setattr(synthetic_voc, 'draw_picture', stop)
+    monkeypatch.setattr(synthetic_voc, 'draw_image', stop)
     with pytest.raises((KeyboardInterrupt, UserInputError)):
         make_synthetic_voc(tmp_path / 'kit', seed=1, force=True, **SMALL)
     assert len(calls) == 3
@@ -363,7 +363,7 @@ def test_tool_draws_once_and_then_says_so(tmp_path, monkeypatch, capsys):
     options = ['--out', tmp_path / 'kit', '--images', 4, '--test-images', 2]
     options += ['--size', 96, '--seed', 7]
     assert call_tool(monkeypatch, *options) == 0
-    assert '4 + 2 pictures (trainval + test) drawn' in capsys.readouterr().out
+    assert '4 + 2 images (trainval + test) drawn' in capsys.readouterr().out
     assert call_tool(monkeypatch, *options) == 0
     assert 'already there' in capsys.readouterr().out
     make_synthetic_voc(tmp_path / 'direct', seed=7, **SMALL)
@@ -386,7 +386,7 @@ def test_tool_says_what_an_interrupt_left(tmp_path, monkeypatch, capsys):
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(synthetic_voc, 'draw_picture', stop)
+    monkeypatch.setattr(synthetic_voc, 'draw_image', stop)
     assert call_tool(monkeypatch, '--out', tmp_path / 'kit') == 130
     assert 'nothing was written' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -14,9 +14,9 @@ from mmengine.registry import DefaultScope  # noqa: E402
 
 from sb_mm.datasets.voc_devkit import (  # noqa: E402  # noqa: E402
     VOCDevkitDataset,
-    check_pictures,
+    check_images,
+    image_size,
     make_palette,
-    picture_size,
 )
 from sb_mm.errors import UserInputError  # noqa: E402
 
@@ -157,7 +157,7 @@ def test_boxes_of_nested_parts_are_no_objects(flat, make_xml):
 
 
 @pytest.mark.parametrize('size', [None, (0, 0), ('', 48)])
-def test_a_missing_size_is_read_from_the_picture(flat, make_xml, size):
+def test_a_missing_size_is_read_from_the_image(flat, make_xml, size):
     annotate(flat, 'a', make_xml([('disc', (1, 1, 9, 9))], size))
     info = load(flat).get_data_info(0)
     assert (info['width'], info['height']) == (64, 48)
@@ -187,12 +187,12 @@ def test_degenerate_boxes_are_skipped_with_one_warning(
     assert 'b.xml' not in message
 
 
-def test_picture_suffixes_in_any_case(tiny_devkit):
+def test_image_suffixes_in_any_case(tiny_devkit):
     files = ('a.JPG', 'b.Png', 'c.jpeg', 'd.d.PNG', 'e.jpg')
     dataset = load(tiny_devkit(files=files))
     paths = [info['img_path'].rsplit('/', 1)[1] for info in infos(dataset)]
     assert paths == list(files[:-1])
-    check_pictures(dataset)
+    check_images(dataset)
 
 
 def test_lists_with_blank_lines_labels_and_repeats(tiny_devkit, warnings_of):
@@ -291,7 +291,7 @@ def test_all_missing_files_are_counted_and_three_are_named(tiny_devkit):
     message = str(caught.value)
     assert message.startswith('4 of the 6 names')
     assert (
-        'a (no annotation), b (no annotation and picture), d (no picture) '
+        'a (no annotation), b (no annotation and image), d (no image) '
         'and 1 more:'
     ) in message
 
@@ -359,9 +359,9 @@ def test_faults_of_one_kind_are_reported_together(tiny_devkit, make_xml):
     assert 'f.xml' not in message
 
 
-def test_an_unreadable_picture_without_size_is_refused(flat, make_xml):
+def test_an_unreadable_image_without_size_is_refused(flat, make_xml):
     annotate(flat, 'a', make_xml([('disc', (1, 1, 9, 9))], None))
-    (flat / 'JPEGImages/a.jpg').write_text('no picture')
+    (flat / 'JPEGImages/a.jpg').write_text('no image')
     with pytest.raises(UserInputError, match=r'a\.jpg is not a readable'):
         load(flat)
 
@@ -376,7 +376,7 @@ def test_a_filter_that_leaves_nothing_is_refused(tiny_devkit, make_xml):
     root = tiny_devkit(lists={'train': 'a\n'})
     annotate(root, 'a', make_xml([]))
     assert len(load(root)) == 1
-    with pytest.raises(UserInputError, match='None of the 1 pictures'):
+    with pytest.raises(UserInputError, match='None of the 1 images'):
         load(root, filter_cfg=dict(filter_empty_gt=True))
 
 
@@ -385,47 +385,47 @@ def test_remote_storage_is_refused(flat):
         load(flat, backend_args=dict(backend='petrel'))
 
 
-# Pictures
+# Images
 
 
-def test_whole_pictures_pass_below_wrappers(flat):
-    check_pictures(ConcatDataset([load(flat), load(flat, 'test')]))
-    check_pictures(object())
+def test_whole_images_pass_below_wrappers(flat):
+    check_images(ConcatDataset([load(flat), load(flat, 'test')]))
+    check_images(object())
 
 
 @pytest.mark.parametrize('name', ['a.jpg', 'b.png'])
-def test_a_truncated_picture_is_found(flat, name):
+def test_a_truncated_image_is_found(flat, name):
     path = flat / 'JPEGImages' / name
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(UserInputError) as caught:
-        check_pictures(ConcatDataset([load(flat), load(flat, 'test')]))
-    assert f'{path} is not a readable picture' in str(caught.value)
+        check_images(ConcatDataset([load(flat), load(flat, 'test')]))
+    assert f'{path} is not a readable image' in str(caught.value)
 
 
-@pytest.mark.parametrize('content', [b'', b'no picture'])
-def test_a_file_that_is_no_picture_is_found(flat, content):
+@pytest.mark.parametrize('content', [b'', b'no image'])
+def test_a_file_that_is_no_image_is_found(flat, content):
     (flat / 'JPEGImages/a.jpg').write_bytes(content)
     with pytest.raises(UserInputError, match=r'a\.jpg is not a readable'):
-        load(flat).check_pictures()
+        load(flat).check_images()
 
 
-def test_a_whole_picture_with_data_behind_its_end_passes(flat):
+def test_a_whole_image_with_data_behind_its_end_passes(flat):
     path = flat / 'JPEGImages/a.jpg'
     path.write_bytes(path.read_bytes() + bytes(100))
-    load(flat).check_pictures()
+    load(flat).check_images()
 
 
 def test_a_wrong_size_in_an_annotation_is_a_warning(
     flat, make_xml, warnings_of
 ):
     annotate(flat, 'a', make_xml([('disc', (1, 1, 9, 9))], (48, 64)))
-    load(flat).check_pictures()
+    load(flat).check_images()
     (message,) = warnings_of
     assert '1 annotations give another size' in message
     assert 'a.xml' in message
 
 
-def test_boxes_are_clipped_to_the_picture_and_not_to_a_wrong_size(
+def test_boxes_are_clipped_to_the_image_and_not_to_a_wrong_size(
     flat, make_xml
 ):
     annotate(flat, 'a', make_xml([('disc', (20, 1, 60, 99))], (32, 24)))
@@ -443,7 +443,7 @@ def test_the_size_is_that_which_mmcv_loads(tmp_path, orientation):
     exif[0x0112] = orientation
     Image.new('RGB', (40, 30)).save(path, exif=exif)
     height, width = mmcv.imread(str(path)).shape[:2]
-    assert picture_size(str(path)) == (width, height)
+    assert image_size(str(path)) == (width, height)
 
 
 # Packaging

@@ -180,7 +180,7 @@ def folded(model):
     return exportable(fold(copy.deepcopy(model)), (SIDE, SIDE))
 
 
-def pictures(number, seed=2):
+def random_images(number, seed=2):
     torch.manual_seed(seed)
     # Blocks of colour, as noise looks the same everywhere.
     coarse = torch.rand(number, 3, 6, 6) * 255
@@ -205,10 +205,11 @@ def runner(file, path, test_cfg=TEST_CFG):
 def test_one_classifier_file_takes_every_batch_size(name, kwargs, tmp_path):
     model = classifier(name, **kwargs)
     file = runner(
-        to_onnx(folded(model), pictures(2), dynamic=True), tmp_path / 'a.onnx'
+        to_onnx(folded(model), random_images(2), dynamic=True),
+        tmp_path / 'a.onnx',
     )
     for number in (1, 2, 3):
-        images = pictures(number, seed=number)
+        images = random_images(number, seed=number)
         batch = dict(
             inputs=list(images),
             data_samples=[_sample() for _ in range(number)],
@@ -229,7 +230,7 @@ def _sample():
     return DataSample()
 
 
-def _picture_sample():
+def _image_sample():
     from mmdet.structures import DetDataSample
 
     return DetDataSample(
@@ -261,7 +262,7 @@ def detector_file(shared, kind):
         module = folded(detector())
         module = SuppressingDetector(module) if 'nms' in kind else module
         one = 'cpu' in kind
-        file = to_onnx(module, pictures(1 if one else 2), dynamic=not one)
+        file = to_onnx(module, random_images(1 if one else 2), dynamic=not one)
         shared[kind] = for_this_cpu(file) if one else file
     return shared[kind]
 
@@ -273,8 +274,8 @@ def test_a_detector_file_finds_what_the_detector_finds(kind, shared, tmp_path):
     file = runner(detector_file(shared, kind), tmp_path / 'a.onnx')
     for number in (1, 3):
         batch = dict(
-            inputs=list(pictures(number, seed=number)),
-            data_samples=[_picture_sample() for _ in range(number)],
+            inputs=list(random_images(number, seed=number)),
+            data_samples=[_image_sample() for _ in range(number)],
         )
         expected = model.test_step(copy.deepcopy(batch))
         samples = file.predict(batch)
@@ -287,7 +288,7 @@ def test_a_detector_file_finds_what_the_detector_finds(kind, shared, tmp_path):
 @torch.no_grad()
 def test_a_raw_file_gives_boxes_and_scores_of_all_priors(shared, tmp_path):
     file = runner(detector_file(shared, 'raw'), tmp_path / 'a.onnx')
-    images = pictures(2)
+    images = random_images(2)
     boxes, scores = wrap(detector(), (SIDE, SIDE))(images)
     out = file.run(images)
     priors = 6 * (24**2 + 12**2 + 6**2)
@@ -301,12 +302,12 @@ def test_a_raw_file_gives_boxes_and_scores_of_all_priors(shared, tmp_path):
 def test_at_most_max_per_img_are_kept(shared, tmp_path):
     few = dict(TEST_CFG, max_per_img=4)
     file = runner(detector_file(shared, 'nms'), tmp_path / 'a.onnx', few)
-    images = list(pictures(1))
+    images = list(random_images(1))
     (sample,) = file.predict(
-        dict(inputs=images, data_samples=[_picture_sample()])
+        dict(inputs=images, data_samples=[_image_sample()])
     )
     (wanted,) = detector(few).test_step(
-        dict(inputs=images, data_samples=[_picture_sample()])
+        dict(inputs=images, data_samples=[_image_sample()])
     )
     np.testing.assert_allclose(
         detections(sample), detections(wanted), rtol=0, atol=2e-3
@@ -321,7 +322,7 @@ def test_a_file_pads_as_the_preprocessor_does(tmp_path):
     # Priors of 64 pixels, boxes within 48.
     assert len(module.priors) == 6 * (32**2 + 16**2 + 8**2)
     file = runner(
-        to_onnx(module, pictures(2), dynamic=True), tmp_path / 'a.onnx'
+        to_onnx(module, random_images(2), dynamic=True), tmp_path / 'a.onnx'
     )
     batch = detector_batch(2)
     lines = list(compare(file, wrap(model, (SIDE, SIDE)), model, [batch]))
@@ -331,8 +332,8 @@ def test_a_file_pads_as_the_preprocessor_does(tmp_path):
 
 def detector_batch(number):
     return dict(
-        inputs=list(pictures(number)),
-        data_samples=[_picture_sample() for _ in range(number)],
+        inputs=list(random_images(number)),
+        data_samples=[_image_sample() for _ in range(number)],
     )
 
 
@@ -441,7 +442,7 @@ def test_what_rounding_does_not_decide_is_counted(mine, others, count):
         assert number == count
 
 
-def test_rounding_decides_which_is_the_last_of_a_picture():
+def test_rounding_decides_which_is_the_last_of_a_image():
     cfg = dict(TEST_CFG, max_per_img=2)
     far = (200.0, 0.0, 220.0, 20.0)
     mine = found((0, 0.9, *BOX), (0, 0.4, *far))
@@ -475,7 +476,7 @@ def test_a_version_that_lays_out_otherwise_is_named(monkeypatch):
         return model
 
     monkeypatch.setattr(this_cpu, '_optimised', without_a_bias)
-    file = to_onnx(folded(detector()), pictures(1), dynamic=False)
+    file = to_onnx(folded(detector()), random_images(1), dynamic=False)
     with pytest.raises(UserInputError, match='leave --this-cpu out'):
         for_this_cpu(file)
 

@@ -135,7 +135,7 @@ def test_every_layer_folds(attention, after, gate):
 
 
 @torch.no_grad()
-def test_the_shift_of_one_picture_is_a_bias_of_its_convolution():
+def test_the_shift_of_one_image_is_a_bias_of_its_convolution():
     layer = trained(
         AttentionConvModule(
             6, 5, 1, attention=SB, norm_cfg=dict(type='BN'), act_cfg=None

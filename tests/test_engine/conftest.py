@@ -1,4 +1,4 @@
-"""A run small enough for a test: four pictures, SB-SSDLite x0.35."""
+"""A run small enough for a test: four images, SB-SSDLite x0.35."""
 
 import importlib.util
 from collections.abc import Callable

@@ -76,7 +76,7 @@ def with_logits(module, logits):
     return module
 
 
-def pictures(count, channels=3, seed=0):
+def images(count, channels=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, channels, 4, 5, generator=generator)
     return dict(inputs=x)
@@ -130,7 +130,7 @@ def test_shift_balance_is_measured_as_computed_by_hand():
     module = with_logits(conv(3, 5, SB), logits)
     lambdas = np.array([0.1, -0.3, 0.5, 0.0, 2.0])
     module.attention.lambda_.data = torch.tensor(lambdas).float()
-    batch = pictures(3)
+    batch = images(3)
     record = only(measure_attention(Net(module), [batch]))
     trunk = normed(module, batch)
     output = trunk + (lambdas * np.tanh(logits))[:, None, None]
@@ -148,7 +148,7 @@ def test_squeeze_excite_is_measured_as_computed_by_hand():
     # sigmoid of the logits: 0.018, 0.054, 0.5, 0.961, 0.993
     logits = np.array([-4.0, -2.86, 0.0, 3.2, 5.0])
     module = with_logits(conv(3, 5, SE), logits.astype(np.float32))
-    batch = pictures(3)
+    batch = images(3)
     record = only(measure_attention(Net(module), [batch]))
     trunk = normed(module, batch)
     output = trunk / (1 + np.exp(-logits))[:, None, None]
@@ -167,18 +167,18 @@ def test_squeeze_excite_is_measured_as_computed_by_hand():
 )
 def test_only_a_gate_with_two_ends_can_saturate(gate, share):
     module = with_logits(conv(3, 3, dict(SB, gate=gate)), [-4.0, 0.0, 4.0])
-    record = only(measure_attention(Net(module), [pictures(2)]))
+    record = only(measure_attention(Net(module), [images(2)]))
     assert record.get('saturated') == pytest.approx(share)
     assert 'lambda_mean' in record
 
 
 def test_a_channel_is_inactivated_only_if_closed_on_average():
-    """And the average is over pictures, not over batches."""
+    """And the average is over images, not over batches."""
     module = conv(1, 4, SE)
     gate = module.attention.gate
     gate.fc1.weight.data.fill_(1)
     gate.fc2.weight.data.zero_()
-    # Logits by channel, in a picture of zeros and in a picture of ones:
+    # Logits by channel, in an image of zeros and in an image of ones:
     # -4, -4 (always closed); -4, 4; 4, 4; -4, -1.4 (mostly closed).
     gate.fc2.weight.data[:, 0] = torch.tensor([0.0, 8.0, 0.0, 2.6])
     gate.bn2.bias.data = torch.tensor([-4.0, -4.0, 4.0, -4.0])
@@ -188,7 +188,7 @@ def test_a_channel_is_inactivated_only_if_closed_on_average():
     # Of the fourth channel, (7 * 0.018 + 0.198) / 8 = 0.04, which the mean
     # of the two batches, 0.108, is not.
     assert record['inactivated'] == pytest.approx(2 / 4)
-    # All 4 of the first picture's 7 copies, 3 of the last picture.
+    # All 4 of the first image's 7 copies, 3 of the last image.
     assert record['saturated'] == pytest.approx((7 * 4 + 3) / 32)
 
 
@@ -207,7 +207,7 @@ def test_moments_of_several_tensors_are_those_of_all_elements():
 @pytest.mark.parametrize('attention', [None, SE])
 def test_batches_weigh_as_they_are_large(attention):
     module = conv(3, 4, attention)
-    batches = [pictures(5), pictures(1, seed=1)]
+    batches = [images(5), images(1, seed=1)]
     batches[1]['inputs'] = batches[1]['inputs'] * 3 + 5
     together = dict(inputs=torch.cat([b['inputs'] for b in batches]))
     net = Net(module)
@@ -219,7 +219,7 @@ def test_batches_weigh_as_they_are_large(attention):
 
 def test_a_layer_without_attention_has_the_output_of_its_norm():
     module = conv(3, 4)
-    batch = pictures(3)
+    batch = images(3)
     record = only(measure_attention(Net(module), [batch]))
     expected = normed(module, batch).std()
     assert record == {
@@ -231,7 +231,7 @@ def test_a_layer_without_attention_has_the_output_of_its_norm():
 
 def test_a_layer_without_attention_and_norm_has_that_of_its_convolution():
     module = AttentionConvModule(3, 4, 1)
-    batch = pictures(3)
+    batch = images(3)
     record = only(measure_attention(Net(module), [batch]))
     expected = module.conv(batch['inputs']).std(correction=0).item()
     assert record['output_std'] == pytest.approx(expected, rel=1e-5)
@@ -239,7 +239,7 @@ def test_a_layer_without_attention_and_norm_has_that_of_its_convolution():
 
 def test_the_trunk_is_what_stands_before_the_attention():
     module = conv(3, 4, SE, attention_after='act')
-    batch = pictures(3)
+    batch = images(3)
     record = only(measure_attention(Net(module), [batch]))
     expected = np.maximum(normed(module, batch), 0).std()
     assert record['trunk_std'] == pytest.approx(expected, rel=1e-5)
@@ -249,7 +249,7 @@ def test_layers_come_in_the_order_of_the_network():
     block = InvertedResidual(
         4, 4, 1, 8, attention=SE, attention_layers=('expand', 'block')
     )
-    found = measure_attention(Net(conv(3, 4), block), [pictures(2)])
+    found = measure_attention(Net(conv(3, 4), block), [images(2)])
     assert [(name, r['kind']) for name, r in found.items()] == [
         ('layers.0', 'NoAttention'),
         ('layers.1.conv.0', 'SqueezeExcite'),
@@ -262,7 +262,7 @@ def test_layers_come_in_the_order_of_the_network():
 def test_a_layer_that_the_network_does_not_use_is_left_out():
     net = Net(conv(3, 4, SB))
     net.unused = conv(3, 4, SE)
-    assert list(measure_attention(net, [pictures(2)])) == ['layers.0']
+    assert list(measure_attention(net, [images(2)])) == ['layers.0']
 
 
 def test_an_attention_of_another_kind_has_the_common_metrics():
@@ -272,7 +272,7 @@ def test_an_attention_of_another_kind_has_the_common_metrics():
 
     module = conv(3, 4, SE)
     module.attention = Double()
-    record = only(measure_attention(Net(module), [pictures(3)]))
+    record = only(measure_attention(Net(module), [images(3)]))
     assert record['kind'] == 'Double'
     assert record['output_std'] == pytest.approx(2 * record['trunk_std'])
     assert len(record) == 3
@@ -285,7 +285,7 @@ def test_a_measurement_leaves_no_trace(fails):
     modes = [m.training for m in net.modules()]
     assert {True, False} == set(modes)
     state = {k: v.clone() for k, v in net.state_dict().items()}
-    batch = pictures(4, channels=9 if fails else 3)
+    batch = images(4, channels=9 if fails else 3)
     draws = []
     for measured in (False, True):
         torch.manual_seed(0)
@@ -310,7 +310,7 @@ def trained(tmp_path):
     """A tiny run of two epochs, and its folder."""
 
     def run(model, name='sb_mm.AttentionStatsHook', **kwargs):
-        data = [{'inputs': x} for x in pictures(5)['inputs']]
+        data = [{'inputs': x} for x in images(5)['inputs']]
         runner = Runner(
             model,
             str(tmp_path),
@@ -347,8 +347,8 @@ def test_a_run_logs_a_line_an_epoch_and_the_curves(trained, tmp_path):
     lines = read_lines(tmp_path)
     assert [line['epoch'] for line in lines] == [1, 2]
     assert list(lines[0]) == ['epoch', 'layers']
-    # The last batch is the fifth picture, as it came from the loader.
-    last = dict(inputs=pictures(5)['inputs'][4:])
+    # The last batch is the fifth image, as it came from the loader.
+    last = dict(inputs=images(5)['inputs'][4:])
     assert lines[1]['layers'] == measure_attention(net, [last])
     std = lines[1]['layers']['layers.0']['output_std']
     assert std == pytest.approx(normed(net.layers[0], last).std(), rel=1e-5)
@@ -370,7 +370,7 @@ def test_a_run_logs_a_line_an_epoch_and_the_curves(trained, tmp_path):
 def test_as_many_batches_as_asked_for_are_measured(trained, tmp_path):
     net = Net(conv(3, 4))
     trained(net, num_batches=2)
-    last = dict(inputs=pictures(5)['inputs'][2:])
+    last = dict(inputs=images(5)['inputs'][2:])
     measured = read_lines(tmp_path)[1]['layers']['layers.0']['output_std']
     expected = normed(net.layers[0], last).std()
     assert measured == pytest.approx(expected, rel=1e-5)
@@ -382,7 +382,7 @@ def test_only_the_last_batches_are_held_and_none_after_the_epoch(tmp_path):
     hook.before_train(runner)
     held = []
     for i in range(5):
-        hook.before_train_iter(runner, i, pictures(1))
+        hook.before_train_iter(runner, i, images(1))
         held.append(len(hook.batches))
     assert held == [0, 0, 0, 1, 2]
     hook.after_train_epoch(runner)
@@ -393,7 +393,7 @@ def test_a_loader_shorter_than_asked_for_is_measured_whole(tmp_path):
     hook = AttentionStatsHook(num_batches=4)
     net = Net(conv(3, 4))
     runner = fake_runner(net, tmp_path, batches=2)
-    batches = [pictures(1), pictures(2, seed=1)]
+    batches = [images(1), images(2, seed=1)]
     run_epoch(hook, runner, batches)
     (line,) = read_lines(tmp_path)
     assert line['layers'] == measure_attention(net, batches)
@@ -405,7 +405,7 @@ def test_a_diverged_network_is_logged_with_gaps(tmp_path):
     second.conv.weight.data[0, 0] = float('nan')
     third.attention.lambda_.data[0] = float('inf')
     runner = fake_runner(Net(first, second, third), tmp_path)
-    run_epoch(AttentionStatsHook(), runner, [pictures(2)])
+    run_epoch(AttentionStatsHook(), runner, [images(2)])
     (file,) = tmp_path.rglob('attention_stats.json')
     assert 'NaN' not in file.read_text()
     assert 'Infinity' not in file.read_text()
@@ -425,7 +425,7 @@ def test_a_diverged_network_is_logged_with_gaps(tmp_path):
 def test_a_model_without_such_layers_gets_one_warning(tmp_path):
     hook = AttentionStatsHook()
     runner = fake_runner(Net(nn.Conv2d(3, 4, 1)), tmp_path)
-    run_epoch(hook, runner, [pictures(2)])
+    run_epoch(hook, runner, [images(2)])
     runner.logger.warning.assert_called_once()
     message = runner.logger.warning.call_args.args[0]
     assert 'no sb_mm.AttentionConvModule' in message
@@ -444,7 +444,7 @@ def test_other_processes_measure_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr('mmengine.dist.utils.is_main_process', lambda: False)
     hook = AttentionStatsHook()
     runner = fake_runner(Net(conv(3, 4)), tmp_path)
-    run_epoch(hook, runner, [pictures(2)])
+    run_epoch(hook, runner, [images(2)])
     assert len(hook.batches) == 0
     assert not list(tmp_path.rglob('attention_stats.json'))
 
@@ -457,11 +457,11 @@ def test_a_distributed_network_has_the_same_names(tmp_path):
         net = Net(conv(3, 4, SB))
         wrapped = MMDistributedDataParallel(net)
         runner = fake_runner(wrapped, tmp_path)
-        run_epoch(AttentionStatsHook(), runner, [pictures(2)])
+        run_epoch(AttentionStatsHook(), runner, [images(2)])
     finally:
         torch.distributed.destroy_process_group()
     (line,) = read_lines(tmp_path)
-    assert line['layers'] == measure_attention(net, [pictures(2)])
+    assert line['layers'] == measure_attention(net, [images(2)])
 
 
 def test_a_detector_is_measured_on_a_training_batch(tmp_path):
@@ -482,8 +482,8 @@ def test_a_detector_is_measured_on_a_training_batch(tmp_path):
         ),
         metainfo=dict(img_shape=(300, 300)),
     )
-    picture = torch.randint(256, (3, 300, 300), dtype=torch.uint8)
-    batch = dict(inputs=[picture], data_samples=[sample])
+    image = torch.randint(256, (3, 300, 300), dtype=torch.uint8)
+    batch = dict(inputs=[image], data_samples=[sample])
     run_epoch(AttentionStatsHook(), fake_runner(model, tmp_path), [batch])
     layers = read_lines(tmp_path)[0]['layers']
     kinds = [record['kind'] for record in layers.values()]
@@ -524,7 +524,7 @@ def test_an_observer_sees_trunk_and_output_until_it_is_removed():
     module = conv(3, 4, SB).eval()
     (layer,) = attention_layers(Net(module))
     seen = []
-    x = pictures(2)['inputs']
+    x = images(2)['inputs']
     # Copies: the activation behind works in place.
     with layer.observe(lambda *maps: seen.append([m.clone() for m in maps])):
         module(x)

@@ -58,12 +58,12 @@ def test_an_empty_data_root_names_the_command(tool, tmp_path):
 
 def _break(kind, devkit):
     xml = devkit / 'Annotations/b.xml'
-    picture = devkit / 'JPEGImages/b.png'
+    image = devkit / 'JPEGImages/b.png'
     text = xml.read_text()
     if kind == 'no xml':
         xml.unlink()
-    elif kind == 'no picture':
-        picture.unlink()
+    elif kind == 'no image':
+        image.unlink()
     elif kind == 'not xml':
         xml.write_text('not an annotation')
     elif kind == 'unknown class':
@@ -73,19 +73,19 @@ def _break(kind, devkit):
             text.replace('xmin', '_').replace('xmax', 'xmin')
             .replace('_', 'xmax')
         )  # fmt: skip
-    elif kind == 'unreadable picture':
-        picture.write_bytes(picture.read_bytes()[:100])
+    elif kind == 'unreadable image':
+        image.write_bytes(image.read_bytes()[:100])
 
 
 @pytest.mark.parametrize(
     ('kind', 'words'),
     [
         ('no xml', ['b (no annotation)']),
-        ('no picture', ['b (no picture)']),
+        ('no image', ['b (no image)']),
         ('not xml', ['b.xml', 'XML']),
         ('unknown class', ['b.xml', 'cube', 'square, disc']),
         ('swapped corners', ['b.xml', 'xmin']),
-        ('unreadable picture', ['b.png', 'not a readable picture']),
+        ('unreadable image', ['b.png', 'not a readable image']),
     ],
 )
 def test_a_broken_devkit_names_the_file(tool, config, devkit, kind, words):

@@ -36,7 +36,7 @@ TRAINING = ('train_dataloader', 'val_dataloader')
 
 @pytest.fixture
 def root(tmp_path):
-    """Three classes of two pictures each, for training and validation."""
+    """Three classes of two images each, for training and validation."""
     for split in ('train', 'val'):
         for name in ('ant', 'bee', 'cow'):
             folder = tmp_path / 'data' / split / name
@@ -98,7 +98,7 @@ def error_of(cfg, loaders=TRAINING):
     return message
 
 
-# Folders of pictures: classes
+# Folders of images: classes
 
 
 def test_whole_folders_pass(root):
@@ -149,7 +149,7 @@ def test_one_split_alone_is_not_compared(root):
     check_data(custom(root), ('val_dataloader',))
 
 
-def test_pictures_without_class_folders(root):
+def test_images_without_class_folders(root):
     for path in list(root.glob('*/*/*')):
         path.rename(path.parents[1] / f'{path.parent.name}-{path.name}')
     for folder in list(root.glob('*/*/')):
@@ -211,10 +211,10 @@ def test_a_part_of_imagenet_is_warned_of(tmp_path, warnings_of, monkeypatch):
             (folder / 'a.JPEG').write_bytes(b'x')
     cfg = imagenet(tmp_path, num_classes=1000)
     train, val = warnings_of(cfg)
-    assert 'train holds 1,000 pictures instead of the 1,281,167' in train
-    assert 'val holds 1,000 pictures instead of the 50,000' in val
-    pictures = dict(train=1000, val=1000)
-    monkeypatch.setattr(classification_data, '_IMAGENET_PICTURES', pictures)
+    assert 'train holds 1,000 images instead of the 1,281,167' in train
+    assert 'val holds 1,000 images instead of the 50,000' in val
+    images = dict(train=1000, val=1000)
+    monkeypatch.setattr(classification_data, '_IMAGENET_IMAGES', images)
     assert warnings_of(cfg) == []
 
 
@@ -239,7 +239,7 @@ def test_a_checkpoint_of_other_classes_than_the_file_of_names(root, tmp_path):
         check_checkpoint(cfg, str(checkpoint))
 
 
-# Folders of pictures: files
+# Folders of images: files
 
 
 def test_a_split_that_is_not_there(root):
@@ -250,13 +250,13 @@ def test_a_split_that_is_not_there(root):
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
-def test_class_folders_without_a_picture_are_named(root, split):
+def test_class_folders_without_a_image_are_named(root, split):
     for stem in 'ab':
         (root / split / f'bee/{stem}.JPEG').unlink()
-    (root / split / 'bee/readme.txt').write_text('no picture')
+    (root / split / 'bee/readme.txt').write_text('no image')
     (root / split / 'bee/.a.JPEG').write_text('hidden')
     message = error_of(custom(root))
-    assert '1 of 3 folders hold no picture' in message
+    assert '1 of 3 folders hold no image' in message
     assert f'({root}/{split}/bee)' in message
 
 
@@ -269,7 +269,7 @@ def test_empty_files_and_broken_links_are_counted_and_named(root):
         path.write_bytes(b'')
     link.symlink_to(root / 'nothing')
     message = error_of(custom(root))
-    assert f'4 pictures of {root}/train are empty' in message
+    assert f'4 images of {root}/train are empty' in message
     assert f'{root}/train/ant/a.JPEG, {root}/train/ant/c.jpg' in message
     assert 'and 1 more' in message
 
@@ -280,7 +280,7 @@ def test_what_mmpretrain_does_not_load_may_be_empty(root):
     check_data(custom(root), TRAINING)
 
 
-def test_pictures_without_labels_need_no_classes(root):
+def test_images_without_labels_need_no_classes(root):
     (root / 'test').mkdir()
     Image.new('RGB', (8, 8)).save(root / 'test/a.JPEG')
     cfg = imagenet(root, num_classes=1000, splits=['test'])
@@ -289,7 +289,7 @@ def test_pictures_without_labels_need_no_classes(root):
     assert '/test/b.JPEG' in error_of(cfg)
 
 
-# Lists of pictures
+# Lists of images
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ def listed(root):
     return imagenet(root, num_classes=2)
 
 
-def test_a_list_of_pictures_passes_whatever_the_folders_are(listed):
+def test_a_list_of_images_passes_whatever_the_folders_are(listed):
     check_data(listed, TRAINING)
 
 
@@ -320,11 +320,11 @@ def test_a_line_that_is_no_path_and_label(listed, root, line):
     assert 'meta/val.txt has a line that is no path' in error_of(listed)
 
 
-def test_listed_pictures_that_are_not_there(listed, root):
+def test_listed_images_that_are_not_there(listed, root):
     for name in ('ant', 'bee'):
         (root / f'val/{name}/a.JPEG').unlink()
     message = error_of(listed)
-    assert f'2 pictures of {root}/val are empty files or not there' in message
+    assert f'2 images of {root}/val are empty files or not there' in message
     assert f'({root}/val/ant/a.JPEG, {root}/val/bee/a.JPEG)' in message
 
 
@@ -468,7 +468,7 @@ def test_without_a_launcher_every_process_is_the_first(
 
 def test_cifar10_has_ten_classes(server):
     message = error_of(cifar(server, num_classes=100))
-    assert 'num_classes=100, but the data set has 10 classes' in message
+    assert 'num_classes=100, but the dataset has 10 classes' in message
     assert 'model.head.num_classes' in message
 
 
@@ -484,7 +484,7 @@ def test_cifar100_has_a_hundred_and_no_packed_form(tmp_path, monkeypatch):
 
 @pytest.fixture
 def packed(tmp_path):
-    """Two grey pictures in each of the three files."""
+    """Two grey images in each of the three files."""
     folder = tmp_path / 'packed'
     folder.mkdir()
     file = folder / 'grey.webp'
@@ -505,18 +505,18 @@ def test_packed_cifar10_is_decoded_and_its_classes_counted(packed):
     cfg = cifar(packed, kind='sb_mm.PackedCIFAR10')
     check_data(cfg, TRAINING)
     cfg.model.head.num_classes = 7
-    assert 'num_classes=7, but the data set has 10' in error_of(cfg)
+    assert 'num_classes=7, but the dataset has 10' in error_of(cfg)
     cfg.model.head.num_classes = 10
     (packed / 'train-1.npz').write_text('')
     assert 'train-1.npz is damaged' in error_of(cfg)
 
 
-# Any data set
+# Any dataset
 
 
 def test_a_data_set_that_nobody_knows():
     message = error_of(cifar('x', kind='Cifar11'))
-    assert 'The data set Cifar11 is unknown' in message
+    assert 'The dataset Cifar11 is unknown' in message
 
 
 def test_settings_that_the_data_set_does_not_take(tmp_path):
@@ -557,10 +557,10 @@ def test_a_grey_jpeg_becomes_three_equal_channels(root, index):
     cfg = custom(root, pipeline=_pipelines()[index])
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
-    picture = dataset[0]['inputs']
-    assert tuple(picture.shape) == (3, 224, 224)
-    assert picture.float().std() > 1
-    assert (picture == picture[:1]).all()
+    image = dataset[0]['inputs']
+    assert tuple(image.shape) == (3, 224, 224)
+    assert image.float().std() > 1
+    assert (image == image[:1]).all()
 
 
 @pytest.mark.skipif(
@@ -574,8 +574,8 @@ def test_real_jpegs_pass_the_checks_and_the_pipelines(tmp_path):
     names = sorted(path.name for path in (root / 'train').iterdir())
     cfg = imagenet(root, num_classes=10, metainfo=dict(classes=names))
     check_data(cfg, TRAINING)
-    pictures = sorted((root / 'train').glob('*/*'))
-    grey = [i for i, p in enumerate(pictures) if Image.open(p).mode == 'L']
+    images = sorted((root / 'train').glob('*/*'))
+    grey = [i for i, p in enumerate(images) if Image.open(p).mode == 'L']
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         for pipeline in _pipelines():
             settings = dict(cfg.train_dataloader.dataset, pipeline=pipeline)

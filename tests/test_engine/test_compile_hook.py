@@ -9,7 +9,7 @@ from torch import nn
 from sb_mm import AttentionMobileNetV2CIFAR
 from sb_mm.errors import UserInputError
 
-PICTURES, BATCH = 10, 4  # the last batch of an epoch has 2
+IMAGES, BATCH = 10, 4  # the last batch of an epoch has 2
 
 
 class Bare(BaseModel):
@@ -39,12 +39,12 @@ class Classifier(Bare):
 
 def _train(folder, model, *hooks, accumulate=1):
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randn(PICTURES, 3, generator=generator)
+    images = torch.randn(IMAGES, 3, generator=generator)
     runner = Runner(
         model=model,
         work_dir=str(folder),
         train_dataloader=dict(
-            dataset=[dict(inputs=picture) for picture in pictures],
+            dataset=[dict(inputs=image) for image in images],
             sampler=dict(type='DefaultSampler', shuffle=False),
             collate_fn=dict(type='default_collate'),
             batch_size=BATCH,

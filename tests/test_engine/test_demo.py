@@ -16,7 +16,7 @@ from .conftest import REPOSITORY, load_tool
 
 @pytest.fixture
 def demo(tool):
-    """Run tools/demo.py on few pictures."""
+    """Run tools/demo.py on few images."""
 
     def run(out, *more):
         few = ['--images', 8, '--epochs', 1, '--workers', 0]
@@ -37,8 +37,8 @@ def test_the_demo_leaves_its_results_in_one_folder(demo, tmp_path, capsys):
     assert [r['name'] for r in rows['classes']][:2] == ['circle', 'square']
     assert '| circle' in (tmp_path / 'per_class.md').read_text()
     for name in ('curves', 'detections'):
-        with Image.open(tmp_path / f'{name}.png') as picture:
-            pixels = np.asarray(picture.convert('RGB'))
+        with Image.open(tmp_path / f'{name}.png') as image:
+            pixels = np.asarray(image.convert('RGB'))
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
     # 4 rows of 2 cells, each a pair in a frame of 640 x 320.
     assert pixels.shape == (4 * 320, 2 * 640, 3)

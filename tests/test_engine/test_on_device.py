@@ -1,4 +1,4 @@
-"""From a host's config to pictures on the device: configs, loops, runs."""
+"""From a host's config to images on the device: configs, loops, runs."""
 
 import itertools
 import json
@@ -36,7 +36,7 @@ TOP1 = dict(type='Accuracy', topk=(1,))
 NUMBERS = itertools.count()
 
 
-def _save_pictures(folder, count):
+def _save_images(folder, count):
     rng = np.random.default_rng(count)
     for index, label in enumerate(rng.integers(CLASSES, size=count)):
         path = folder / f'{label}/{index}.png'
@@ -46,11 +46,11 @@ def _save_pictures(folder, count):
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-    """Random grey pictures of six classes, of which LeNet takes them."""
-    root = tmp_path_factory.mktemp('pictures')
-    _save_pictures(root / 'train', TRAIN)
-    _save_pictures(root / 'val', VAL)
+def images(tmp_path_factory):
+    """Random grey images of six classes, of which LeNet takes them."""
+    root = tmp_path_factory.mktemp('images')
+    _save_images(root / 'train', TRAIN)
+    _save_images(root / 'val', VAL)
     return root
 
 
@@ -79,14 +79,14 @@ def _model():
             num_classes=CLASSES,
             in_channels=120,
             loss=dict(type='CrossEntropyLoss'),
-            # Else all pictures are of one class.
+            # Else all images are of one class.
             init_cfg=dict(type='Normal', layer='Linear', std=5.0),
         ),
     )
 
 
 def classifier(root, evaluator=TOP1, **changes):
-    """A stock config: LeNet and its pictures, read by the host."""
+    """A stock config: LeNet and its images, read by the host."""
     random = [
         dict(type='RandomCrop', crop_size=32, padding=4),
         dict(type='RandomFlip', prob=0.5, direction='horizontal'),
@@ -186,15 +186,15 @@ def validated(runner, **changes):
     ids=['top1', 'top5', 'thresholds', 'none', 'precision', 'twice'],
 )
 def test_metrics_and_hooks_are_those_of_the_hosts_loop(
-    pictures, build, evaluator
+    images, build, evaluator
 ):
-    theirs, expected = validated(build(classifier(pictures, evaluator)))
-    runner = build(on_device(pictures, evaluator))
+    theirs, expected = validated(build(classifier(images, evaluator)))
+    runner = build(on_device(images, evaluator))
     ours, witness = validated(runner)
     assert type(runner.val_loop).__name__ == 'BatchedValLoop'
     assert ours == theirs
     assert witness.calls == expected.calls
-    # 22 pictures in batches of 5.
+    # 22 images in batches of 5.
     assert witness.calls.count(('after', 4)) == 1
     first = next(value for name, value in ours.items() if 'top1' in name)
     assert 0 < first < 100
@@ -207,21 +207,21 @@ def test_metrics_and_hooks_are_those_of_the_hosts_loop(
     ids=['top1', 'top5'],
 )
 def test_samples_are_made_only_if_a_metric_wants_them(
-    pictures, build, evaluator, counts
+    images, build, evaluator, counts
 ):
-    _, witness = validated(build(on_device(pictures, evaluator)))
+    _, witness = validated(build(on_device(images, evaluator)))
     assert [len(outputs) for outputs in witness.outputs] == counts
 
 
-def test_a_network_that_diverged_hits_nothing_in_either_loop(pictures, build):
-    for cfg in (classifier(pictures), on_device(pictures)):
+def test_a_network_that_diverged_hits_nothing_in_either_loop(images, build):
+    for cfg in (classifier(images), on_device(images)):
         metrics, _ = validated(build(cfg), added=float('nan'))
         assert metrics == {'accuracy/top1': 0.0}
 
 
-def test_half_precision_is_the_hosts_too(pictures, build):
+def test_half_precision_is_the_hosts_too(images, build):
     results = []
-    for cfg in (classifier(pictures), on_device(pictures)):
+    for cfg in (classifier(images), on_device(images)):
         cfg.val_cfg.fp16 = True
         runner, types = build(cfg), set()
         runner.model.head.fc.register_forward_hook(
@@ -232,31 +232,31 @@ def test_half_precision_is_the_hosts_too(pictures, build):
     assert torch.float32 not in results[1][1]
 
 
-def test_the_hosts_test_loop_takes_batches_of_indices(pictures, build):
-    loader = _loader(pictures, 'val', [], 5)
+def test_the_hosts_test_loop_takes_batches_of_indices(images, build):
+    loader = _loader(images, 'val', [], 5)
     settings = dict(
         test_dataloader=loader, test_cfg=dict(), test_evaluator=TOP1
     )
     metrics = [
-        build(make(pictures, **settings)).test()
+        build(make(images, **settings)).test()
         for make in (classifier, on_device)
     ]
     assert metrics[0] == metrics[1]
     assert metrics[0]['accuracy/top1'] > 0
 
 
-def test_pictures_that_processes_cannot_share_are_refused(
-    pictures, build, monkeypatch
+def test_images_that_processes_cannot_share_are_refused(
+    images, build, monkeypatch
 ):
     monkeypatch.setattr(batched_val_loop, 'get_world_size', lambda: 4)
-    runner = build(on_device(pictures))
+    runner = build(on_device(images))
     with pytest.raises(UserInputError, match='4 processes cannot share 22'):
         runner.train()
     assert runner.iter == 0  # not after the first epoch
 
 
-def test_another_preprocessor_is_refused(pictures, build):
-    cfg = classifier(pictures, val_cfg=dict(type='sb_mm.BatchedValLoop'))
+def test_another_preprocessor_is_refused(images, build):
+    cfg = classifier(images, val_cfg=dict(type='sb_mm.BatchedValLoop'))
     message = "needs sb_mm.OnDeviceAugmentation .* use MMEngine's ValLoop"
     with pytest.raises(UserInputError, match=message):
         build(cfg).val()
@@ -266,7 +266,7 @@ def test_another_preprocessor_is_refused(pictures, build):
 
 
 @pytest.mark.parametrize('path', CIFAR, ids=lambda path: path.stem)
-def test_every_cifar_config_can_keep_its_pictures_on_the_device(path):
+def test_every_cifar_config_can_keep_its_images_on_the_device(path):
     cfg = read_config(path)
     assert not has_device_data(cfg)
     use_device_data(cfg)
@@ -293,7 +293,7 @@ def test_a_config_changes_where_it_must_and_nowhere_else():
             pin_memory=False,
             collate_fn=dict(type='sb_mm.whole_batch'),
             dataset=dict(
-                type='sb_mm.IndexedPictures',
+                type='sb_mm.IndexedImages',
                 dataset=dict(theirs.dataset, pipeline=[]),
             ),
         )
@@ -302,8 +302,8 @@ def test_a_config_changes_where_it_must_and_nowhere_else():
     assert cfg.to_dict() == before.to_dict()
 
 
-def test_reading_stays_and_random_transforms_do_not(pictures):
-    cfg = classifier(pictures)
+def test_reading_stays_and_random_transforms_do_not(images):
+    cfg = classifier(images)
     resize = ConfigDict(type='Resize', scale=40)
     cfg.train_dataloader.dataset.pipeline.insert(1, resize)
     use_device_data(cfg)
@@ -317,16 +317,16 @@ def test_reading_stays_and_random_transforms_do_not(pictures):
     )
 
 
-def test_one_loader_under_two_names_is_wrapped_once(pictures):
-    loader = _loader(pictures, 'val', [], 5)
-    cfg = classifier(pictures, val_dataloader=loader, test_dataloader=loader)
+def test_one_loader_under_two_names_is_wrapped_once(images):
+    loader = _loader(images, 'val', [], 5)
+    cfg = classifier(images, val_dataloader=loader, test_dataloader=loader)
     use_device_data(cfg)
     for name in LOADERS[1:]:
         assert cfg[name].dataset.dataset.type == 'CustomDataset'
 
 
-def test_a_part_of_the_data_and_channels_last_are_handed_on(pictures, build):
-    cfg = classifier(pictures)
+def test_a_part_of_the_data_and_channels_last_are_handed_on(images, build):
+    cfg = classifier(images)
     cfg.val_dataloader.dataset.indices = 7
     use_device_data(cfg, channels_last=True)
     runner = build(cfg)
@@ -334,9 +334,9 @@ def test_a_part_of_the_data_and_channels_last_are_handed_on(pictures, build):
     assert runner.model.data_preprocessor.channels_last
 
 
-def test_the_models_own_preprocessor_counts_as_in_the_host(pictures, build):
+def test_the_models_own_preprocessor_counts_as_in_the_host(images, build):
     own = dict(type='ClsDataPreprocessor', mean=[1.0], std=[2.0])
-    cfg = classifier(pictures, model=_model() | dict(data_preprocessor=own))
+    cfg = classifier(images, model=_model() | dict(data_preprocessor=own))
     stock = build(cfg.copy()).model.data_preprocessor
     use_device_data(cfg)
     ours = build(cfg).model.data_preprocessor
@@ -453,9 +453,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('name', REFUSED)
-def test_what_the_device_cannot_do_is_refused(pictures, name):
+def test_what_the_device_cannot_do_is_refused(images, name):
     change, message = REFUSED[name]
-    cfg = classifier(pictures)
+    cfg = classifier(images)
     change(cfg)
     before = cfg.to_dict()
     with pytest.raises(UserInputError, match=message):
@@ -463,8 +463,8 @@ def test_what_the_device_cannot_do_is_refused(pictures, name):
     assert cfg.to_dict() == before
 
 
-def test_a_config_is_changed_once(pictures):
-    cfg = on_device(pictures)
+def test_a_config_is_changed_once(images):
+    cfg = on_device(images)
     with pytest.raises(UserInputError, match='has sb_mm.OnDeviceAug'):
         use_device_data(cfg)
 
@@ -476,13 +476,13 @@ def _weights(runner):
     return torch.cat([p.flatten() for p in runner.model.parameters()])
 
 
-def test_a_training_is_reproduced_by_its_seed(pictures, build):
+def test_a_training_is_reproduced_by_its_seed(images, build):
     ends = {}
     for name, seed in (('first', 3), ('second', 3), ('other', 4)):
-        cfg = on_device(pictures, randomness=dict(seed=seed))
+        cfg = on_device(images, randomness=dict(seed=seed))
         cfg.optim_wrapper.optimizer.lr = 0.1
         runner = build(cfg)
-        # The same start: what differs is the pictures.
+        # The same start: what differs is the images.
         torch.nn.init.constant_(runner.model.head.fc.weight, 0.01)
         runner.train()
         assert runner.iter == 5
@@ -568,8 +568,8 @@ def _launch(cfg, folder):
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_pictures_of_an_epoch(pictures, tmp_path):
-    cfg = on_device(pictures)
+def test_two_processes_share_the_images_of_an_epoch(images, tmp_path):
+    cfg = on_device(images)
     cfg.train_cfg.max_epochs = 2
     cfg.custom_imports.imports.append('seen_hook')
     cfg.custom_hooks = [
@@ -582,7 +582,7 @@ def test_two_processes_share_the_pictures_of_an_epoch(pictures, tmp_path):
         assert sorted(halves[0] + halves[1]) == list(range(TRAIN))
     assert first['epochs'][0] != first['epochs'][1]
     assert first['weights'] == second['weights']
-    # Both are told the accuracy over the pictures of both.
+    # Both are told the accuracy over the images of both.
     for one, other, metrics in zip(
         first['hits'], second['hits'], first['metrics'], strict=True
     ):

@@ -262,8 +262,8 @@ def test_the_tool_draws_runs_side_by_side(tool, tmp_path, monkeypatch):
     titles = [[a.get_title() for a in f.axes[:2]] for f in figures]
     assert titles[0] == ['static, epoch 2', 'sb, epoch 2']
     assert titles[1] == ['x, epoch 1', 'y, epoch 1']
-    with Image.open(tmp_path / 'static/attention.png') as picture:
-        pixels = np.asarray(picture.convert('RGB'))
+    with Image.open(tmp_path / 'static/attention.png') as image:
+        pixels = np.asarray(image.convert('RGB'))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
     assert '<svg' in (tmp_path / 'new/two.svg').read_text()
 
@@ -350,7 +350,7 @@ def test_points_are_at_most_20000_and_always_the_same():
     assert points.trunk.shape == points.output.shape == (20_000,)
     again = layer_points(net, batch(8, 32))
     assert again.trunk.equal(points.trunk)
-    # From all pictures and all channels, none twice.
+    # From all images and all channels, none twice.
     assert len(points.trunk.unique()) > 19_500
     ratios = (points.output / points.trunk).round(decimals=3).unique()
     assert len(ratios) >= 8
@@ -474,7 +474,7 @@ def test_the_tool_draws_a_trained_network(finished, tool, monkeypatch):
     for name, value in model.state_dict().items():
         assert value.equal(saved[name]), name
     assert not model.training
-    # The validation picture; d.jpg is not among those of the training.
+    # The validation image; d.jpg is not among those of the training.
     (sample,) = batch['data_samples']
     assert sample.img_path.endswith('d.jpg')
     assert batch['inputs'][0].shape == (3, 300, 300)
@@ -484,8 +484,8 @@ def test_the_tool_draws_a_trained_network(finished, tool, monkeypatch):
     assert points.layer == 'backbone.layer7.0.conv.2'
     shift = (points.output - points.trunk).abs()
     assert 0.05 < shift.max() <= 0.1 + 1e-4
-    with Image.open(finished / 'shift.png') as picture:
-        pixels = np.asarray(picture.convert('RGB'))
+    with Image.open(finished / 'shift.png') as image:
+        pixels = np.asarray(image.convert('RGB'))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 
@@ -499,9 +499,9 @@ def test_the_data_may_have_moved(finished, devkit):
 
 def test_a_classifiers_preprocessor_is_the_runs(tmp_path):
     pytest.importorskip('mmpretrain')
-    pictures = tmp_path / 'pictures/one'
-    pictures.mkdir(parents=True)
-    Image.new('RGB', (32, 32), (127, 128, 129)).save(pictures / 'a.png')
+    images = tmp_path / 'images/one'
+    images.mkdir(parents=True)
+    Image.new('RGB', (32, 32), (127, 128, 129)).save(images / 'a.png')
     (tmp_path / 'classifier.py').write_text(f"""
 default_scope = 'mmpretrain'
 model = dict(
@@ -516,7 +516,7 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='CustomDataset',
-        data_root={str(tmp_path / 'pictures')!r},
+        data_root={str(tmp_path / 'images')!r},
         pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
     ),
 )

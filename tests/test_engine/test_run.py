@@ -47,7 +47,7 @@ def test_training_then_testing_then_resuming(
     assert 'aeroplane' not in log.split('Epoch(val)')[-1]
     info = load(next(trained.glob('*/vis_data/run_info.json')))
     assert (info['start_epoch'], info['processes']) == (0, 1)
-    assert info['train'] == dict(types=['VOCDevkitDataset'], pictures=3)
+    assert info['train'] == dict(types=['VOCDevkitDataset'], images=3)
     assert info['batch'] == 2
     seed = re.search(r'seed: (\d+)', log)
     assert info['seed'] == int(seed[1])
@@ -86,8 +86,8 @@ def test_training_then_testing_then_resuming(
     assert (trained / 'epoch_2.pth').is_file()
 
     plot_curves(trained, tmp_path / 'curves.png')
-    with Image.open(tmp_path / 'curves.png') as picture:
-        assert np.asarray(picture.convert('RGB')).std() > 0
+    with Image.open(tmp_path / 'curves.png') as image:
+        assert np.asarray(image.convert('RGB')).std() > 0
 
 
 def test_mmdets_own_tool_trains_our_config(config, tmp_path):
@@ -109,7 +109,7 @@ def test_an_mmpretrain_config_trains_with_the_same_tool(tool, tmp_path):
     pytest.importorskip('mmpretrain')
     rng = np.random.default_rng(0)
     for label, level in (('dark', 40), ('light', 200)):
-        folder = tmp_path / 'pictures' / label
+        folder = tmp_path / 'images' / label
         folder.mkdir(parents=True)
         for i in range(2):
             pixels = rng.integers(level, level + 40, (64, 64, 3), np.uint8)
@@ -133,12 +133,12 @@ model = dict(
 data_preprocessor = dict(mean=[127] * 3, std=[128] * 3, num_classes=2)
 pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 train_dataloader = dict(
-    batch_size=3,  # leaves a batch of one picture
+    batch_size=3,  # leaves a batch of one image
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='CustomDataset',
-        data_root={str(tmp_path / 'pictures')!r},
+        data_root={str(tmp_path / 'images')!r},
         pipeline=pipeline,
     ),
 )
@@ -172,7 +172,7 @@ def test_two_processes_train_one_model(config, tmp_path):
         cwd=tmp_path, env=env, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-6000:]
-    # 3 pictures on 2 processes: 2 each, one batch of 2.
+    # 3 images on 2 processes: 2 each, one batch of 2.
     state = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)
     assert state['meta']['iter'] == 1
 

@@ -231,12 +231,12 @@ def test_an_empty_test_set_is_refused():
 
 def test_the_table_is_written_as_json_and_markdown(tmp_path):
     path = tmp_path / 'new' / 'classes.json'
-    pictures = [sample([(0, A), (0, B)], [(0, A, 0.9), (1, B, 0.5)])]
-    metrics = evaluate(pictures, PascalVOCMetric(out_file=str(path)))
+    images = [sample([(0, A), (0, B)], [(0, A, 0.9), (1, B, 0.5)])]
+    metrics = evaluate(images, PascalVOCMetric(out_file=str(path)))
     written = json.loads(path.read_text())
     assert written['mAP'] == metrics['pascal_voc/mAP']
     assert written['mAP_area'] == metrics['pascal_voc/mAP_area']
-    assert written['pictures'] == 1
+    assert written['images'] == 1
     cat, dog = written['classes']
     assert (cat['name'], cat['objects'], cat['recall']) == ('cat', 2, 0.5)
     assert cat['ap_11point'] == pytest.approx(6 / 11)

@@ -111,11 +111,11 @@ def test_a_line_that_is_cut_or_lacks_a_field_is_left_out(record, tmp_path):
 @pytest.mark.parametrize(
     ('cell', 'final', 'diverged'),
     [
-        # Ten classes, 10,000 pictures: 10 % +- 5 * 0.3 %.
+        # Ten classes, 10,000 images: 10 % +- 5 * 0.3 %.
         ('t6-x0.35-sb', 10.0, True),
         ('t6-x0.35-sb', 11.4, True),
         ('t6-x0.35-sb', 11.6, False),
-        # A thousand classes, 50,000 pictures: 0.1 % +- 5 * 0.0141 %.
+        # A thousand classes, 50,000 images: 0.1 % +- 5 * 0.0141 %.
         ('t1-sb-x0.35', 0.16, True),
         ('t1-sb-x0.35', 0.18, False),
         # A mean AP has no chance.
@@ -127,9 +127,9 @@ def test_chance_and_no_number_are_failures(make_record, cell, final, diverged):
     assert make_record(cell, final).diverged is diverged
 
 
-def test_chance_depends_on_the_pictures_that_were_asked(make_record):
-    # 500 pictures: 10 % +- 5 * 1.34 %.
-    few = ['val pictures=500']
+def test_chance_depends_on_the_images_that_were_asked(make_record):
+    # 500 images: 10 % +- 5 * 1.34 %.
+    few = ['val images=500']
     for final, diverged in ((16.6, True), (16.8, False)):
         record = make_record('t6-x0.35-sb', final, deviations=few)
         assert record.diverged is diverged
@@ -215,8 +215,8 @@ class Run:
             start_epoch=epochs[0] - 1 if epochs else 0,
             processes=1,
             batch=128,
-            train=dict(types=['CIFAR10'], pictures=50_000),
-            val=dict(types=['CIFAR10'], pictures=10_000),
+            train=dict(types=['CIFAR10'], images=50_000),
+            val=dict(types=['CIFAR10'], images=10_000),
             parameters=5,
             hardware='GPU',
             versions=dict(torch='2'),
@@ -268,7 +268,7 @@ def test_a_record_tells_how_it_was_computed(run):
     )
     run.start('20260101_01', [1, 2], info=cut, **SHORT)
     run.start('20260102_01', [3], resume=True, compile=True, **SHORT)
-    host = dict(pictures='host', channels_last=False, compile=None)
+    host = dict(images='host', channels_last=False, compile=None)
     record = record_run(CELL, run.folder)
     assert record.execution == dict(host, compile='default')
     assert (record.hardware, record.versions) == ('GPU', dict(torch='2'))
@@ -278,13 +278,13 @@ def test_a_record_tells_how_it_was_computed(run):
 
 
 @pytest.mark.parametrize('channels_last', [False, True])
-def test_execution_of_pictures_on_the_device(channels_last):
+def test_execution_of_images_on_the_device(channels_last):
     cfg = CELL.resolve()
     use_device_data(cfg, channels_last)
     hook = dict(type='sb_mm.CompileHook', mode='reduce-overhead')
     cfg.custom_hooks = [hook]
     assert execution(cfg) == dict(
-        pictures='device',
+        images='device',
         channels_last=channels_last,
         compile='reduce-overhead',
     )
@@ -337,7 +337,7 @@ def test_a_resume_of_something_else_is_refused(run, first, second):
     'other',
     [
         dict(batch=64),
-        dict(train=dict(types=['CIFAR10'], pictures=16)),
+        dict(train=dict(types=['CIFAR10'], images=16)),
         dict(val=None),
     ],
     ids=str,
@@ -453,7 +453,7 @@ def test_where_and_how_fast_a_run_read_its_data_does_not_count(run):
         train_dataloader__dataset__data_root='elsewhere',
         test_dataloader__batch_size=3,
         info=dict(
-            processes=4, train=dict(types=['PackedCIFAR10'], pictures=50_000)
+            processes=4, train=dict(types=['PackedCIFAR10'], images=50_000)
         ),
     )
     assert deviations(CELL, read_starts(run.folder)[-1]) == []
@@ -476,14 +476,14 @@ def test_where_and_how_fast_a_run_read_its_data_does_not_count(run):
         ),
         (dict(info=dict(batch=1024)), 'batch of all processes=1024'),
         (
-            dict(info=dict(train=dict(types=['CIFAR100'], pictures=50_000))),
-            'train data set=CIFAR100',
+            dict(info=dict(train=dict(types=['CIFAR100'], images=50_000))),
+            'train dataset=CIFAR100',
         ),
         (
-            dict(info=dict(train=dict(types=['CIFAR10'], pictures=200))),
-            'train pictures=200',
+            dict(info=dict(train=dict(types=['CIFAR10'], images=200))),
+            'train images=200',
         ),
-        (dict(info=dict(val=None)), 'val pictures=0'),
+        (dict(info=dict(val=None)), 'val images=0'),
     ],
     ids=str,
 )
@@ -519,7 +519,7 @@ def test_what_came_after_the_divergence_of_a_resume_is_no_history(run):
     assert record_run(CELL, run.folder).history == [[1, 10.0], [2, 20.0]]
 
 
-def test_pictures_on_the_device_are_no_deviation(run):
+def test_images_on_the_device_are_no_deviation(run):
     cfg = CELL.resolve()
     use_device_data(cfg, channels_last=True)
     cfg.compile = True
@@ -531,7 +531,7 @@ def test_pictures_on_the_device_are_no_deviation(run):
         'train_dataloader.dataset.indices=64',
         'train_dataloader.dataset.type=CIFAR10',
     ]
-    found = ['train pictures=64', 'batch of all processes=4', 'a not set']
+    found = ['train images=64', 'batch of all processes=4', 'a not set']
     assert without_data(found) == ['batch of all processes=4', 'a not set']
 
 

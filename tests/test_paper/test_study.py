@@ -15,7 +15,7 @@ from sb_mm.paper.study import (
 RECIPE = [
     'train_cfg.max_epochs=4',
     'train_dataloader.dataset.indices=10000',
-    'train pictures=10000',
+    'train images=10000',
 ]
 NORM = 'model.backbone.attention.gate_norm=False'
 SE = 't5-x0.35-se-expand-depthwise-project'

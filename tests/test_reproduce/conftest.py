@@ -1,4 +1,4 @@
-"""Trainings that take a second: a few pictures in CIFAR-10's format."""
+"""Trainings that take a second: a few images in CIFAR-10's format."""
 
 import io
 from pathlib import Path
@@ -9,16 +9,16 @@ from PIL import Image
 
 from sb_mm.datasets.packed_cifar10 import PackedCIFAR10
 
-# 16 pictures in batches of 8; the counts are deviations of every run.
+# 16 images in batches of 8; the counts are deviations of every run.
 OPTIONS = {'train_dataloader.batch_size': 8}
 COUNTS = dict(train=(10, 6), test=(10,))
 
 
 def _write_part(path: Path, count: int, rng: np.random.Generator) -> None:
     files = []
-    for picture in rng.integers(0, 256, (count, 32, 32, 3), np.uint8):
+    for image in rng.integers(0, 256, (count, 32, 32, 3), np.uint8):
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, 'WEBP', lossless=True)
+        Image.fromarray(image).save(file, 'WEBP', lossless=True)
         files.append(file.getvalue())
     np.savez(
         path,
@@ -31,7 +31,7 @@ def _write_part(path: Path, count: int, rng: np.random.Generator) -> None:
 
 @pytest.fixture(scope='session')
 def cifar(tmp_path_factory) -> str:
-    """Folder of a packed CIFAR-10 with 16 and 10 pictures."""
+    """Folder of a packed CIFAR-10 with 16 and 10 images."""
     folder = tmp_path_factory.mktemp('cifar')
     rng = np.random.default_rng(0)
     names = ('train-0.npz', 'train-1.npz', 'test.npz')

@@ -178,7 +178,7 @@ def test_a_changed_recipe_has_its_own_folder(make_run):
     assert len({make_run(**r).work_dir for r in recipes}) == 5
     same = make_run(epochs=3, on_device=False)
     assert same.work_dir == make_run(epochs=3).work_dir
-    # There may be other pictures.
+    # There may be other images.
     other = make_run(epochs=3, data_root='elsewhere')
     assert other.work_dir != same.work_dir
 
@@ -195,7 +195,7 @@ def test_a_run_of_other_data_or_batch_is_no_full_one(
     make_run, make_record, cifar
 ):
     full = make_run(data_root=cifar)  # other data again
-    for found in ('batch of all processes=8', 'train pictures=16'):
+    for found in ('batch of all processes=8', 'train images=16'):
         assert not full.find_in([make_record(SB.id, deviations=[found])])
     assert full.find_in([make_record(SB.id)])
     half = make_run(options={'train_dataloader.batch_size': 64})
@@ -227,7 +227,7 @@ def test_the_config_of_a_run_has_what_was_asked_for(make_run, cifar):
     assert cfg.train_cfg.max_epochs == 100
     assert cfg.work_dir == str(run.work_dir)
     data = cfg.train_dataloader.dataset
-    assert data.type == 'sb_mm.IndexedPictures'
+    assert data.type == 'sb_mm.IndexedImages'
     assert data.dataset.type == 'sb_mm.PackedCIFAR10'
     assert data.dataset.data_root == cifar
     # A twentieth of the epochs can be lost, and the best is not looked for.
@@ -282,7 +282,7 @@ def test_a_recorded_run_is_known_by_recipe_and_seed(make_run, make_record):
             'train_cfg.max_epochs=3',
             'train_dataloader.dataset.indices=16',
             'train_dataloader.dataset.type=CIFAR10',
-            'train pictures=16',
+            'train images=16',
             'batch of all processes=8',
         ],
     )
@@ -299,21 +299,21 @@ def test_a_record_of_other_data_counts_for_those_data(
     make_run, make_record, cifar
 ):
     run = make_run(epochs=3, data_root=cifar)
-    found = ['train_cfg.max_epochs=3', 'train pictures=16', 'val pictures=10']
+    found = ['train_cfg.max_epochs=3', 'train images=16', 'val images=10']
     # The same experiment under another table.
     recorded = make_record('t9-x0.35-gate-tanh', deviations=found)
     assert run.find_in([recorded]) is recorded
-    other = [*found[:2], 'val pictures=9']
+    other = [*found[:2], 'val images=9']
     assert not run.find_in([make_record(SB.id, deviations=other)])
     whole = make_record(SB.id, deviations=found[:1])
     assert run.find_in([whole, recorded]) is whole
 
 
-def _log(run, lines, pictures=100):
+def _log(run, lines, images=100):
     folder = run.work_dir / '20260101_000000/vis_data'
     folder.mkdir(parents=True)
     info = dict.fromkeys(_NEEDED)
-    info.update(train=dict(pictures=pictures), batch=32)
+    info.update(train=dict(images=images), batch=32)
     (folder / 'run_info.json').write_text(json.dumps(info))
     (folder / 'scalars.json').write_text('\n'.join(lines))
 
@@ -321,7 +321,7 @@ def _log(run, lines, pictures=100):
 def test_progress_is_read_from_the_log(make_run):
     run = make_run()
     assert run.progress().epochs == 0
-    # 100 pictures are 4 batches of 32: 6 are an epoch and a half.
+    # 100 images are 4 batches of 32: 6 are an epoch and a half.
     _log(
         run,
         [
@@ -396,7 +396,7 @@ def test_options_that_would_be_ignored_are_refused(options, message):
     commands.check_options(left_out | dict(only=0, dry_run=True))
 
 
-def test_channels_last_is_for_pictures_on_the_device(make_run):
+def test_channels_last_is_for_images_on_the_device(make_run):
     run = make_run(find_cell('t1-sb-x0.35'), channels_last=True)
     with pytest.raises(UserInputError, match=r't1-sb-x0\.35 has other data'):
         run.config()

@@ -28,8 +28,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CELLS = ('t6-x0.35-static', 't6-x0.35-sb')
 BATCH = {'train_dataloader.batch_size': 8}
 FOUND = [
-    'train pictures=16',
-    'val pictures=10',
+    'train images=16',
+    'val images=10',
     'batch of all processes=8',
 ]
 
@@ -261,7 +261,7 @@ def test_checkpoints_of_other_settings_are_not_gone_on_with(make_run):
     run = make_run(epochs=3)
     folder = run.work_dir / '20260101_000000/vis_data'
     folder.mkdir(parents=True)
-    data = [dict(types=['CIFAR10'], pictures=count) for count in (16, 10)]
+    data = [dict(types=['CIFAR10'], images=count) for count in (16, 10)]
     info = dict.fromkeys(_NEEDED)
     info.update(start_epoch=0, train=data[0], val=data[1], batch=8)
     (folder / 'run_info.json').write_text(json.dumps(info))
@@ -276,10 +276,10 @@ def test_checkpoints_of_other_settings_are_not_gone_on_with(make_run):
         execute(run)
     host = Run(run.cell, 0, replace(run.recipe, on_device=False), run.root)
     host.config().dump(folder / 'config.py')
-    run.check_resume()  # the other loader of the same pictures
-    data[0]['pictures'] = 15
+    run.check_resume()  # the other loader of the same images
+    data[0]['images'] = 15
     (folder / 'run_info.json').write_text(json.dumps(info))
-    with pytest.raises(commands.UserInputError, match='train pictures=15'):
+    with pytest.raises(commands.UserInputError, match='train images=15'):
         run.check_resume()
 
 
@@ -412,7 +412,7 @@ def test_no_run_is_lost_with_a_node_of_a_cluster(cluster, make_run, capsys):
         record = outcomes[run]
         assert record.cell == run.cell.id, record
         assert record.history[-1][0] == 12
-    # One went through; the other was started again and did not begin anew.
+    # One went through; the other was started again and did not begin again.
     assert sorted(len(_starts(run)) for run in runs) == [1, 2]
     (resumed,) = [run for run in runs if len(_starts(run)) == 2]
     folder = resumed.work_dir / _starts(resumed)[1]

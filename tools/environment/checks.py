@@ -18,7 +18,7 @@ TEMPORARY_GIB = 4  # wheels while pip downloads them
 
 
 def check_room(folder: Path, needed: float, advice: str) -> None:
-    """Checks that the disk of `folder` has room.
+    """Check that the disk of `folder` has room.
 
     Args:
         folder: An existing folder.
@@ -37,7 +37,7 @@ def check_room(folder: Path, needed: float, advice: str) -> None:
 
 
 def check_fresh(plan: Plan) -> None:
-    """Checks that a new environment can be made.
+    """Check that a new environment can be made.
 
     Args:
         plan: The environment.
@@ -62,7 +62,7 @@ def check_fresh(plan: Plan) -> None:
 
 
 def check_compiler() -> None:
-    """Checks that C++ extensions of Python can be built.
+    """Check that C++ extensions of Python can be built.
 
     Raises:
         SetupError: If there is no compiler, or Python's headers are missing.

@@ -39,13 +39,13 @@ QUIET = {
 
 
 def duration(seconds: float) -> str:
-    """Formats `seconds` as ``48 s`` or ``9 min 05 s``."""
+    """Format `seconds` as ``48 s`` or ``9 min 05 s``."""
     minutes, rest = divmod(round(seconds), 60)
     return f'{minutes} min {rest:02d} s' if minutes else f'{rest} s'
 
 
 def reason(task: str, output: str, log: Path) -> str:
-    """Returns the one sentence that says why `task` failed.
+    """Return the one sentence that says why `task` failed.
 
     Args:
         task: What was being done, as the start of a sentence.
@@ -64,7 +64,7 @@ class Runner:
     """Runs commands one after the other.
 
     Args:
-        log: The file that takes all output; it is begun anew.
+        log: The file that takes all output; it is begun again.
         every: Seconds between two signs of life.
         held: File descriptors that the children keep open: a lock then holds
             until an orphaned pip has ended.
@@ -82,7 +82,7 @@ class Runner:
     def run(
         self, task: str, *command: str | Path, env: Mapping[str, str] = {}
     ) -> None:
-        """Runs `command` to its end.
+        """Run `command` to its end.
 
         Args:
             task: What it does, as the start of a sentence about its failure.
@@ -123,7 +123,7 @@ class Runner:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Ends a child that still runs, its compilers included."""
+    """End a child that still runs, its compilers included."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()

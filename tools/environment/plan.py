@@ -16,7 +16,7 @@ OWN = ('runtime', 'dev', 'export', 'bench', 'cluster')
 
 
 def cache_folder() -> Path:
-    """Returns the folder outside the clone that keeps built wheels."""
+    """Return the folder outside the clone that keeps built wheels."""
     if os.environ.get('SB_MM_CACHE'):
         return Path(os.environ['SB_MM_CACHE']).expanduser().resolve()
     base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
@@ -51,11 +51,11 @@ class Plan:
         return self.root / '.setup' / f'{self.family}.log'
 
     def requirements(self, name: str) -> Path:
-        """Returns the path of ``requirements/<name>.txt``."""
+        """Return the path of ``requirements/<name>.txt``."""
         return self.root / 'requirements' / f'{name}.txt'
 
     def pins(self, name: str) -> dict[str, str]:
-        """Returns the versions that ``requirements/<name>.txt`` pins."""
+        """Return the versions that ``requirements/<name>.txt`` pins."""
         lines = self.requirements(name).read_text().split()
         return dict(line.split('==') for line in lines if '==' in line)
 
@@ -66,19 +66,19 @@ class Plan:
         return next(pin for pin in pins.items() if pin[0].endswith('mmcv'))
 
     def stack_key(self) -> str:
-        """Returns a hash of the Python version and of the pinned stack."""
+        """Return a hash of the Python version and of the pinned stack."""
         files = [
             self.requirements(name) for name in ('build', 'torch', self.family)
         ]
         return _digest(PYTHON_VERSION, platform.machine(), *files)
 
     def package_key(self) -> str:
-        """Returns a hash of what the installation of sb_mm depends on."""
+        """Return a hash of what the installation of sb_mm depends on."""
         files = [self.requirements(name) for name in OWN]
         return _digest(str(self.root), self.root / 'setup.py', *files)
 
     def wheel_folder(self, variant: str) -> Path:
-        """Returns where the mmcv wheel of this stack is cached.
+        """Return where the mmcv wheel of this stack is cached.
 
         Args:
             variant: ``cpu`` or ``cuda``, the kind of operators in it.

@@ -41,7 +41,7 @@ class Setup:
         return Runner(self.plan.log, held=[self.lock])
 
     def steps(self) -> list[tuple[str, Callable[[], None], str, bool]]:
-        """Lists name, action, key, and whether the environment changes."""
+        """List name, action, key, and whether the environment changes."""
         stack, package = self.plan.stack_key(), self.plan.package_key()
         return [
             ('virtual environment', self.make_venv, stack, True),
@@ -53,7 +53,7 @@ class Setup:
         ]
 
     def outstanding(self) -> list[str]:
-        """Lists the steps that are not finished with the present inputs."""
+        """List the steps that are not finished with the present inputs."""
         names = [
             name
             for name, _, key, _ in self.steps()
@@ -66,7 +66,7 @@ class Setup:
         return names
 
     def run(self) -> None:
-        """Runs the outstanding steps.
+        """Run the outstanding steps.
 
         Raises:
             SetupError: If one cannot be done.
@@ -84,7 +84,7 @@ class Setup:
                 self.times[name] = time.monotonic() - start
 
     def say(self, text: str) -> None:
-        """Prints what begins now."""
+        """Print what begins now."""
         print(f'{self._prefix} {text}', flush=True)
 
     def pip(self, task: str, *arguments: object) -> None:
@@ -93,11 +93,11 @@ class Setup:
         self.runner.run(task, *command, *map(str, arguments))
 
     def python(self, task: str, code: str) -> None:
-        """Runs `code` in the environment, not in the clone."""
+        """Run `code` in the environment, not in the clone."""
         self.runner.run(task, self.plan.python, '-I', '-c', code)
 
     def clear(self) -> None:
-        """Puts an unfinished or outdated environment away.
+        """Put an unfinished or outdated environment away.
 
         It is renamed first: a folder that is half deleted would look like
         somebody else's.
@@ -112,7 +112,7 @@ class Setup:
         self.state.finished.clear()
 
     def make_venv(self) -> None:
-        """Makes the virtual environment, with the tools that build mmcv."""
+        """Make the virtual environment, with the tools that build mmcv."""
         self.say(f'virtual environment in {self.plan.venv}: half a minute')
         # The base Python: the running one may be in the folder just cleared.
         base = getattr(sys, '_base_executable', None) or sys.executable
@@ -135,7 +135,7 @@ class Setup:
         return wheels.Wheel(self.plan, wheels.find_variant(self.plan))
 
     def obtain_mmcv(self) -> None:
-        """Puts the mmcv wheel into the cache."""
+        """Put the mmcv wheel into the cache."""
         self.say(self.mmcv_wheel.announce())
         self.mmcv_wheel.obtain(self.runner)
 
@@ -157,7 +157,7 @@ class Setup:
         return '-c', self.plan.requirements('torch')
 
     def replace_opencv(self) -> None:
-        """Puts OpenCV's build without a display in place of the other.
+        """Put OpenCV's build without a display in place of the other.
 
         The hosts require ``opencv-python``, which does not load on a machine
         without the libraries of a desktop.
@@ -181,7 +181,7 @@ class Setup:
         self.pip('Installing the tools', *self.held_torch, *needs)
 
     def check_imports(self) -> None:
-        """Imports mmcv's operators, the hosts and sb_mm once."""
+        """Import mmcv's operators, the hosts and sb_mm once."""
         self.say('importing mmcv.ops, mmdet, mmpretrain and sb_mm')
         try:
             self.python('The import check', CHECK)
@@ -192,7 +192,7 @@ class Setup:
             ) from error
 
     def report(self) -> None:
-        """Prints the wall time of each part."""
+        """Print the wall time of each part."""
         total = duration(sum(self.times.values()))
         print(f'The environment is ready after {total}:')
         for name, seconds in self.times.items():
@@ -202,7 +202,7 @@ class Setup:
 
 @contextmanager
 def locked(plan: Plan) -> Iterator[int]:
-    """Keeps a second set-up of the same environment waiting."""
+    """Keep a second set-up of the same environment waiting."""
     plan.log.parent.mkdir(parents=True, exist_ok=True)
     with plan.log.with_suffix('.lock').open('w') as lock:
         try:
@@ -214,7 +214,7 @@ def locked(plan: Plan) -> Iterator[int]:
 
 
 def set_up(plan: Plan) -> None:
-    """Makes or completes the environment of `plan`.
+    """Make or completes the environment of `plan`.
 
     Raises:
         SetupError: If that is not possible; what is finished is kept.
@@ -229,14 +229,14 @@ def set_up(plan: Plan) -> None:
 
 
 def end_by_exception() -> None:
-    """Turns signals into an exit that ends the children as well."""
+    """Turn signals into an exit that ends the children as well."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, lambda code, _: sys.exit(128 + code))
 
 
 def run(family: str) -> int:
-    """Sets one family up and returns the exit code.
+    """Set one family up and returns the exit code.
 
     Args:
         family: ``onedl`` or ``openmmlab``.

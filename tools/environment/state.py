@@ -26,7 +26,7 @@ class State:
 
     @classmethod
     def load(cls, folder: Path) -> 'State':
-        """Reads the record in `folder`; without one it is empty."""
+        """Read the record in `folder`; without one it is empty."""
         try:
             stored = json.loads((folder / NAME).read_text())
             return cls(folder, stored['finished'], stored['running'])
@@ -34,7 +34,7 @@ class State:
             return cls(folder)
 
     def save(self) -> None:
-        """Writes the record; a reader sees the old or the new one."""
+        """Write the record; a reader sees the old or the new one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f'{NAME}.partial'
         record = {'finished': self.finished, 'running': self.running}
@@ -47,7 +47,7 @@ class State:
 
     @contextmanager
     def step(self, name: str, key: str, changes: bool) -> Iterator[None]:
-        """Records `name` as finished when its block ends well.
+        """Record `name` as finished when its block ends well.
 
         A block that is killed leaves its name in `running`; one that raises an
         ``Exception`` does not, because pip then cleaned up after itself.

@@ -25,7 +25,7 @@ PROBE = (
 
 
 def jobs() -> int:
-    """Returns how many compilers may run, by cores and by memory."""
+    """Return how many compilers may run, by cores and by memory."""
     if os.environ.get('MAX_JOBS', '').isdigit():
         return int(os.environ['MAX_JOBS'])
     if hasattr(os, 'sched_getaffinity'):
@@ -37,7 +37,7 @@ def jobs() -> int:
 
 
 def find_variant(plan: Plan) -> str:
-    """Returns which operators to build: ``cuda`` or ``cpu``.
+    """Return which operators to build: ``cuda`` or ``cpu``.
 
     mmcv turns to nvcc as soon as torch sees a GPU, and fails without it.
     """
@@ -71,11 +71,11 @@ class Wheel:
         return self.plan.wheel_folder(self.variant)
 
     def cached(self) -> Path | None:
-        """Returns the wheel in the cache, or None."""
+        """Return the wheel in the cache, or None."""
         return next(iter(sorted(self.folder.glob('*.whl'))), None)
 
     def announce(self) -> str:
-        """Returns the line that says what happens to the wheel."""
+        """Return the line that says what happens to the wheel."""
         name = '=='.join(self.plan.mmcv)
         if self.cached():
             return f'{name}: the built wheel is in {self.folder}'
@@ -87,7 +87,7 @@ class Wheel:
         )
 
     def obtain(self, runner: Runner) -> Path:
-        """Returns the wheel, built now if it is not in the cache.
+        """Return the wheel, built now if it is not in the cache.
 
         Raises:
             SetupError: If it cannot be built, or the cache cannot be written.
@@ -114,7 +114,7 @@ class Wheel:
             publish(built, self.folder)
 
     def build(self, runner: Runner, target: Path) -> None:
-        """Builds the wheel into `target`.
+        """Build the wheel into `target`.
 
         pip's own cache is left out: it does not know which torch a wheel was
         built for.
@@ -131,14 +131,14 @@ class Wheel:
 
 
 def sweep(shelf: Path) -> None:
-    """Deletes what builds left that were killed more than a day ago."""
+    """Delete what builds left that were killed more than a day ago."""
     for partial in shelf.glob('.partial-*'):
         if time.time() - partial.stat().st_mtime > 24 * 3600:
             shutil.rmtree(partial, ignore_errors=True)
 
 
 def publish(built: Path, folder: Path) -> None:
-    """Moves a whole folder into the cache, unless another build was first."""
+    """Move a whole folder into the cache, unless another build was first."""
     try:
         built.rename(folder)
     except OSError:

@@ -6,7 +6,7 @@ data_preprocessor = dict(
     num_classes=10,
     mean=[125.307, 122.961, 113.8575],  # RGB
     std=[51.5865, 50.847, 51.255],
-    to_rgb=False,  # the pictures are RGB already
+    to_rgb=False,  # the images are RGB already
 )
 
 train_pipeline = [

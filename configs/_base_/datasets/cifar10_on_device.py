@@ -22,7 +22,7 @@ train_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=True),
     collate_fn=dict(type='sb_mm.whole_batch'),
     dataset=dict(
-        type='sb_mm.IndexedPictures',
+        type='sb_mm.IndexedImages',
         dataset=dict(
             type=dataset_type, data_root=data_root, split='train', pipeline=[]
         ),
@@ -36,7 +36,7 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='sb_mm.whole_batch'),
     dataset=dict(
-        type='sb_mm.IndexedPictures',
+        type='sb_mm.IndexedImages',
         dataset=dict(
             type=dataset_type, data_root=data_root, split='test', pipeline=[]
         ),

@@ -1,4 +1,4 @@
-# PASCAL VOC 2007 + 2012 trainval (5,011 + 11,540 pictures), 2007 test (4,952).
+# PASCAL VOC 2007 + 2012 trainval (5,011 + 11,540 images), 2007 test (4,952).
 data_root = 'data/VOCdevkit/'
 dataset_type = 'sb_mm.VOCDevkitDataset'
 input_size = (300, 300)  # pixels, width and height

@@ -4,7 +4,7 @@
 custom_hooks = [dict(type='sb_mm.AttentionStatsHook')]
 
 env_cfg = dict(
-    cudnn_benchmark=True,  # every picture has the same size
+    cudnn_benchmark=True,  # every image has the same size
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
 )

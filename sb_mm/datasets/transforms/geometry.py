@@ -6,17 +6,17 @@ import numpy as np
 
 # Stock's MinIoURandomCrop draws as many patches before it draws a new mode.
 _TRIES = 50
-# Sizes and corners are in pixels of the original picture; arrays of corners
+# Sizes and corners are in pixels of the original image; arrays of corners
 # are (left, top, right, bottom).
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Which part of the plane around a picture becomes the output.
+    """Which part of the plane around an image becomes the output.
 
     Attributes:
-        patch: Corners of that part, whole pixels, with the picture's top left
-            corner at (0, 0): it may reach beyond the picture.
+        patch: Corners of that part, whole pixels, with the image's top left
+            corner at (0, 0): it may reach beyond the image.
         scale: Size of the output in pixels, (width, height).
         flip: Whether the output is mirrored from left to right.
         kept: Indices of the boxes whose centres are in the patch.
@@ -29,7 +29,7 @@ class Geometry:
 
     @property
     def scale_factor(self) -> tuple[float, float]:
-        """Output pixels a pixel of the picture, (horizontal, vertical)."""
+        """Output pixels a pixel of the image, (horizontal, vertical)."""
         width, height = self.patch[2:] - self.patch[:2]
         return self.scale[0] / width, self.scale[1] / height
 
@@ -37,7 +37,7 @@ class Geometry:
         """Map the kept ``(N, 4)`` boxes to the output, and cut them there.
 
         Args:
-            boxes: Corners in the picture.
+            boxes: Corners in the image.
         """
         width, height = self.scale
         out = boxes[self.kept] - np.tile(self.patch[:2], 2)
@@ -48,11 +48,11 @@ class Geometry:
         return out.astype(np.float32)
 
     def visible(self, width: int, height: int) -> tuple[slice, slice]:
-        """Return the output's rows and columns that show the picture.
+        """Return the output's rows and columns that show the image.
 
         Args:
-            width: Of the picture.
-            height: Of the picture.
+            width: Of the image.
+            height: Of the image.
         """
         columns, rows = (
             _visible(self.patch[axis::2], self.scale[axis], size)
@@ -64,7 +64,7 @@ class Geometry:
         return rows, columns
 
     def matrix(self) -> np.ndarray:
-        """Return the affine map ``(2, 3)`` from output to picture pixels.
+        """Return the affine map ``(2, 3)`` from output to image pixels.
 
         Both have whole numbers at the centres of pixels, as OpenCV has.
         """
@@ -77,9 +77,9 @@ class Geometry:
 
 
 def _visible(ends: np.ndarray, pixels: int, size: int) -> slice:
-    """Return which of the output's pixels on one axis touch the picture.
+    """Return which of the output's pixels on one axis touch the image.
 
-    Bilinear interpolation mixes the picture in between the last centre
+    Bilinear interpolation mixes the image in between the last centre
     outside, -1, and the first one behind it, ``size``.
     """
     step = (ends[1] - ends[0]) / pixels
@@ -91,10 +91,10 @@ def _visible(ends: np.ndarray, pixels: int, size: int) -> slice:
 def draw_canvas(
     width: int, height: int, ratio_range: tuple[float, float], prob: float
 ) -> np.ndarray:
-    """Draw the canvas around a picture as mmdet's ``Expand`` does.
+    """Draw the canvas around an image as mmdet's ``Expand`` does.
 
     Returns:
-        Corners ``(4,)``; those of the picture itself where it stays.
+        Corners ``(4,)``; those of the image itself where it stays.
     """
     if np.random.uniform(0, 1) > prob:
         return np.array((0, 0, width, height))

@@ -1,4 +1,4 @@
-"""SSD's training augmentation, with one resampling of the picture."""
+"""SSD's training augmentation, with one resampling of the image."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ class SSDAugmentation(BaseTransform):
     (``keep_ratio=False``) and ``RandomFlip``, with their parameters and the
     same distribution (the augmentation of SSD, arXiv:1512.02325). It draws
     the geometry first, then reads the pixels that will be seen and no others,
-    so that the expanded picture is never built, and distorts the colours of
+    so that the expanded image is never built, and distorts the colours of
     the output instead of the original.
 
     Args:
@@ -37,16 +37,16 @@ class SSDAugmentation(BaseTransform):
         expand: Arguments of ``Expand``; None for none.
         crop: Arguments of ``MinIoURandomCrop``; None for none.
         flip_prob: Probability of mirroring from left to right.
-        distort_fill: Whether the colour of the space around the picture is
+        distort_fill: Whether the colour of the space around the image is
             distorted with it, as in mmdet's SSD configs, which distort last.
 
     Raises:
         UserInputError: If an argument is out of its range; at a box that is
-            none; for pictures with masks or maps, which it does not handle.
+            none; for images with masks or maps, which it does not handle.
 
     Note:
         Interpolated before the colours are distorted instead of after, and at
-        a 32nd of a pixel where the patch reaches beyond the picture, the
+        a 32nd of a pixel where the patch reaches beyond the image, the
         pixels differ from stock's by rounding: see its tests.
     """
 
@@ -100,11 +100,11 @@ class SSDAugmentation(BaseTransform):
         return results
 
     def draw(self, width: int, height: int, boxes: np.ndarray) -> Geometry:
-        """Draw what happens to a picture, without its pixels.
+        """Draw what happens to an image, without its pixels.
 
         Args:
-            width: Of the picture.
-            height: Of the picture.
+            width: Of the image.
+            height: Of the image.
             boxes: Corners ``(N, 4)``, pixels.
         """
         canvas = np.array((0, 0, width, height))
@@ -168,7 +168,7 @@ class SSDAugmentation(BaseTransform):
 
     @property
     def _fill(self) -> tuple[float, ...]:
-        """The colour around the picture, BGR."""
+        """The colour around the image, BGR."""
         return self.expand.mean
 
     def _distort(self, img: np.ndarray) -> np.ndarray:
@@ -199,8 +199,8 @@ def _stock(name: str, cls: type, arguments: dict | None) -> Any:
 
 
 def _check(results: dict) -> None:
-    """Raise unless there are a picture and boxes, and only these."""
-    path = results.get('img_path', 'a picture without a path')
+    """Raise unless there are an image and boxes, and only these."""
+    path = results.get('img_path', 'an image without a path')
     for key in ('gt_masks', 'gt_seg_map'):
         if results.get(key) is not None:
             raise UserInputError(
@@ -210,7 +210,7 @@ def _check(results: dict) -> None:
     img = results['img']
     if img.ndim != 3 or img.dtype != np.uint8:
         raise UserInputError(
-            f'SSDAugmentation needs 8-bit colour pictures, but {path} is of '
+            f'SSDAugmentation needs 8-bit colour images, but {path} is of '
             f'shape {img.shape} and type {img.dtype}: put it right behind '
             'LoadImageFromFile and LoadAnnotations.'
         )

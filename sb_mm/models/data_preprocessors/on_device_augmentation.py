@@ -1,4 +1,4 @@
-"""Crop, flip and normalise on the device, the pictures of which live there."""
+"""Crop, flip and normalise on the device, the images of which live there."""
 
 from collections.abc import Sequence
 
@@ -14,20 +14,20 @@ from sb_mm.registry import MODELS
 
 @MODELS.register_module()
 class OnDeviceAugmentation(BaseDataPreprocessor):
-    """Cut a batch out of pictures that stay on the device as 8 bit.
+    """Cut a batch out of images that stay on the device as 8 bit.
 
-    Does there, for every picture of the batch on its own, what mmpretrain's
+    Does there, for every image of the batch on its own, what mmpretrain's
     ``RandomCrop`` (with ``padding``), ``RandomFlip`` and
-    ``ClsDataPreprocessor`` do one picture after the other, with the same
+    ``ClsDataPreprocessor`` do one image after the other, with the same
     distribution. The loader only draws indices, see
-    :class:`~sb_mm.datasets.indexed_pictures.IndexedPictures`.
+    :class:`~sb_mm.datasets.indexed_images.IndexedImages`.
 
     Args:
         mean: Of each channel, 0 to 255.
         std: Of each channel.
         padding: Black pixels at each side before the crop.
         crop_size: Height and width of the random crop in pixels; None for
-            those of the pictures.
+            those of the images.
         flip_prob: Probability of mirroring from left to right.
         to_rgb: Exchange the first and the third channel.
         channels_last: Give the batch to the network in that memory format.
@@ -36,7 +36,7 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
 
     Raises:
         UserInputError: If an argument is out of its range, or a batch comes
-            from another data set or was pinned.
+            from another dataset or was pinned.
 
     Note:
         Random numbers are those of the device's own generator, which
@@ -73,7 +73,7 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         self.channels_last = channels_last
         self.register_buffer('mean', torch.tensor(mean).float(), False)
         self.register_buffer('std', torch.tensor(std).float(), False)
-        # By address and device: the tensors of a data set, and their padded
+        # By address and device: the tensors of a dataset, and their padded
         # copies. The former are kept, so that no other tensor can get the
         # address.
         self._stores: dict[tuple, tuple[Tensor, ...]] = {}
@@ -82,13 +82,13 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         """Return what mmpretrain's ``ImageClassifier`` takes.
 
         Args:
-            data: A batch of ``IndexedPictures``.
+            data: A batch of ``IndexedImages``.
             training: Whether to crop and flip at random.
 
         Returns:
             ``inputs`` ``(B, C, H, W)``, float32, and ``data_samples``. In
             training this is one sample with all labels, which the losses
-            concatenate anyway; else there is one for each picture.
+            concatenate anyway; else there is one for each image.
         """
         from mmpretrain.structures import DataSample
 
@@ -98,7 +98,7 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         return dict(inputs=inputs, data_samples=samples)
 
     def read(self, data: dict, training: bool) -> tuple[Tensor, Tensor]:
-        """Return pictures ``(B, C, H, W)``, float32, and labels ``(B,)``."""
+        """Return images ``(B, C, H, W)``, float32, and labels ``(B,)``."""
         padded, labels = self._store(data)
         indices = data['indices'].to(self.device, non_blocking=True)
         images = self._cut(padded, indices, training)
@@ -111,7 +111,7 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         return inputs, labels[indices]
 
     def _cut(self, padded: Tensor, indices: Tensor, random: bool) -> Tensor:
-        """Return windows ``(B, h, w, C)`` of the padded pictures."""
+        """Return windows ``(B, h, w, C)`` of the padded images."""
         count, pad = len(indices), self.padding
         sizes = [size - 2 * pad for size in padded.shape[1:3]]
         if random and self.crop_size is not None:
@@ -139,39 +139,39 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         if spare < 0:
             raise UserInputError(
                 f'crop_size is {self.crop_size}, {-spare} pixels more than '
-                'the pictures have with their padding: set a smaller one.'
+                'the images have with their padding: set a smaller one.'
             )
         return torch.randint(spare + 1, (count, 1), device=self.device)
 
     def _store(self, data: dict) -> tuple[Tensor, Tensor]:
-        """Return the padded pictures and the labels on the device."""
-        if not isinstance(data, dict) or 'pictures' not in data:
+        """Return the padded images and the labels on the device."""
+        if not isinstance(data, dict) or 'images' not in data:
             raise UserInputError(
                 'OnDeviceAugmentation needs batches of indices: wrap the '
-                "data set of the loader in dict(type='sb_mm.IndexedPictures')."
+                "dataset of the loader in dict(type='sb_mm.IndexedImages')."
             )
-        key = data['pictures'].data_ptr(), self.device
+        key = data['images'].data_ptr(), self.device
         if key not in self._stores:
-            self._stores[key] = (data['pictures'], *self._move(data))
+            self._stores[key] = (data['images'], *self._move(data))
         return self._stores[key][1:]
 
     def _move(self, data: dict) -> tuple[Tensor, Tensor]:
         # A copy for each batch, none of which would ever be given back.
-        if data['pictures'].is_pinned():
+        if data['images'].is_pinned():
             raise UserInputError(
-                'sb_mm.IndexedPictures must not be pinned: set '
+                'sb_mm.IndexedImages must not be pinned: set '
                 'pin_memory=False in its loader.'
             )
-        pictures = data['pictures'].to(self.device)
+        images = data['images'].to(self.device)
         channels = len(self.mean)
-        if pictures.shape[-1] != channels:
+        if images.shape[-1] != channels:
             raise UserInputError(
-                f'The pictures have {pictures.shape[-1]} channels and the '
+                f'The images have {images.shape[-1]} channels and the '
                 f'mean of OnDeviceAugmentation has {channels} numbers: give '
                 'mean and std one number for each channel.'
             )
         borders = (0, 0, *[self.padding] * 4)
-        return F.pad(pictures, borders), data['labels'].to(self.device)
+        return F.pad(images, borders), data['labels'].to(self.device)
 
 
 def _check_geometry(

@@ -25,7 +25,7 @@ class SSDLiteHead(SSDHead):
         num_classes: Classes without the background.
         in_channels: Channels of the levels.
         norm_cfg: Config of the normalisation; if None, batch normalisation
-            that a batch of one picture survives on a level of one cell.
+            that a batch of one image survives on a level of one cell.
         act_cfg: Config of the activation; ``dict(type='ReLU6')`` if None.
         test_cfg: mmdet's, plus ``candidates_per_class``: how many of the best
             boxes of a class enter its non-maximum suppression (all if
@@ -81,7 +81,7 @@ class SSDLiteHead(SSDHead):
     def get_targets(self, *args, **kwargs) -> tuple:
         """Return mmdet's targets, divided by the number of positives.
 
-        mmdet counts a picture without objects as one.
+        mmdet counts an image without objects as one.
         """
         *targets, _ = super().get_targets(*args, **kwargs)
         positives = sum((t < self.num_classes).sum() for t in targets[0])

@@ -1,9 +1,9 @@
 """Batch normalisation that a single value per channel survives.
 
 The variance of one value is undefined, and PyTorch refuses to compute it. The
-last batch of an epoch can be a single picture (16,551 VOC pictures leave one
+last batch of an epoch can be a single image (16,551 VOC images leave one
 at batch size 10, 25 or 50), and the pooled input of a gate as well as the last
-level of SSDLite have one value a picture. Such a batch is normalised with the
+level of SSDLite have one value an image. Such a batch is normalised with the
 running statistics and does not change them.
 """
 

@@ -23,7 +23,7 @@ class SSDLiteNeck(BaseModule):
         out_channels: Channels of the extra levels.
         hidden_channels: Channels of their depthwise convolutions.
         norm_cfg: Config of the normalisation; if None, batch normalisation
-            that a batch of one picture survives on a level of one cell.
+            that a batch of one image survives on a level of one cell.
         act_cfg: Config of the activation; ``dict(type='ReLU6')`` if None.
         init_cfg: Initialisation; Xavier if None.
 

@@ -9,16 +9,16 @@ from sb_mm.registry import TASK_UTILS
 
 @TASK_UTILS.register_module()
 class SSDLitePriorGenerator(SSDAnchorGenerator):
-    """SSD's prior boxes with widths and heights clamped to the picture.
+    """SSD's prior boxes with widths and heights clamped to the image.
 
     Six a cell: squares of ``min`` and ``sqrt(min * max)`` pixels, and the
     ratios 2, 1/2, 3, 1/3 (width / height) of ``min``, centred at
     ``(i + 0.5) * stride``, as the qfgaohao/pytorch-ssd project has them. The
-    clamp changes sizes only: a prior may still stick out of the picture.
+    clamp changes sizes only: a prior may still stick out of the image.
 
     Args:
         *args: See mmdet's ``SSDAnchorGenerator``.
-        input_size: Width and height of the picture in pixels.
+        input_size: Width and height of the image in pixels.
         **kwargs: See mmdet's ``SSDAnchorGenerator``.
     """
 

@@ -32,7 +32,7 @@ EXPAND = dict(mean=[120, 130, 140], ratio_range=(1, 4))
 CROP = dict(min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3)
 
 
-def picture(height=97, width=131, seed=0):
+def image(height=97, width=131, seed=0):
     """Smooth, so that a shift by a fraction of a pixel is small, not nil."""
     noise = np.random.RandomState(seed).randint(0, 256, (7, 9, 3))
     return cv2.resize(noise.astype(np.uint8), (width, height))
@@ -84,16 +84,16 @@ GEOMETRIES = [
 
 
 @pytest.mark.parametrize('geometry', GEOMETRIES)
-def test_the_pixels_are_those_of_the_expanded_picture(geometry):
+def test_the_pixels_are_those_of_the_expanded_image(geometry):
     transform = SSDAugmentation(geometry.scale, expand=EXPAND)
-    img = picture()
+    img = image()
 
     difference = transform.render(img, geometry) - stock(
         img, geometry, transform.expand.mean
     )
 
     # 8-bit rounding (0.5) and OpenCV's 32nds of a pixel; larger only in
-    # single pixels, where the patch cuts the picture: stock repeats the last
+    # single pixels, where the patch cuts the image: stock repeats the last
     # pixel of the patch there, and this one sees the next.
     assert np.abs(difference).mean() < 0.6
     assert (np.abs(difference) > 6).mean() < 0.02
@@ -102,7 +102,7 @@ def test_the_pixels_are_those_of_the_expanded_picture(geometry):
 def test_a_shift_by_a_pixel_would_be_seen():
     geometry = GEOMETRIES[8]
     transform = SSDAugmentation(geometry.scale, expand=EXPAND)
-    img = picture()
+    img = image()
     moved = np.roll(img, 1, axis=1)
 
     difference = transform.render(moved, geometry) - stock(
@@ -112,7 +112,7 @@ def test_a_shift_by_a_pixel_would_be_seen():
     assert np.abs(difference).mean() > 0.6
 
 
-def test_the_space_around_the_picture_has_the_exact_colour():
+def test_the_space_around_the_image_has_the_exact_colour():
     transform = SSDAugmentation(
         (100, 100), expand=dict(mean=[1.5, 2.25, 3.75], to_rgb=False)
     )
@@ -120,7 +120,7 @@ def test_the_space_around_the_picture_has_the_exact_colour():
         np.array((-97, -97, 97, 97)), (100, 100), False, np.arange(0)
     )
 
-    out = transform.render(picture(97, 97), geometry)
+    out = transform.render(image(97, 97), geometry)
 
     assert (out[:49] == (1.5, 2.25, 3.75)).all()
     assert (out[:, :49] == (1.5, 2.25, 3.75)).all()
@@ -128,7 +128,7 @@ def test_the_space_around_the_picture_has_the_exact_colour():
 
 
 @pytest.mark.parametrize('height', [1, 2])
-def test_a_picture_of_a_single_row_is_seen(height):
+def test_a_image_of_a_single_row_is_seen(height):
     img = np.full((height, 50, 3), 200, np.uint8)
     transform = SSDAugmentation((30, 30), expand=EXPAND)
     patch = np.array((-25, -height, 75, 2 * height))
@@ -137,7 +137,7 @@ def test_a_picture_of_a_single_row_is_seen(height):
         out = transform.render(
             img, Geometry(patch, (30, 30), flip, np.arange(0))
         )
-        # Row 15's centre is at most 0.05 pixels off the picture's own.
+        # Row 15's centre is at most 0.05 pixels off the image's own.
         assert np.abs(out[15, 15] - 200).max() <= 5
 
 
@@ -152,7 +152,7 @@ def test_the_colours_are_those_of_stock(distort_fill, seed):
         distort_fill=distort_fill,
     )
     # Not so dark that brightness makes it negative: hue is undefined there.
-    img = picture() // 2 + 64
+    img = image() // 2 + 64
 
     np.random.seed(seed)
     out = transform.render(img, geometry)
@@ -192,7 +192,7 @@ def white(height, width):
 
 
 def draws_of_stock(shapes, boxes):
-    """Draws of mmdet's own transforms, on white pictures in black space."""
+    """Draws of mmdet's own transforms, on white images in black space."""
     expand = Expand(mean=(0, 0, 0), ratio_range=(1, 4))
     steps = [
         expand,
@@ -252,7 +252,7 @@ def p_values(ours, stock):
 
 
 def scenes(count, seed):
-    """Pictures of many shapes with one to four boxes."""
+    """Images of many shapes with one to four boxes."""
     rng = np.random.RandomState(seed)
     shapes = rng.randint(40, 90, (count, 2))
     boxes = []
@@ -293,7 +293,7 @@ def test_labels_and_flags_stay_with_their_boxes():
     sides = [(0, 0, 20, 40), (60, 10, 80, 50), (30, 20, 50, 30)]
     partly = 0
     for _ in range(100):
-        results = transform(sample(picture(50, 80), sides))
+        results = transform(sample(image(50, 80), sides))
         kept = results['gt_bboxes_labels']
         assert (results['gt_ignore_flags'] == (kept % 2 == 1)).all()
         widths = np.array(sides, float)[kept]
@@ -305,12 +305,12 @@ def test_labels_and_flags_stay_with_their_boxes():
     assert partly > 10
 
 
-def test_a_picture_without_boxes_is_cropped_too():
+def test_a_image_without_boxes_is_cropped_too():
     np.random.seed(0)
     transform = SSDAugmentation((30, 30), crop=CROP)
     scales = set()
     for _ in range(20):
-        results = transform(sample(picture(), []))
+        results = transform(sample(image(), []))
         assert results['gt_bboxes'].tensor.shape == (0, 4)
         scales.add(results['scale_factor'])
     assert len(scales) > 10
@@ -320,7 +320,7 @@ def test_the_same_seed_gives_the_same_output_and_the_input_stays():
     transform = SSDAugmentation(
         photometric=PHOTOMETRIC, expand=EXPAND, crop=CROP
     )
-    img = picture()
+    img = image()
     outs = []
     for seed in (5, 5, 6):
         np.random.seed(seed)
@@ -328,7 +328,7 @@ def test_the_same_seed_gives_the_same_output_and_the_input_stays():
 
     assert (outs[0] == outs[1]).all()
     assert not np.array_equal(outs[0], outs[2])
-    assert (img == picture()).all()
+    assert (img == image()).all()
 
 
 def test_it_packs_to_what_stock_packs_to():
@@ -347,7 +347,7 @@ def test_it_packs_to_what_stock_packs_to():
             crop=CROP,
         )
     )
-    results = sample(picture(), [(10, 10, 60, 60)])
+    results = sample(image(), [(10, 10, 60, 60)])
     results['img_id'] = 'a'
     expected = copy.deepcopy(results)
     for step in stock_steps:
@@ -373,20 +373,20 @@ def test_it_packs_to_what_stock_packs_to():
         ((0, 0, np.inf, 1), r'a\.jpg has a malformed box'),
     ],
 )
-def test_a_malformed_box_is_named_with_its_picture(box, words):
+def test_a_malformed_box_is_named_with_its_image(box, words):
     with pytest.raises(UserInputError, match=words):
-        SSDAugmentation()(sample(picture(), [(0, 0, 9, 9), box]))
+        SSDAugmentation()(sample(image(), [(0, 0, 9, 9), box]))
 
 
 def test_other_unusable_input_is_named():
     transform = SSDAugmentation()
-    results = sample(picture(), [(0, 0, 9, 9)])
+    results = sample(image(), [(0, 0, 9, 9)])
     with pytest.raises(UserInputError, match=r'a\.jpg has gt_masks'):
         transform(results | dict(gt_masks=[1]))
     with pytest.raises(UserInputError, match='1 boxes and 2 labels'):
         transform(results | dict(gt_bboxes_labels=np.arange(2)))
-    with pytest.raises(UserInputError, match='8-bit colour pictures'):
-        transform(results | dict(img=picture().astype(np.float32)))
+    with pytest.raises(UserInputError, match='8-bit colour images'):
+        transform(results | dict(img=image().astype(np.float32)))
 
 
 @pytest.mark.parametrize(

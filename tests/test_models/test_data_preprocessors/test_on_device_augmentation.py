@@ -25,31 +25,31 @@ OFFSETS = 2 * PAD + 1
 DRAWS = 8100
 
 
-def _position_picture():
+def _position_image():
     """Red is the row and green the column, from 1; blue is 255."""
     rows, columns = np.indices((SIZE, SIZE), np.uint8) + 1
     return np.stack([rows, columns, np.full_like(rows, 255)], -1)
 
 
-PICTURE = _position_picture()
+IMAGE = _position_image()
 
 
-def batch_of(pictures, indices, labels=None):
-    pictures = torch.as_tensor(np.asarray(pictures))
+def batch_of(images, indices, labels=None):
+    images = torch.as_tensor(np.asarray(images))
     if labels is None:
-        labels = range(len(pictures))
+        labels = range(len(images))
     return dict(
-        pictures=pictures,
+        images=images,
         labels=torch.tensor(list(labels)),
         indices=torch.tensor(list(indices)),
     )
 
 
 def repeated(count):
-    return batch_of(PICTURE[None], [0] * count)
+    return batch_of(IMAGE[None], [0] * count)
 
 
-def random_pictures(count, height=SIZE, width=SIZE, channels=3):
+def random_images(count, height=SIZE, width=SIZE, channels=3):
     rng = np.random.default_rng(0)
     shape = (count, height, width, channels)
     return rng.integers(0, 256, shape, dtype=np.uint8)
@@ -88,15 +88,15 @@ class FixedCrop:
         prob = float(flip)
         self.flip = TRANSFORMS.build(dict(type='RandomFlip', prob=prob))
 
-    def __call__(self, picture):
-        return self.flip(self.crop(dict(img=picture)))['img']
+    def __call__(self, image):
+        return self.flip(self.crop(dict(img=image)))['img']
 
 
-def stock_inputs(pictures, **kwargs):
+def stock_inputs(images, **kwargs):
     """Pack and normalise on the host."""
     arguments = dict(mean=MEAN, std=STD) | kwargs
     pack = TRANSFORMS.build(dict(type='PackInputs'))
-    inputs = [pack(dict(img=picture))['inputs'] for picture in pictures]
+    inputs = [pack(dict(img=image))['inputs'] for image in images]
     return ClsDataPreprocessor(**arguments)(dict(inputs=inputs))['inputs']
 
 
@@ -107,10 +107,10 @@ def stock_draws():
     crop, flip = TRANSFORMS.build(crop), TRANSFORMS.build(flip)
     draws = []
     for _ in range(4):
-        pictures = [
-            flip(crop(dict(img=PICTURE)))['img'] for _ in range(DRAWS // 4)
+        images = [
+            flip(crop(dict(img=IMAGE)))['img'] for _ in range(DRAWS // 4)
         ]
-        draws.append(seen(stock_inputs(pictures)))
+        draws.append(seen(stock_inputs(images)))
     return [torch.cat(parts) for parts in zip(*draws, strict=True)]
 
 
@@ -144,7 +144,7 @@ def test_crops_and_flips_have_the_distribution_of_the_host(draw):
     assert abs(flips.float().mean() - 0.5) < 3.3 * 0.5 / DRAWS**0.5
 
 
-def test_a_picture_does_not_depend_on_its_neighbour_in_the_batch():
+def test_a_image_does_not_depend_on_its_neighbour_in_the_batch():
     rows, columns, flips = device_draws()
     for values in (rows, columns):
         pairs = values[::2] * OFFSETS + values[1::2]
@@ -170,7 +170,7 @@ def test_crops_are_the_hosts_to_the_last_bit():
     inputs = augmentation()(repeated(200), True)['inputs']
     draws = list(zip(*seen(inputs), strict=True))
     assert len(set(map(str, draws))) > 100
-    expected = stock_inputs([FixedCrop(*draw)(PICTURE) for draw in draws])
+    expected = stock_inputs([FixedCrop(*draw)(IMAGE) for draw in draws])
     assert inputs.equal(expected)
     # Black before the normalisation, as in the host.
     corner = inputs[[tuple(map(int, d)) == (0, 0, 0) for d in draws]]
@@ -180,13 +180,13 @@ def test_crops_are_the_hosts_to_the_last_bit():
         assert value.equal(black)
 
 
-def test_validation_gives_every_picture_as_the_host_does():
-    pictures = random_pictures(7)
+def test_validation_gives_every_image_as_the_host_does():
+    images = random_images(7)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    data = augmentation()(batch_of(pictures, [3, 0, 6]))
+    data = augmentation()(batch_of(images, [3, 0, 6]))
     assert torch.get_rng_state().equal(before)
-    expected = stock_inputs(pictures[[3, 0, 6]])
+    expected = stock_inputs(images[[3, 0, 6]])
     torch.testing.assert_close(data['inputs'], expected, rtol=0, atol=1e-6)
     assert data['inputs'].dtype == torch.float32
     assert data['inputs'].is_contiguous()
@@ -194,13 +194,13 @@ def test_validation_gives_every_picture_as_the_host_does():
 
 @pytest.mark.parametrize('to_rgb', [False, True])
 def test_channels_are_exchanged_as_by_the_host(to_rgb):
-    pictures = random_pictures(3)
-    data = augmentation(to_rgb=to_rgb)(batch_of(pictures, range(3)))
-    assert data['inputs'].equal(stock_inputs(pictures, to_rgb=to_rgb))
+    images = random_images(3)
+    data = augmentation(to_rgb=to_rgb)(batch_of(images, range(3)))
+    assert data['inputs'].equal(stock_inputs(images, to_rgb=to_rgb))
 
 
 def test_channels_last_changes_the_memory_and_no_value(is_channels_last):
-    data = batch_of(random_pictures(3), range(3))
+    data = batch_of(random_images(3), range(3))
     outputs = []
     for channels_last in (False, True):
         torch.manual_seed(0)
@@ -212,27 +212,27 @@ def test_channels_last_changes_the_memory_and_no_value(is_channels_last):
 
 
 def test_a_crop_of_another_size_is_for_training_only():
-    pictures = random_pictures(2)
+    images = random_images(2)
     preprocessor = augmentation(padding=0, crop_size=20)
-    data = batch_of(pictures, [1])
+    data = batch_of(images, [1])
     assert preprocessor(data, True)['inputs'].shape == (1, 3, 20, 20)
-    assert preprocessor(data)['inputs'].equal(stock_inputs(pictures[1:]))
+    assert preprocessor(data)['inputs'].equal(stock_inputs(images[1:]))
 
 
-def test_without_a_crop_size_windows_are_as_large_as_the_pictures():
-    pictures = random_pictures(5, height=6, width=9)
-    data = batch_of(pictures, range(5))
+def test_without_a_crop_size_windows_are_as_large_as_the_images():
+    images = random_images(5, height=6, width=9)
+    data = batch_of(images, range(5))
     plain = augmentation(padding=0, crop_size=None, flip_prob=0.0)
-    assert plain(data, True)['inputs'].equal(stock_inputs(pictures))
+    assert plain(data, True)['inputs'].equal(stock_inputs(images))
     moved = augmentation(padding=2, crop_size=None)(data, True)['inputs']
     assert moved.shape == (5, 3, 6, 9)
 
 
-def test_grey_pictures_have_one_channel():
-    pictures = random_pictures(3, channels=1)
-    data = batch_of(pictures, range(3))
+def test_grey_images_have_one_channel():
+    images = random_images(3, channels=1)
+    data = batch_of(images, range(3))
     inputs = augmentation([100.0], [50.0])(data)['inputs']
-    expected = (torch.tensor(pictures[:, None, :, :, 0]).float() - 100) / 50
+    expected = (torch.tensor(images[:, None, :, :, 0]).float() - 100) / 50
     assert inputs.equal(expected)
 
 
@@ -240,7 +240,7 @@ def test_grey_pictures_have_one_channel():
 
 
 def test_labels_follow_the_indices():
-    data = batch_of(random_pictures(5), [4, 1, 1], [7, 8, 9, 10, 11])
+    data = batch_of(random_images(5), [4, 1, 1], [7, 8, 9, 10, 11])
     preprocessor = augmentation()
     (training,) = preprocessor(data, True)['data_samples']
     assert training.gt_label.tolist() == [11, 8, 8]
@@ -248,8 +248,8 @@ def test_labels_follow_the_indices():
     assert [s.gt_label.tolist() for s in samples] == [[11], [8], [8]]
 
 
-def test_the_loss_is_that_of_a_sample_for_each_picture():
-    data = batch_of(random_pictures(5), range(5), [0, 2, 1, 1, 0])
+def test_the_loss_is_that_of_a_sample_for_each_image():
+    data = batch_of(random_images(5), range(5), [0, 2, 1, 1, 0])
     torch.manual_seed(0)
     head = LinearClsHead(num_classes=3, in_channels=6)
     features = (torch.randn(5, 6),)
@@ -276,25 +276,25 @@ def test_the_seed_decides_and_each_call_draws_anew():
     assert not first.equal(other)
 
 
-def test_pictures_are_prepared_once_for_each_data_set(monkeypatch):
+def test_images_are_prepared_once_for_each_data_set(monkeypatch):
     preprocessor, moves = augmentation(), []
     move = preprocessor._move
     monkeypatch.setattr(
         preprocessor, '_move', lambda data: moves.append(1) or move(data)
     )
-    train = batch_of(random_pictures(4), [0, 1])
-    val = batch_of(255 - random_pictures(4), [0, 1])
+    train = batch_of(random_images(4), [0, 1])
+    val = batch_of(255 - random_images(4), [0, 1])
     for data in (train, val, train, val, dict(train, indices=val['indices'])):
-        expected = stock_inputs(data['pictures'][:2].numpy())
+        expected = stock_inputs(data['images'][:2].numpy())
         assert preprocessor(data)['inputs'].equal(expected)
     assert len(moves) == 2
 
 
-def test_the_pictures_do_not_change():
-    data = batch_of(random_pictures(4), range(4))
-    before = data['pictures'].clone()
+def test_the_images_do_not_change():
+    data = batch_of(random_images(4), range(4))
+    before = data['images'].clone()
     augmentation(padding=0)(data, True)['inputs'].zero_()
-    assert data['pictures'].equal(before)
+    assert data['images'].equal(before)
 
 
 def test_it_adds_nothing_to_a_checkpoint():
@@ -314,7 +314,7 @@ def test_a_config_of_the_host_builds_it_under_its_own_name():
         )
     )
     assert isinstance(built, OnDeviceAugmentation)
-    data = batch_of(random_pictures(2), [0, 1])
+    data = batch_of(random_images(2), [0, 1])
     assert built(data, True)['inputs'].equal(built(data)['inputs'])
 
 
@@ -348,28 +348,28 @@ def test_arguments_out_of_range_name_what_is_allowed(kwargs, message):
     'data', [dict(inputs=[torch.zeros(3, 4, 4)]), [], None], ids=type
 )
 def test_a_batch_of_another_data_set_is_refused(data, training):
-    with pytest.raises(UserInputError, match='wrap .*sb_mm.IndexedPictures'):
+    with pytest.raises(UserInputError, match='wrap .*sb_mm.IndexedImages'):
         augmentation()(data, training)
 
 
-def test_a_picture_with_other_channels_is_refused():
-    data = batch_of(random_pictures(2, channels=1), [0])
+def test_a_image_with_other_channels_is_refused():
+    data = batch_of(random_images(2, channels=1), [0])
     with pytest.raises(UserInputError, match='have 1 channels .* 3 numbers'):
         augmentation()(data)
 
 
 @pytest.mark.parametrize('shape', [(32, 24), (24, 32)])
-def test_a_crop_larger_than_the_picture_is_refused(shape):
-    data = batch_of(random_pictures(2, *shape), [0])
+def test_a_crop_larger_than_the_image_is_refused(shape):
+    data = batch_of(random_images(2, *shape), [0])
     message = 'crop_size is 40, 8 pixels more .* set a smaller one'
     with pytest.raises(UserInputError, match=message):
         augmentation(crop_size=40)(data, True)
 
 
-def test_pinned_pictures_would_fill_the_memory(monkeypatch):
+def test_pinned_images_would_fill_the_memory(monkeypatch):
     data = repeated(1)
     pinned = SimpleNamespace(
-        is_pinned=lambda: True, data_ptr=data['pictures'].data_ptr
+        is_pinned=lambda: True, data_ptr=data['images'].data_ptr
     )
     with pytest.raises(UserInputError, match='set pin_memory=False'):
-        augmentation()(dict(data, pictures=pinned))
+        augmentation()(dict(data, images=pinned))

@@ -212,7 +212,7 @@ def encode(priors, boxes):
 
 
 def loss_sums(priors, scores, deltas, boxes, labels, background=3):
-    """Return a picture's two loss sums and its number of positives."""
+    """Return an image's two loss sums and its number of positives."""
     owner = match(priors, boxes)
     positive = owner >= 0
     target = np.where(positive, labels[owner], background)
@@ -228,7 +228,7 @@ def loss_sums(priors, scores, deltas, boxes, labels, background=3):
     return entropy[positive].sum() + hard.sum(), smooth.sum(), count
 
 
-PICTURES = [
+IMAGES = [
     # the second, a small object, has no prior at IoU 0.5 but its best one
     ([[30, 40, 140, 160], [201, 203, 221, 219]], [2, 0]),
     ([[5, 5, 290, 280], [100, 60, 260, 130], [40, 90, 110, 150]], [1, 1, 0]),
@@ -238,11 +238,11 @@ PICTURES = [
 @pytest.mark.parametrize('chosen', [[0], [1], [0, 1]], ids=repr)
 def test_the_loss_is_the_one_written_out_here(head, chosen):
     scores, deltas = outputs(len(chosen))
-    pictures = [PICTURES[i] for i in chosen]
+    images = [IMAGES[i] for i in chosen]
     losses = head.loss_by_feat(
         scores,
         deltas,
-        [objects(*p) for p in pictures],
+        [objects(*p) for p in images],
         metas(len(chosen)),
     )
     parts = [
@@ -253,7 +253,7 @@ def test_the_loss_is_the_one_written_out_here(head, chosen):
             np.array(boxes, dtype=float),
             np.array(labels),
         )
-        for n, (boxes, labels) in enumerate(pictures)
+        for n, (boxes, labels) in enumerate(images)
     ]
     total = sum(count for _, _, count in parts)
     for n, (classes, boxes, _) in enumerate(parts):
@@ -273,7 +273,7 @@ def test_an_object_below_iou_half_still_gets_its_best_prior(head):
     assert loss['loss_bbox'][0] > 0
 
 
-def test_a_picture_without_objects_has_a_box_loss_of_exactly_zero(head):
+def test_a_image_without_objects_has_a_box_loss_of_exactly_zero(head):
     scores, deltas = outputs()
     losses = head.loss_by_feat(scores, deltas, [objects([], [])], metas())
     assert losses['loss_bbox'][0].item() == 0
@@ -283,14 +283,14 @@ def test_a_picture_without_objects_has_a_box_loss_of_exactly_zero(head):
     assert all(not t.grad.any() for t in deltas)
 
 
-def test_a_picture_without_objects_trains_beside_one_with(head):
+def test_a_image_without_objects_trains_beside_one_with(head):
     scores, deltas = outputs(2)
     losses = head.loss_by_feat(
-        scores, deltas, [objects([], []), objects(*PICTURES[1])], metas(2)
+        scores, deltas, [objects([], []), objects(*IMAGES[1])], metas(2)
     )
     assert losses['loss_bbox'][0].item() == 0
     # The empty one does not count as a positive in the divisor either.
-    boxes, labels = map(np.array, PICTURES[1])
+    boxes, labels = map(np.array, IMAGES[1])
     classes, offsets, count = loss_sums(
         priors(head), flat(scores, 4)[1], flat(deltas, 4)[1], boxes, labels
     )
@@ -350,7 +350,7 @@ def test_a_prior_with_zero_offsets_is_predicted_as_it_is(limit):
     assert found.scores[0].item() == pytest.approx(1 / (1 + np.exp(-1)), 1e-5)
 
 
-def test_rescaling_brings_boxes_back_to_the_original_picture():
+def test_rescaling_brings_boxes_back_to_the_original_image():
     head = build(candidates_per_class=200)
     outs = quiet_outputs([(1, 4, 6, 0, 2, 21.0)])
     plain = predict(head, *outs, scale=(0.5, 0.25)).bboxes

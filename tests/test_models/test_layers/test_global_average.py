@@ -51,7 +51,7 @@ def test_a_convolutions_gradient_keeps_its_memory_format(layout):
 
 
 def test_a_compiler_gets_no_function_of_our_own():
-    """It would trace the network anew in every process, and cache nothing."""
+    """It would trace the network again in every process, and cache nothing."""
     torch.compiler.reset()
     graphs = []
 

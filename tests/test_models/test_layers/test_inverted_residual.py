@@ -160,7 +160,7 @@ def test_the_kernel_size_is_the_depthwise_convolution_s(stride, x, randomise):
     sizes = [layer.conv.kernel_size for layer in block.conv]
     assert sizes == [(1, 1), (5, 5), (1, 1)]
     expand, depthwise, project = block.conv
-    # Centred, with two pixels of zeros around the picture.
+    # Centred, with two pixels of zeros around the image.
     y = F.pad(expand(x), (2, 2, 2, 2))
     patches = y.unfold(2, 5, stride).unfold(3, 5, stride)
     kernel = depthwise.conv.weight[:, 0, None, None]

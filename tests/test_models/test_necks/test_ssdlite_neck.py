@@ -99,7 +99,7 @@ def test_a_backbone_of_another_width_is_named():
         neck(inputs((5, 6)))
 
 
-def test_a_training_batch_of_one_picture_passes_the_level_of_one_cell():
+def test_a_training_batch_of_one_image_passes_the_level_of_one_cell():
     neck = SSDLiteNeck((4, 6), (8, 8), (16, 16)).train()
     torch.manual_seed(0)
     features = (torch.randn(1, 4, 4, 4), torch.randn(1, 6, 3, 3))
@@ -110,6 +110,6 @@ def test_a_training_batch_of_one_picture_passes_the_level_of_one_cell():
     assert last.running_mean.equal(before)
     outs[-1].sum().backward()
     assert neck.extra_layers[0].conv[0].conv.weight.grad.any()
-    # With two pictures there are statistics.
+    # With two images there are statistics.
     neck(tuple(torch.cat([x, x + 1]) for x in features))
     assert not last.running_mean.equal(before)

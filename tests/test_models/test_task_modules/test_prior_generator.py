@@ -81,7 +81,7 @@ def test_the_clamp_keeps_the_centre_and_the_short_side():
     assert (unclamped[:, 2:] - unclamped[:, :2]).max() > 490
 
 
-def test_priors_may_stick_out_of_the_picture():
+def test_priors_may_stick_out_of_the_image():
     boxes = build().grid_priors([(s, s) for s in SIDES], device='cpu')[0]
     assert boxes.min() < 0
     assert boxes.max() > 300

@@ -1,4 +1,4 @@
-"""Pictures as one tensor, of which a loader hands out only indices."""
+"""Images as one tensor, of which a loader hands out only indices."""
 
 import copy
 import pickle
@@ -11,7 +11,7 @@ from mmengine.registry import DATASETS, FUNCTIONS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from sb_mm.datasets.indexed_pictures import IndexedPictures, whole_batch
+from sb_mm.datasets.indexed_images import IndexedImages, whole_batch
 from sb_mm.errors import UserInputError
 
 COUNT = 10
@@ -21,8 +21,8 @@ IMAGES = np.random.default_rng(0).integers(
 LABELS = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
 
 
-class Pictures(BaseDataset):
-    """Any data set whose samples have a picture and a label."""
+class Images(BaseDataset):
+    """Any dataset whose samples have an image and a label."""
 
     METAINFO = dict(classes=tuple('abcdefghij'))
 
@@ -58,7 +58,7 @@ def drop(key):
 
 
 def indexed(**kwargs):
-    return IndexedPictures(dict(type=Pictures, **kwargs))
+    return IndexedImages(dict(type=Images, **kwargs))
 
 
 def loader(dataset=None, seed=0, **kwargs):
@@ -69,7 +69,7 @@ def loader(dataset=None, seed=0, **kwargs):
         sampler=dict(type='DefaultSampler', shuffle=True),
         collate_fn=dict(type='sb_mm.whole_batch'),
         dataset=dataset
-        or dict(type='sb_mm.IndexedPictures', dataset=dict(type=Pictures)),
+        or dict(type='sb_mm.IndexedImages', dataset=dict(type=Images)),
     )
     return Runner.build_dataloader(config | kwargs, seed=seed)
 
@@ -85,17 +85,17 @@ def test_every_batch_is_indices_into_the_same_two_tensors():
     batches = list(loader())
     assert [len(batch['indices']) for batch in batches] == [4, 4, 2]
     for batch in batches:
-        assert set(batch) == {'pictures', 'labels', 'indices'}
-        assert batch['pictures'] is batches[0]['pictures']
+        assert set(batch) == {'images', 'labels', 'indices'}
+        assert batch['images'] is batches[0]['images']
         assert batch['labels'] is batches[0]['labels']
         assert batch['indices'].dtype == torch.int64
     assert sorted(order(batches)) == list(range(COUNT))
 
 
-def test_pictures_and_labels_are_those_of_the_data_set_in_its_order():
+def test_images_and_labels_are_those_of_the_data_set_in_its_order():
     batch = indexed()[0]
-    assert batch['pictures'].dtype == torch.uint8
-    np.testing.assert_array_equal(batch['pictures'], IMAGES)
+    assert batch['images'].dtype == torch.uint8
+    np.testing.assert_array_equal(batch['images'], IMAGES)
     assert batch['labels'].tolist() == LABELS
 
 
@@ -103,16 +103,16 @@ def test_one_index_is_a_batch_of_one():
     assert indexed()[7]['indices'].tolist() == [7]
 
 
-def test_grey_pictures_get_a_channel():
+def test_grey_images_get_a_channel():
     batch = indexed(images=IMAGES[..., 0])[0]
-    assert batch['pictures'].shape == (COUNT, 6, 4, 1)
-    np.testing.assert_array_equal(batch['pictures'][..., 0], IMAGES[..., 0])
+    assert batch['images'].shape == (COUNT, 6, 4, 1)
+    np.testing.assert_array_equal(batch['images'][..., 0], IMAGES[..., 0])
 
 
 @pytest.mark.parametrize('seed', [0, 5])
 def test_the_order_is_that_of_the_hosts_loader(seed):
     stock = loader(
-        dict(type=Pictures), seed, collate_fn=dict(type='pseudo_collate')
+        dict(type=Images), seed, collate_fn=dict(type='pseudo_collate')
     )
     ours = loader(seed=seed)
     for _ in range(2):
@@ -149,7 +149,7 @@ def test_a_part_of_the_data_set_is_numbered_from_0(indices):
     assert len(part) == 3
     batch = part.__getitems__([0, 1, 2])
     assert batch['labels'].tolist() == [LABELS[i] for i in chosen]
-    np.testing.assert_array_equal(batch['pictures'], IMAGES[list(chosen)])
+    np.testing.assert_array_equal(batch['images'], IMAGES[list(chosen)])
 
 
 def test_the_names_of_the_classes_are_known():
@@ -158,16 +158,16 @@ def test_the_names_of_the_classes_are_known():
 
 def test_both_names_resolve_from_any_scope():
     built = DATASETS.build(
-        dict(type='sb_mm.IndexedPictures', dataset=dict(type=Pictures))
+        dict(type='sb_mm.IndexedImages', dataset=dict(type=Images))
     )
-    assert isinstance(built, IndexedPictures)
+    assert isinstance(built, IndexedImages)
     assert FUNCTIONS.get('sb_mm.whole_batch') is whole_batch
 
 
 # When it reads
 
 
-def test_each_picture_goes_through_the_pipeline_once():
+def test_each_image_goes_through_the_pipeline_once():
     transform = Counted()
     dataset = indexed(pipeline=[transform])
     batches = loader(dataset=dataset)
@@ -187,14 +187,14 @@ def test_it_survives_pickling(loaded):
     copy = pickle.loads(pickle.dumps(dataset))
     batch = copy.__getitems__([1, 2])
     assert batch['labels'].tolist() == LABELS
-    assert batch['pictures'].equal(dataset[0]['pictures'])
+    assert batch['images'].equal(dataset[0]['images'])
 
 
 def test_a_copied_batch_shares_the_data_set():
-    """A copy of all pictures for each would fill the memory."""
+    """A copy of all images for each would fill the memory."""
     batch = indexed()[2]
     copied = copy.deepcopy(batch)
-    assert copied['pictures'] is batch['pictures']
+    assert copied['images'] is batch['images']
     assert copied['labels'] is batch['labels']
     batch['indices'].zero_()
     assert copied['indices'].tolist() == [2]
@@ -229,15 +229,15 @@ def test_a_loader_with_workers_says_how_to_do_without():
         (
             3,
             IMAGES[0, :5],
-            r'Picture 3 is of shape \(5, 4, 3\) .* one size \(\(6, 4, 3\)',
+            r'Image 3 is of shape \(5, 4, 3\) .* one size \(\(6, 4, 3\)',
         ),
-        (9, IMAGES[0, ..., 0], r'Picture 9 is of shape \(6, 4\) .* resize'),
-        (2, IMAGES[0].astype(np.float32), 'Picture 2 .* type float32'),
-        (0, IMAGES[0] > 9, 'Picture 0 .* type bool, .* needs 8-bit'),
+        (9, IMAGES[0, ..., 0], r'Image 9 is of shape \(6, 4\) .* resize'),
+        (2, IMAGES[0].astype(np.float32), 'Image 2 .* type float32'),
+        (0, IMAGES[0] > 9, 'Image 0 .* type bool, .* needs 8-bit'),
     ],
     ids=['size', 'channels', 'float', 'first'],
 )
-def test_a_picture_unlike_the_others_is_named(index, image, message):
+def test_a_image_unlike_the_others_is_named(index, image, message):
     dataset = indexed(changes={index: image})
     with pytest.raises(UserInputError, match=message):
         dataset.full_init()

@@ -1,4 +1,4 @@
-"""Small pictures as one tensor, of which a loader hands out only indices."""
+"""Small images as one tensor, of which a loader hands out only indices."""
 
 from collections.abc import Sequence
 
@@ -13,27 +13,27 @@ from sb_mm.registry import DATASETS, FUNCTIONS
 
 
 @DATASETS.register_module()
-class IndexedPictures(Dataset):
-    """A data set of equal pictures, all in memory, read by index.
+class IndexedImages(Dataset):
+    """A dataset of equal images, all in memory, read by index.
 
     For :class:`~sb_mm.models.data_preprocessors.OnDeviceAugmentation`, which
-    keeps the pictures on the device and cuts the batches out there. A batch
-    is a dict of ``pictures`` ``(N, H, W, C)``, uint8, and ``labels`` ``(N,)``
-    of the whole data set, always the same two tensors, and ``indices``
+    keeps the images on the device and cuts the batches out there. A batch
+    is a dict of ``images`` ``(N, H, W, C)``, uint8, and ``labels`` ``(N,)``
+    of the whole dataset, always the same two tensors, and ``indices``
     ``(B,)``, which of them the batch consists of.
 
     The loader needs ``num_workers=0`` (there is nothing to do for workers)
     and ``collate_fn=dict(type='sb_mm.whole_batch')``.
 
     Args:
-        dataset: Config of the data set, whose samples have ``img`` ``(H, W)``
+        dataset: Config of the dataset, whose samples have ``img`` ``(H, W)``
             or ``(H, W, C)``, uint8, and ``gt_label``. Its pipeline runs once
-            for each picture, when the data are first asked for: reading and
+            for each image, when the data are first asked for: reading and
             resizing belong there, random transforms do not.
 
     Raises:
-        UserInputError: If a picture differs in size or type from the first,
-            the pipeline leaves no picture or no label, or a loader's worker
+        UserInputError: If an image differs in size or type from the first,
+            the pipeline leaves no image or no label, or a loader's worker
             reads the data.
 
     Example:
@@ -43,7 +43,7 @@ class IndexedPictures(Dataset):
         ...     sampler=dict(type='DefaultSampler', shuffle=True),
         ...     collate_fn=dict(type='sb_mm.whole_batch'),
         ...     dataset=dict(
-        ...         type='sb_mm.IndexedPictures',
+        ...         type='sb_mm.IndexedImages',
         ...         dataset=dict(
         ...             type='CIFAR10',
         ...             data_root='data/cifar10',
@@ -64,24 +64,24 @@ class IndexedPictures(Dataset):
         return self.dataset.metainfo
 
     def full_init(self) -> None:
-        """Load the pictures now."""
+        """Load the images now."""
         if self._tensors is None:
             self._tensors = self._load()
 
     def _load(self) -> tuple[Tensor, Tensor]:
-        images: list[np.ndarray] = []
+        arrays: list[np.ndarray] = []
         labels = []
         for index in range(len(self.dataset)):
             sample = self.dataset[index]
             _check_sample(sample)
             image = np.asarray(sample['img'])
-            _check_picture(index, image, images[0] if images else image)
-            images.append(image)
+            _check_image(index, image, arrays[0] if arrays else image)
+            arrays.append(image)
             labels.append(int(sample['gt_label']))
-        pictures = torch.from_numpy(np.stack(images))
-        if pictures.ndim == 3:
-            pictures = pictures[..., None]
-        return pictures, torch.tensor(labels)
+        images = torch.from_numpy(np.stack(arrays))
+        if images.ndim == 3:
+            images = images[..., None]
+        return images, torch.tensor(labels)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -93,13 +93,13 @@ class IndexedPictures(Dataset):
         """Return a batch, see above; PyTorch's loader asks for it so."""
         if get_worker_info() is not None:
             raise UserInputError(
-                'sb_mm.IndexedPictures must be read by the training process '
+                'sb_mm.IndexedImages must be read by the training process '
                 'itself: set num_workers=0 in its loader.'
             )
         self.full_init()
-        pictures, labels = self._tensors
+        images, labels = self._tensors
         return _Batch(
-            pictures=pictures,
+            images=images,
             labels=labels,
             indices=torch.tensor(indices),
         )
@@ -109,12 +109,12 @@ class _Batch(dict):
     """A batch that says what it is for where something else is expected."""
 
     def __deepcopy__(self, memo: dict) -> '_Batch':
-        """Copy the batch, not the data set, as hooks do that keep batches."""
+        """Copy the batch, not the dataset, as hooks do that keep batches."""
         return _Batch(self, indices=self['indices'].clone())
 
     def __missing__(self, key: object) -> None:
         raise UserInputError(
-            f'A batch of sb_mm.IndexedPictures has no {key!r}: give its '
+            f'A batch of sb_mm.IndexedImages has no {key!r}: give its '
             "loader collate_fn=dict(type='sb_mm.whole_batch'), and the model "
             'sb_mm.OnDeviceAugmentation as data_preprocessor.'
         )
@@ -124,17 +124,17 @@ def _check_sample(sample: dict) -> None:
     missing = [key for key in ('img', 'gt_label') if key not in sample]
     if missing:
         raise UserInputError(
-            f'The dataset of sb_mm.IndexedPictures gives no {missing[0]}: '
-            'let its pipeline read and resize the pictures and nothing else '
+            f'The dataset of sb_mm.IndexedImages gives no {missing[0]}: '
+            'let its pipeline read and resize the images and nothing else '
             '(no PackInputs).'
         )
 
 
-def _check_picture(index: int, image: np.ndarray, first: np.ndarray) -> None:
+def _check_image(index: int, image: np.ndarray, first: np.ndarray) -> None:
     if image.dtype != np.uint8 or image.shape != first.shape:
         raise UserInputError(
-            f'Picture {index} is of shape {image.shape} and type '
-            f'{image.dtype}, and sb_mm.IndexedPictures needs 8-bit pictures '
+            f'Image {index} is of shape {image.shape} and type '
+            f'{image.dtype}, and sb_mm.IndexedImages needs 8-bit images '
             f'of one size ({first.shape} here): resize them in the pipeline '
             'of its dataset.'
         )
@@ -142,5 +142,5 @@ def _check_picture(index: int, image: np.ndarray, first: np.ndarray) -> None:
 
 @FUNCTIONS.register_module()
 def whole_batch(batch: dict) -> dict:
-    """Leave a batch of :class:`IndexedPictures` as it is."""
+    """Leave a batch of :class:`IndexedImages` as it is."""
     return batch
