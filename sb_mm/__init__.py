@@ -5,7 +5,11 @@ The networks' classes are here by their public names, such as
 which only handle files start without torch.
 """
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 from .version import __version__
@@ -28,6 +32,28 @@ _CLASSES = (
     'SqueezeExcite',
 )
 __all__ = ['__version__', *_CLASSES]
+
+
+class OperatorFinder:
+    """Let :mod:`sb_mm.ops` answer for an mmcv without compiled operators.
+
+    Python asks the finders of ``sys.meta_path`` in turn. This one comes last,
+    so a compiled ``mmcv._ext`` is found before it. ``sb_mm_ops.pth``, which is
+    installed with the package, asks it also where nothing has imported sb_mm
+    yet: in the hosts' own tools.
+    """
+
+    @staticmethod
+    def find_spec(name: str, *args: object) -> ModuleSpec | None:
+        """Return the spec of ``mmcv._ext``, and None for any other name."""
+        if name != 'mmcv._ext':
+            return None
+        return spec_from_file_location(
+            name, Path(__file__).with_name('ops.py')
+        )
+
+
+sys.meta_path.append(OperatorFinder)
 
 
 def __getattr__(name: str) -> Any:
