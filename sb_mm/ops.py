@@ -136,7 +136,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     groups = []
     while len(left):
         first, rest = left[0], left[1:]
-        hit = box_iou(boxes[[first]], boxes[rest])[0] >= iou_threshold
+        hit = box_iou(boxes[left[:1]], boxes[rest])[0] >= iou_threshold
         groups.append([int(first), *rest[hit].tolist()])
         left = rest[~hit]
     return groups
@@ -256,8 +256,8 @@ def sigmoid_focal_loss_backward(
     """
     with torch.enable_grad():
         logits = _computable(input).detach().requires_grad_()
-        loss = _focal_loss(logits, target, weight, gamma, alpha)
-    (slope,) = torch.autograd.grad(loss.sum(), logits)
+        loss = _focal_loss(logits, target, weight, gamma, alpha).sum()
+    (slope,) = torch.autograd.grad(loss, logits)
     grad_input.copy_(slope)
 
 
