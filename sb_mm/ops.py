@@ -4,6 +4,10 @@
 name (see :class:`sb_mm.OperatorFinder`). Signatures are those of mmcv's
 ``csrc/pytorch/pybind.cpp``; operators write into the tensors that they are
 given, as the compiled ones do. Low-precision input is computed in float32.
+
+They write by ``output[...] = values``: ``output.copy_(values)`` returns
+``output`` a second time, and ``torch.compile`` (2.11) then sends the gradient
+of mmcv's autograd functions to that one, so that it is silently zero.
 """
 
 from collections.abc import Callable
@@ -185,7 +189,7 @@ def roi_align_forward(
         sampling_ratio,
         aligned,
     )
-    output.copy_(values)
+    output[...] = values
 
 
 def roi_align_backward(
@@ -216,7 +220,7 @@ def roi_align_backward(
         sampling_ratio,
         aligned,
     )
-    grad_input.copy_(values)
+    grad_input[...] = values
 
 
 def sigmoid_focal_loss_forward(
@@ -239,7 +243,7 @@ def sigmoid_focal_loss_forward(
         alpha: Weight of the true class; 1 - alpha that of the others.
     """
     logits = _computable(input)
-    output.copy_(_focal_loss(logits, target, weight, gamma, alpha))
+    output[...] = _focal_loss(logits, target, weight, gamma, alpha)
 
 
 def sigmoid_focal_loss_backward(
@@ -258,7 +262,7 @@ def sigmoid_focal_loss_backward(
         logits = _computable(input).detach().requires_grad_()
         loss = _focal_loss(logits, target, weight, gamma, alpha).sum()
     (slope,) = torch.autograd.grad(loss, logits)
-    grad_input.copy_(slope)
+    grad_input[...] = slope
 
 
 def _focal_loss(

@@ -221,6 +221,17 @@ def test_roi_align_is_a_bilinear_sum_and_its_gradient(ratio, aligned, dtype):
     assert layer(features, rois[:0]).shape == (0, 3, 3, 2)
 
 
+def test_the_gradient_of_roi_align_survives_torch_compile():
+    features = torch.ones(1, 1, 6, 6, requires_grad=True)
+    rois = torch.tensor([[0.0, 1, 1, 5, 5]])
+
+    def pool(features):
+        return mmcv.ops.roi_align(features, rois, 2).sum()
+
+    torch.compile(pool, backend='eager')(features).backward()
+    assert features.grad.sum() == 4  # the bins: a mean passes its gradient on
+
+
 @all_dtypes
 @pytest.mark.parametrize('weight', [None, [0.25, 1.5, 2, 0]])
 def test_focal_loss_and_its_gradient_are_mmdets(weight, dtype):
