@@ -7,10 +7,10 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 
 from sb_mm.errors import UserInputError, first_line
+from sb_mm.files import find_config, product_root
 
 from .overrides import apply_overrides, check_own_arguments
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -62,7 +62,8 @@ def read_config(path: str) -> Config:
         UserInputError: If it does not exist, is not Python, JSON or YAML, or
             names a base or an import that is not there.
     """
-    if not osp.isfile(path) and '::' not in str(path):
+    path = find_config(str(path))
+    if not osp.isfile(path) and '::' not in path:
         raise UserInputError(
             f'The config {path} does not exist: give the path of a config '
             'file, such as configs/ssd_sb_voc.py.'
@@ -129,6 +130,6 @@ def resolve_data_roots(cfg: Config) -> None:
     """
     for _, dataset in dataset_configs(cfg):
         root = dataset.get('data_root')
-        if root and not osp.exists(root) and (_REPOSITORY / root).exists():
-            dataset.data_root = str(_REPOSITORY / root)
+        if root and not osp.exists(root) and (product_root() / root).exists():
+            dataset.data_root = str(product_root() / root)
             _move_annotations(cfg, root, dataset.data_root)

@@ -22,9 +22,7 @@ class DemoFailedError(RuntimeError):
     """The demo ran, but its detector is not as good as it should be."""
 
 
-_CONFIG = (
-    Path(__file__).resolve().parents[2] / 'configs/voc/ssd_sb_synthetic.py'
-)
+_CONFIG = 'sb_mm::voc/ssd_sb_synthetic.py'
 
 
 def run_demo(
@@ -70,7 +68,7 @@ def run_demo(
     }
     data_root = str(devkit / 'VOC2007')
     start = time.perf_counter()
-    train(load_config(str(_CONFIG), options, data_root, str(run)))
+    train(load_config(_CONFIG, options, data_root, str(run)))
     seconds = time.perf_counter() - start
     checkpoint = out / 'checkpoint.pth'
     shutil.copyfile(_best_checkpoint(run), checkpoint)
@@ -82,7 +80,7 @@ def run_demo(
     )
     plot_curves(run, results['curves'])
     options['test_evaluator.out_file'] = f'{out}/per_class.json'
-    cfg = load_config(str(_CONFIG), options, data_root, str(run / 'test'))
+    cfg = load_config(_CONFIG, options, data_root, str(run / 'test'))
     metrics = _test(cfg, checkpoint, results)
     _print_summary(metrics, seconds, results)
     if metrics['pascal_voc/mAP'] < min_map:
