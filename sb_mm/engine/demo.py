@@ -56,7 +56,7 @@ def run_demo(
     check_number('--min-map', min_map, 0, 1)
     _make_folder(out)
     devkit = out / 'devkit'
-    make_synthetic_voc(devkit, num_train=images, force=True, progress=True)
+    make_synthetic_voc(devkit, num_train=images, force=True)
     # A new folder each time: nothing of an earlier run is deleted.
     run = out / 'runs' / time.strftime('%Y%m%d_%H%M%S')
     options = {

@@ -320,7 +320,7 @@ def test_arrays_that_do_not_fit_are_named(root, changes, words):
     ],
     ids=['no image', 'cut off', '32x16', 'transparent'],
 )
-def test_a_image_of_another_kind_is_named(root, image):
+def test_an_image_of_another_kind_is_named(root, image):
     path = root / 'train-1.npz'
     write_part(path, [IMAGES['train'][0], image], [1, 2])
     message = error_of(root)

@@ -250,7 +250,7 @@ def test_a_split_that_is_not_there(root):
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
-def test_class_folders_without_a_image_are_named(root, split):
+def test_class_folders_without_an_image_are_named(root, split):
     for stem in 'ab':
         (root / split / f'bee/{stem}.JPEG').unlink()
     (root / split / 'bee/readme.txt').write_text('no image')
