@@ -77,7 +77,8 @@ setup(
     cmdclass={'build_py': BuildPy},
     entry_points={'console_scripts': ['sb-mm = sb_mm.__main__:main']},
     # Neither torch nor an OpenMMLab package: pip must not replace the ones
-    # of the environment that sb_mm is added to. The extras pin one family.
+    # of the environment that sb_mm is added to. The extras pin one family,
+    # which does not require the torch that it needs; any stays that is there.
     install_requires=requirements('runtime'),
     extras_require={
         **{

@@ -23,6 +23,7 @@ _PACKAGES = (
     'torch',
     'torchvision',
     'mmcv',
+    'mmcv-lite',
     'onedl-mmcv',
     'mmengine',
     'onedl-mmengine',
