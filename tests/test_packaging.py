@@ -70,8 +70,10 @@ def test_an_extra_pins_what_its_requirements_file_pins(metadata, extra):
     pattern = rf'(.+); extra == "{extra}"'
     matches = (re.fullmatch(pattern, line) for line in metadata.requires)
     pins = [match[1].strip() for match in matches if match]
-    assert sorted(pins) == sorted(lines_of(extra))
-    assert all('==' in pin for pin in pins)
+    # Whichever torch fits the machine's driver: one that is there stays.
+    torch = ['torch', 'torchvision'] if extra in ('onedl', 'openmmlab') else []
+    assert sorted(pins) == sorted([*lines_of(extra), *torch])
+    assert all('==' in pin for pin in lines_of(extra))
 
 
 def imported_modules(path):

@@ -11,6 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from sb_mm.errors import UserInputError, first_few
+from sb_mm.files import repository
 
 from .cells import REPOSITORY, Cell, find_cell, select_cells
 from .check import CheckedCell, Comparison, check_cell, layer_overheads
@@ -210,7 +211,8 @@ def report(check: bool, folder: Path = RESULTS) -> None:
     """
     _check_folder(folder)
     page = folder / 'results.md'
-    if not _is_own(folder):
+    own = _is_own(folder) and repository() is not None
+    if not own:
         _check_records(folder)
         if not check:
             _check_page(page)
@@ -218,7 +220,7 @@ def report(check: bool, folder: Path = RESULTS) -> None:
     for sentence in results.refused:
         print(f'left out: {sentence}', file=sys.stderr)
     with Console(stderr=True).status('counting every network'):
-        if _is_own(folder):
+        if own:
             files = generate(results)
         else:
             files = {page: results_page(results, findings=False)}

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from sb_mm.errors import UserInputError, first_few
+from sb_mm.files import repository
 
-from .cells import REPOSITORY, Cell, find_cell
+from .cells import Cell, find_cell
 from .runs import Start, deviations, execution, read_history, read_starts
 
-RESULTS = REPOSITORY / 'results'
+RESULTS = (repository() or Path()) / 'results'
 # Fields that the training itself wrote down.
 _FROM_RUN_INFO = (
     'seed',

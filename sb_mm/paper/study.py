@@ -8,12 +8,12 @@ from pathlib import Path
 from sb_mm.errors import UserInputError, first_line
 from sb_mm.files import write_in_one_step
 
-from .cells import REPOSITORY, Cell, find_cell
+from .cells import Cell, find_cell
 from .claims import CONFIDENCE, Sample, difference, direction, sample_of
-from .records import Record, Summary
+from .records import RESULTS, Record, Summary
 from .writing import NOT_RUN, final_result, markdown
 
-STARTS = REPOSITORY / 'results/start_of_training.json'
+STARTS = RESULTS / 'start_of_training.json'
 # Of the trainings in the second table.
 _RECIPE = (
     'train images=10000',

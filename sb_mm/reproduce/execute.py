@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sb_mm.errors import UserInputError
-from sb_mm.paper.cells import REPOSITORY
 from sb_mm.paper.records import Record
 
 from .child import BUSY, CONFIG_FILE, DIVERGED, UNUSABLE, WAITED
@@ -97,7 +96,8 @@ def execute(
 def python_path() -> str:
     """Return the PYTHONPATH with which this package is found."""
     given = os.environ.get('PYTHONPATH')
-    return os.pathsep.join([str(REPOSITORY), *([given] if given else [])])
+    package = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join([package, *([given] if given else [])])
 
 
 def _write_config(run: Run) -> None:

@@ -1,20 +1,7 @@
 _base_ = './common_runtime.py'
 
-# An import error inside sb_mm would otherwise read "not in the registry".
-custom_imports = dict(
-    imports=[
-        'sb_mm.models',
-        'sb_mm.datasets.packed_cifar10',
-        'sb_mm.datasets.indexed_images',
-        'sb_mm.engine.attention_stats_hook',
-        'sb_mm.engine.batched_val_loop',
-        'sb_mm.engine.compile_hook',
-        'sb_mm.engine.divergence_hook',
-        'sb_mm.engine.epoch_seed_hook',
-        'sb_mm.engine.validate_resumed_hook',
-    ],
-    allow_failed_imports=False,
-)
+# An import error in it would otherwise read "not in the registry".
+custom_imports = dict(imports=['sb_mm.registry'], allow_failed_imports=False)
 default_scope = 'mmpretrain'
 
 default_hooks = dict(

@@ -1,15 +1,7 @@
 _base_ = './common_runtime.py'
 
-# An import error inside sb_mm would otherwise read "not in the registry".
-custom_imports = dict(
-    imports=[
-        'sb_mm.models',
-        'sb_mm.datasets.voc_devkit',
-        'sb_mm.engine.attention_stats_hook',
-        'sb_mm.evaluation.voc_metric',
-    ],
-    allow_failed_imports=False,
-)
+# An import error in it would otherwise read "not in the registry".
+custom_imports = dict(imports=['sb_mm.registry'], allow_failed_imports=False)
 default_scope = 'mmdet'
 
 default_hooks = dict(
