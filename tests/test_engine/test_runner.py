@@ -176,6 +176,8 @@ def test_two_processes_train_one_model(config, tmp_path):
         'PATH': f'{bin_dir}:/usr/bin:/bin',
         'PORT': '29617',
         'OMP_NUM_THREADS': '1',
+        # Two processes cannot share a GPU through NCCL.
+        'CUDA_VISIBLE_DEVICES': '',
     }
     done = subprocess.run(
         ['bash', script, config, '2', '--work-dir', tmp_path / 'run',
