@@ -27,7 +27,7 @@ def test_training_then_testing_then_resuming(
 ):
     """One training, several looks: it is the slow part."""
     trained = tmp_path / 'run'
-    two = [*SHORT, 'train_cfg.max_epochs=2']
+    two = [*SHORT, 'train_cfg.max_epochs=2', 'train_cfg.val_interval=1']
     train = ['train', config, '--work-dir', trained]
     hook = 'default_hooks.attention.type=sb_mm.AttentionStatsHook'
     code, error = tool(*train, '--cfg-options', *two, hook)
