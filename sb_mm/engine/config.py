@@ -6,10 +6,10 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from sb_mm.errors import UserInputError, first_line
+from sb_mm.errors import UserInputError, first_line, root_cause
 from sb_mm.files import find_config, product_root
 
-from .overrides import apply_overrides, check_own_arguments
+from .options import apply_options, check_own_arguments
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -38,7 +38,7 @@ def load_config(
     options = dict(options or {})
     # On its own, the variable would reach no loader.
     root = data_root or options.pop('data_root', None)
-    apply_overrides(cfg, options)
+    apply_options(cfg, options)
     check_own_arguments(cfg)
     if root is not None:
         set_data_root(cfg, root)
@@ -71,8 +71,11 @@ def read_config(path: str) -> Config:
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is code, and can raise anything
+        # Of custom_imports, MMEngine says that they fail, and not why.
+        failed = isinstance(error, ImportError)
+        reason = first_line(root_cause(error) if failed else error)
         raise UserInputError(
-            f'The config {path} cannot be read ({first_line(error)}): '
+            f'The config {path} cannot be read ({reason}): '
             'correct it and the files and packages that it names.'
         ) from error
     if not cfg.get('model'):

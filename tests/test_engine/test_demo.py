@@ -1,17 +1,12 @@
 """The demo leaves what it promises, and says when it fails."""
 
-import ctypes
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sb_mm.engine.memory import keep_freed_memory
-
-from .conftest import REPOSITORY, load_tool
+from sb_mm.engine import demo as demo_module
 
 
 @pytest.fixture
@@ -44,19 +39,13 @@ def test_the_demo_leaves_its_results_in_one_folder(demo, tmp_path, capsys):
     assert pixels.shape == (4 * 320, 2 * 640, 3)
 
 
-def test_a_detector_that_learnt_too_little_fails_the_demo(
-    monkeypatch, tmp_path
-):
-    module = load_tool('demo')
-    monkeypatch.setattr(module.sys, 'argv', ['demo.py'])
-
-    def run_demo(**kwargs):
-        assert kwargs['min_map'] == 0.6
-        raise module.DemoFailedError('too little')
-
-    monkeypatch.setattr(module, 'run_demo', run_demo)
-    with pytest.raises(SystemExit, match='too little'):
-        module.main()
+def test_a_detector_that_learnt_too_little_fails_the_demo(tool, monkeypatch):
+    monkeypatch.setattr(
+        demo_module, 'run_demo', lambda **_: {'pascal_voc/mAP': 0.59}
+    )
+    code, _ = tool('demo')
+    assert code == 'error: The mAP is 0.590, below --min-map 0.6.'
+    assert tool('demo', '--min-map', 0.5) == (0, '')
 
 
 @pytest.mark.parametrize(
@@ -75,19 +64,3 @@ def test_a_file_in_place_of_the_folder_is_named(demo, tmp_path):
     code, error = demo(tmp_path / 'x')
     assert code == 2
     assert 'cannot be made' in error
-
-
-def test_freed_memory_is_kept_where_the_allocator_is_glibcs():
-    libc = ctypes.CDLL(None)
-    assert keep_freed_memory() == hasattr(libc, 'mallopt')
-
-
-@pytest.mark.parametrize('given', [None, '7'])
-def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise(given):
-    env = {'PATH': '', 'PYTHONPATH': str(REPOSITORY)}
-    env |= {} if given is None else {'GOMP_SPINCOUNT': given}
-    code = 'import sb_mm.engine, os; print(os.environ["GOMP_SPINCOUNT"])'
-    done = subprocess.run(
-        [sys.executable, '-c', code], env=env, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == (given or '10000'), done.stderr

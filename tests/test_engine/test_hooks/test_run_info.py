@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sb_mm import __version__
-from sb_mm.engine import run_info
+from sb_mm.engine.hooks import run_info
 
 FOLDERS = ('sb_mm', 'benchmarks')
 
