@@ -19,7 +19,7 @@ from mmengine.registry import Registry
 
 # Whoever classifies only has no mmdet.
 _HAS_MMDET = find_spec('mmdet') is not None
-_NEED_MMDET = ['sb_mm.datasets.voc_devkit'] if _HAS_MMDET else []
+_NEED_MMDET = ['sb_mm.datasets.voc'] if _HAS_MMDET else []
 
 MODELS = Registry(
     'model',
@@ -38,7 +38,6 @@ DATASETS = Registry(
     parent=MMENGINE_DATASETS,
     scope='sb_mm',
     locations=[
-        'sb_mm.datasets.packed_cifar10',
         'sb_mm.datasets.indexed_images',
         *_NEED_MMDET,
     ],

@@ -4,7 +4,6 @@ _base_ = './common_runtime.py'
 custom_imports = dict(
     imports=[
         'sb_mm.models',
-        'sb_mm.datasets.packed_cifar10',
         'sb_mm.datasets.indexed_images',
         'sb_mm.engine.attention_stats_hook',
         'sb_mm.engine.batched_val_loop',

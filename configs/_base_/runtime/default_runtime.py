@@ -4,7 +4,7 @@ _base_ = './common_runtime.py'
 custom_imports = dict(
     imports=[
         'sb_mm.models',
-        'sb_mm.datasets.voc_devkit',
+        'sb_mm.datasets.voc',
         'sb_mm.engine.attention_stats_hook',
         'sb_mm.evaluation.voc_metric',
     ],

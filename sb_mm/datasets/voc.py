@@ -6,27 +6,42 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any
+from unicodedata import normalize
 
+from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import VOCDataset, XMLDataset
 from mmengine.logging import print_log
-from PIL import Image
 
-from sb_mm.errors import UserInputError, first_few
+from sb_mm.errors import FileFault, UserInputError, first_few, shorten
 from sb_mm.registry import DATASETS
 
-from .annotation import (
-    AnnotatedObject,
-    FileFault,
-    raise_faults,
-    read_annotation,
+from .annotation import AnnotatedObject, read_annotation
+from .images import (
+    ImageHeader,
+    collect,
+    decode,
+    open_regular,
+    read_header,
+    reader_of,
+    turn_box,
 )
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 # second column of the devkit's lists of one class, e.g. `000005 -1`
 _LIST_LABEL = re.compile(r'\s+-?[01]$')
-_EXIF_ORIENTATION = 0x0112
+# What is said of some files, once, with their number.
+_NOTES = dict(
+    box='{} degenerate boxes (no width or height, or outside the image) are '
+    'skipped in {}.',
+    size='{} annotations give another size than their image has: {}.',
+    exif='{} images have an EXIF tag that turns or mirrors them ({}): their '
+    'boxes are taken to be those of the stored pixels, except where <size> '
+    'is that of the turned image.',
+    twin='{} names have more than one image and a <filename> that is none '
+    'of them; the first is used: {}.',
+)
 
 
 @DATASETS.register_module()
@@ -35,19 +50,27 @@ class VOCDevkitDataset(XMLDataset):
 
     Below ``data_prefix['sub_data_root']`` (relative to ``data_root``) lie
     ``Annotations/<name>.xml`` and ``JPEGImages/<name>.jpg`` (or .jpeg or
-    .png, in any case of letters); ``ann_file`` lists the names.
+    .png, in any case of letters; of several, ``<filename>`` names the one);
+    ``ann_file`` lists the names. Names of files and classes are the same in
+    any form of Unicode.
 
     What differs from mmdet's ``VOCDataset``: everything that can be wrong
     with the files is reported in one sentence when they are loaded, boxes
     are clipped to the image, and the metainfo holds no ``dataset_type``,
     so that VOC2007 and VOC2012 can be concatenated. Boxes become integers,
     less one, as in mmdet: ``bbox`` is (x1, y1, x2, y2) in pixels, the first
-    pixel is 0.
+    pixel is 0. They fit the image as the ``LoadImageFromFile`` of the
+    pipeline reads it, whether that ignores EXIF's orientation (a
+    ``color_type`` such as ``'color_ignore_orientation'``) or not.
 
     Args:
         skip_unknown_classes: Leave out objects whose class is not among
             ``metainfo['classes']``; by default they are an error, as they
             are mostly misspelt names.
+        max_megapixels: Size of an image that is refused, as it would take
+            gigabytes each time it is loaded.
+        max_annotation_mb: Size of an annotation that is refused; 4 MB hold
+            10,000 objects and more.
         kwargs: Those of mmdet's ``XMLDataset``: ``data_root``,
             ``ann_file``, ``data_prefix``, ``metainfo`` (``classes`` and,
             optionally, ``palette``), ``filter_cfg``, ``pipeline``, ...
@@ -69,9 +92,16 @@ class VOCDevkitDataset(XMLDataset):
     METAINFO = VOCDataset.METAINFO
 
     def __init__(
-        self, *, skip_unknown_classes: bool = False, **kwargs: Any
+        self,
+        *,
+        skip_unknown_classes: bool = False,
+        max_megapixels: float = 100,
+        max_annotation_mb: float = 4,
+        **kwargs: Any,
     ) -> None:
         self.skip_unknown_classes = skip_unknown_classes
+        self.max_megapixels = max_megapixels
+        self.max_annotation_mb = max_annotation_mb
         kwargs.setdefault('data_prefix', dict(sub_data_root=''))
         super().__init__(**kwargs)
 
@@ -85,7 +115,7 @@ class VOCDevkitDataset(XMLDataset):
         return loaded
 
     def load_data_list(self) -> list[dict]:
-        """Find and reads all annotations.
+        """Find and read all annotations and the heads of all images.
 
         Returns:
             One dict an image: ``img_id``, ``img_path``, ``xml_path``,
@@ -96,55 +126,53 @@ class VOCDevkitDataset(XMLDataset):
         """
         self._check_layout()
         classes = self._metainfo['classes']
-        self.cat2label = {name: label for label, name in enumerate(classes)}
-        data_list, faults, degenerate = [], [], {}
-        for files in self._find_files():
-            try:
-                info = self.parse_data_info(files)
-            except FileFault as fault:
-                faults.append(fault)
-                continue
-            if count := info.pop('num_degenerate'):
-                degenerate[info['xml_path']] = count
-            data_list.append(info)
-        if faults:
-            raise_faults(faults)
-        _warn_degenerate(degenerate)
+        self.cat2label = {nfc(name): i for i, name in enumerate(classes)}
+        data_list = collect(self.parse_data_info, self._find_files())
+        _warn_of([(info['xml_path'], info.pop('notes')) for info in data_list])
         return data_list
 
     def parse_data_info(self, img_info: dict) -> dict:
-        """Read one annotation.
+        """Read one annotation, and the head of its image.
 
         Args:
-            img_info: ``img_id``, ``img_path`` and ``xml_path``.
+            img_info: ``img_id``, ``img_paths`` (one, or several of which the
+                annotation names one) and ``xml_path``.
 
         Returns:
-            The same with ``width`` and ``height`` in pixels, ``instances``
-            and ``num_degenerate``, the number of boxes left out.
+            ``img_id``, ``img_path``, ``xml_path``, ``width`` and ``height``
+            in pixels as the pipeline loads it, ``instances``, and ``notes``,
+            the kinds of what the user should know of it.
 
         Raises:
-            FileFault: The annotation cannot be used, or it gives no size and
-                the image cannot be read.
+            FileFault: The annotation or the image cannot be used.
         """
         path = img_info['xml_path']
-        size, objects = read_annotation(path)
-        known = [obj for obj in objects if self._is_known(obj.name, path)]
-        if size is None or any(_sticks_out(obj.box, size) for obj in known):
-            # Annotation programs write wrong sizes: do not clip to one.
-            size = image_size(img_info['img_path'])
-        width, height = size
-        boxes = [_to_bbox(obj.box, width, height) for obj in known]
+        limit = int(self.max_annotation_mb * 1e6)
+        annotation = read_annotation(path, limit)
+        img_path, notes = _choose(img_info['img_paths'], annotation.filename)
+        head = self._read_header(img_path)
+        shown = annotation.size == head.shown_size != head.size
+        size = head.shown_size if shown else head.size
+        turn = head.turn(shown, self._loads_shown)
+        known = [o for o in annotation.objects if self._is_known(o.name, path)]
+        boxes = [turn_box(_to_bbox(o.box, size), size, turn) for o in known]
         instances = [
             self._to_instance(obj, bbox)
             for obj, bbox in zip(known, boxes, strict=True)
             if bbox[0] < bbox[2] and bbox[1] < bbox[3]
         ]
+        notes += ['box'] * (len(boxes) - len(instances))
+        notes += ['exif'] * (head.orientation != 1)
+        notes += ['size'] * (annotation.size not in (None, size))
+        width, height = head.shown_size if self._loads_shown else head.size
         return dict(
-            img_info,
+            img_id=img_info['img_id'],
+            img_path=img_path,
+            xml_path=path,
             width=width,
             height=height,
             instances=instances,
-            num_degenerate=len(boxes) - len(instances),
+            notes=notes,
         )
 
     def filter_data(self) -> list[dict]:
@@ -163,32 +191,35 @@ class VOCDevkitDataset(XMLDataset):
         return kept
 
     def check_images(self) -> None:
-        """Check that every image is whole, and warns of wrong sizes.
-
-        Reads the head and the tail of each file; decodes only those that
-        do not end as they should. The size in an annotation is used for
-        nothing else than ``filter_cfg``: images of another size are
-        counted in a warning.
+        """Decode every image as the pipeline will.
 
         Raises:
-            UserInputError: Images cannot be read.
+            UserInputError: Images cannot be decoded.
         """
-        faults, others = [], []
-        for info in (self.get_data_info(i) for i in range(len(self))):
-            try:
-                size = _whole_image_size(info['img_path'])
-            except FileFault as fault:
-                faults.append(fault)
-                continue
-            if size != (info['width'], info['height']):
-                others.append(info['xml_path'])
-        if faults:
-            raise_faults(faults)
-        if others:
-            _warn(
-                f'{len(others)} annotations give another size than their '
-                f'image has: {first_few(others)}.'
+        paths = [self.get_data_info(i)['img_path'] for i in range(len(self))]
+        collect(lambda path: decode(path, self._reader), paths)
+
+    @property
+    def _reader(self) -> LoadImageFromFile:
+        return reader_of(self.pipeline.transforms)
+
+    @property
+    def _loads_shown(self) -> bool:
+        """Whether the pipeline turns images as their EXIF tags say."""
+        flag = self._reader.color_type
+        as_stored = flag == 'unchanged' or 'ignore_orientation' in flag
+        return not as_stored and self._reader.imdecode_backend != 'turbojpeg'
+
+    def _read_header(self, path: str) -> ImageHeader:
+        head = read_header(path, deep=self._reader.color_type == 'unchanged')
+        if head.width * head.height > self.max_megapixels * 1e6:
+            raise FileFault(
+                path,
+                f'is an image of {head.width}x{head.height} pixels, more '
+                f'than {self.max_megapixels:g} megapixels',
+                'shrink or cut it, or raise max_megapixels of the dataset',
             )
+        return head
 
     def _folders(self) -> tuple[str, str]:
         root = self.sub_data_root
@@ -205,8 +236,8 @@ class VOCDevkitDataset(XMLDataset):
                 'VOCDevkitDataset reads local files only: leave it out.'
             )
         folders = [path for path in self._folders() if not os.path.isdir(path)]
-        is_list = os.path.isfile(self.ann_file)
-        lists = [] if is_list else [self.ann_file or 'ann_file']
+        is_there = os.path.exists(self.ann_file)
+        lists = [] if is_there else [self.ann_file or 'ann_file']
         if missing := lists + folders:
             raise UserInputError(
                 f'{first_few(missing)} not found: {self._remedy}.'
@@ -235,11 +266,11 @@ class VOCDevkitDataset(XMLDataset):
         images = _FileIndex(img_folder, IMAGE_SUFFIXES)
         files = []
         for line in _read_list(self.ann_file):
-            whole = line in annotations or line in images
+            whole = annotations[line] or images[line]
             name = line if whole else _LIST_LABEL.sub('', line)
-            img_path, xml_path = images[name], annotations[name]
+            xml_path = (annotations[name] or [''])[0]
             files.append(
-                dict(img_id=name, img_path=img_path, xml_path=xml_path)
+                dict(img_id=name, img_paths=images[name], xml_path=xml_path)
             )
         self._check_found(files)
         return _without_repeats(files, self.ann_file)
@@ -248,7 +279,7 @@ class VOCDevkitDataset(XMLDataset):
         missing = []
         for item in files:
             lacks = [] if item['xml_path'] else ['annotation']
-            lacks += [] if item['img_path'] else ['image']
+            lacks += [] if item['img_paths'] else ['image']
             if lacks:
                 missing.append(f'{item["img_id"]} (no {" and ".join(lacks)})')
         if missing:
@@ -258,28 +289,34 @@ class VOCDevkitDataset(XMLDataset):
             )
 
     def _is_known(self, name: str, path: str) -> bool:
-        known = name in self.cat2label
+        known = nfc(name) in self.cat2label
         if not known and not self.skip_unknown_classes:
+            classes = first_few(list(self.cat2label), limit=20)
             raise FileFault(
                 path,
-                f"has the class '{name}'",
-                f'the classes given are {", ".join(self.cat2label)}; correct '
-                "the name or change `classes` in the dataset's metainfo",
+                f"has the class '{shorten(name)}'",
+                f'the classes given are {classes}; correct the name or '
+                "change `classes` in the dataset's metainfo",
             )
         return known
 
     def _to_instance(self, obj: AnnotatedObject, bbox: list[int]) -> dict:
         shorter = min(bbox[2] - bbox[0], bbox[3] - bbox[1])
         ignore = obj.difficult or shorter < (self.bbox_min_size or 0)
-        label = self.cat2label[obj.name]
+        label = self.cat2label[nfc(obj.name)]
         return dict(ignore_flag=int(ignore), bbox=bbox, bbox_label=label)
 
 
 _VOC_CLASSES = tuple(VOCDataset.METAINFO['classes'])
 
 
+def nfc(text: str) -> str:
+    """Return the form of Unicode in which names are compared."""
+    return normalize('NFC', text)
+
+
 class _FileIndex:
-    """Finds files by their name without suffix.
+    """Finds files by their name without suffix, in any form of Unicode.
 
     Each folder is listed once: a look-up a file and suffix is slow for
     16,551 images on a network drive.
@@ -288,37 +325,55 @@ class _FileIndex:
     def __init__(self, folder: str, suffixes: Sequence[str]) -> None:
         self._folder = folder
         self._suffixes = suffixes
-        self._listed: dict[str, dict[str, str]] = {}
+        self._listed: dict[str, dict[str, list[str]]] = {}
 
-    def __getitem__(self, name: str) -> str | None:
+    def __getitem__(self, name: str) -> list[str]:
+        forms = (name, nfc(name), normalize('NFD', name))
+        return next(filter(None, map(self._find, forms)), [])
+
+    def _find(self, name: str) -> list[str]:
         sub_folder, stem = os.path.split(name)
         if sub_folder not in self._listed:
             folder = os.path.join(self._folder, sub_folder)
             self._listed[sub_folder] = self._list(folder)
-        return self._listed[sub_folder].get(stem)
+        return self._listed[sub_folder].get(stem, [])
 
-    def __contains__(self, name: str) -> bool:
-        return self[name] is not None
-
-    def _list(self, folder: str) -> dict[str, str]:
-        names = os.listdir(folder) if os.path.isdir(folder) else []
-        found: dict[str, str] = {}
+    def _list(self, folder: str) -> dict[str, list[str]]:
+        try:
+            names = os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            names = []
+        except OSError as error:
+            raise UserInputError(
+                f'{folder} cannot be read ({error.strerror}): correct its '
+                'permissions.'
+            ) from None
+        found: dict[str, list[str]] = {}
         for name in sorted(names):
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in self._suffixes:
-                found.setdefault(stem, os.path.join(folder, name))
+                found.setdefault(stem, []).append(os.path.join(folder, name))
         return found
 
 
+def _choose(paths: Sequence[str], filename: str) -> tuple[str, list[str]]:
+    """Return the path that ``<filename>`` names, or the first, and notes."""
+    for path in paths:
+        if nfc(os.path.basename(path)) == nfc(filename):
+            return path, []
+    return paths[0], ['twin'] * (len(paths) > 1)
+
+
 def _read_list(path: str) -> list[str]:
+    remedy = 'give a text file with one image name a line'
     try:
-        with open(path, encoding='utf-8-sig') as file:
-            lines = [line.strip() for line in file]
+        with open_regular(path, remedy) as file:
+            lines = file.read().decode('utf-8-sig').splitlines()
     except UnicodeDecodeError:
         raise UserInputError(
             f'The image list {path} is not UTF-8 text: save it as UTF-8.'
         ) from None
-    if names := [line for line in lines if line]:
+    if names := [line.strip() for line in lines if line.strip()]:
         return names
     raise UserInputError(
         f'The image list {path} is empty: write one image name a line, '
@@ -333,41 +388,38 @@ def _without_repeats(files: list[dict], list_path: str) -> list[dict]:
     return list(unique.values())
 
 
-def _warn_degenerate(counts: dict[str, int]) -> None:
-    if counts:
-        _warn(
-            f'Skipped {sum(counts.values())} degenerate boxes (no width or '
-            f'height, or outside the image) in {first_few(list(counts))}.'
-        )
+def _warn_of(notes: Sequence[tuple[str, list[str]]]) -> None:
+    """Say once of each kind of note how many there are, and where."""
+    for kind, text in _NOTES.items():
+        counts = {path: own.count(kind) for path, own in notes if kind in own}
+        if counts:
+            _warn(text.format(sum(counts.values()), first_few(list(counts))))
 
 
 def _warn(message: str) -> None:
     print_log(message, logger='current', level=logging.WARNING)
 
 
-def _sticks_out(box: Sequence[float], size: tuple[int, int]) -> bool:
-    return box[2] > size[0] or box[3] > size[1]
-
-
-def _to_bbox(box: Sequence[float], width: int, height: int) -> list[int]:
-    """Count pixels from 0, as mmdet does, and clips to the image."""
-    bounds = (width, height, width, height)
+def _to_bbox(box: Sequence[float], size: tuple[int, int]) -> list[int]:
+    """Count pixels from 0, as mmdet does, and clip to the image."""
     return [
         min(max(int(value) - 1, 0), bound - 1)
-        for value, bound in zip(box, bounds, strict=True)
+        for value, bound in zip(box, (*size, *size), strict=True)
     ]
 
 
 def _checked_classes(classes: Any) -> tuple[str, ...]:
     if isinstance(classes, str):
         raise UserInputError(
-            f"classes is the text '{classes}', not a tuple of names: for one "
-            f"class write classes=('{classes}',)."
+            f"classes is the text '{shorten(classes)}', not a tuple of names: "
+            f"for one class write classes=('{shorten(classes)}',)."
         )
     names = tuple(classes)
-    if not names or len(set(names)) < len(names):
+    texts = {nfc(name) for name in names if isinstance(name, str)}
+    if not names or len(texts) < len(names):
         raise UserInputError(
-            f'classes is {names}: give one or more names, each of them once.'
+            f'classes is {shorten(repr(names), 300)}: give one or more names, '
+            'each of them once.'
         )
     return names
 
@@ -380,80 +432,3 @@ def make_palette(num_classes: int) -> list[tuple[int, int, int]]:
     hues = [(i * 0.618034) % 1 for i in range(num_classes)]
     colours = [colorsys.hsv_to_rgb(hue, 0.8, 0.9) for hue in hues]
     return [tuple(round(255 * part) for part in rgb) for rgb in colours]
-
-
-def check_images(dataset: Any) -> None:
-    """Call ``check_images`` of each VOC dataset below wrappers.
-
-    Args:
-        dataset: A built dataset, or a wrapper such as ``ConcatDataset`` or
-            ``RepeatDataset``; datasets of other classes are passed over.
-
-    Raises:
-        UserInputError: Images cannot be read or differ in size from their
-            annotation.
-    """
-    if isinstance(dataset, VOCDevkitDataset):
-        dataset.check_images()
-    wrapped = getattr(dataset, 'dataset', None)
-    inner = [] if wrapped is None else [wrapped]
-    for child in [*inner, *getattr(dataset, 'datasets', [])]:
-        check_images(child)
-
-
-def image_size(path: str) -> tuple[int, int]:
-    """(width, height) in pixels as mmcv loads it: after EXIF rotation.
-
-    Raises:
-        FileFault: The file is not a readable image.
-    """
-    try:
-        with Image.open(path) as image:
-            return _oriented_size(image)
-    except Exception as error:  # Pillow's readers raise many types
-        raise _unreadable(path, error) from None
-
-
-def _whole_image_size(path: str) -> tuple[int, int]:
-    """(width, height) in pixels of an image that is not cut off.
-
-    Raises:
-        FileFault: The file is not a readable image.
-    """
-    try:
-        with open(path, 'rb') as file, Image.open(file) as image:
-            size = _oriented_size(image)
-            if not _is_complete(file, image.format):
-                image.load()
-    except Exception as error:  # Pillow's decoders raise many types
-        raise _unreadable(path, error) from None
-    return size
-
-
-def _unreadable(path: str, error: Exception) -> FileFault:
-    known = not isinstance(error, Image.UnidentifiedImageError)
-    reason = f' ({error})' if known else ''
-    return FileFault(
-        path,
-        f'is not a readable image{reason}',
-        'replace it, or take its name out of the image list',
-    )
-
-
-def _oriented_size(image: Image.Image) -> tuple[int, int]:
-    # without the first test Pillow decodes a whole PNG to look for EXIF
-    exif = image.getexif() if 'exif' in image.info else {}
-    width, height = image.size
-    turned = exif.get(_EXIF_ORIENTATION, 1) >= 5
-    return (height, width) if turned else (width, height)
-
-
-def _is_complete(file: BinaryIO, image_format: str | None) -> bool:
-    """Whether the end mark is there; False for other formats."""
-    mark = {'JPEG': b'\xff\xd9', 'PNG': b'IEND'}.get(image_format or '')
-    position = file.tell()
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(size - 32, 0))
-    tail = file.read()
-    file.seek(position)
-    return mark is not None and mark in tail
