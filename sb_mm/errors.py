@@ -1,4 +1,4 @@
-"""What the command-line tools say of bad input, with exit code 2."""
+"""What the command-line tools say instead of a traceback."""
 
 import re
 from collections.abc import Sequence
@@ -57,6 +57,13 @@ def shorten(text: str, limit: int = _QUOTE) -> str:
     return line if len(line) <= limit else f'{line[:half]} ... {line[-half:]}'
 
 
+class DivergedError(RuntimeError):
+    """A training's loss or weights became infinite or NaN.
+
+    The command-line tools print it without a traceback and exit with code 4.
+    """
+
+
 def first_few(
     items: Sequence[str], separator: str = ', ', limit: int = 3
 ) -> str:
@@ -70,3 +77,10 @@ def first_line(error: Exception) -> str:
     """Return the first line of a host's message, to stand in parentheses."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return shorten(lines[0].rstrip('.!'), _ITEM)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return what an error was raised for, of a chain of errors."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return error

@@ -41,8 +41,6 @@ from .config import dataset_configs
 _PER_FOLDER, _PER_LIST = 2, 1000
 # Images that take so long that whoever waits is told.
 _MANY = 2000
-# What the launchers call the number of a process.
-_RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 # What mmdet reads of an annotation file in COCO's format.
 _COCO = dict(
     images=('id', 'file_name', 'width', 'height'),
@@ -52,7 +50,7 @@ _COCO = dict(
 
 
 def check_data(cfg: Config, loaders: Collection[str]) -> None:
-    """Look at the data of the given loaders, in the first process only.
+    """Look at the data of the given loaders.
 
     Of VOC's and COCO's format every list, annotation and image is read, of
     folders of images the classes and a few images each, of CIFAR the files'
@@ -68,8 +66,6 @@ def check_data(cfg: Config, loaders: Collection[str]) -> None:
         UserInputError: Names the first few missing or unusable files, or
             lists of classes that differ.
     """
-    if not _is_main_process(cfg):
-        return  # which waits for the first one when it joins it
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     training = 'train_dataloader' in loaders
     found = list(dataset_configs(cfg))
@@ -82,11 +78,6 @@ def check_data(cfg: Config, loaders: Collection[str]) -> None:
             checked.append(reading)
             _checker_of(reading)(cfg, reading)
     check_same_folders([d for d in checked if is_a(d, _FOLDERS)])
-
-
-def _is_main_process(cfg: Config) -> bool:
-    variable = _RANKS.get(cfg.get('launcher') or 'none', '')
-    return os.environ.get(variable, '0') == '0'
 
 
 def _checker_of(dataset: dict) -> Callable[[Config, dict], None]:

@@ -17,7 +17,9 @@ from torch import nn
 
 from sb_mm.engine import plots
 from sb_mm.engine.config import load_config
-from sb_mm.engine.plots import (
+from sb_mm.errors import UserInputError
+from sb_mm.models.layers import AttentionConvModule, ShiftBalance
+from sb_mm.visualization.attention import (
     attention_figure,
     layer_points,
     output_bounds,
@@ -26,9 +28,7 @@ from sb_mm.engine.plots import (
     read_attention_stats,
     shift_figure,
 )
-from sb_mm.engine.trained_run import load_trained
-from sb_mm.errors import UserInputError
-from sb_mm.models.layers import AttentionConvModule, ShiftBalance
+from sb_mm.visualization.work_dir import load_trained
 
 from .conftest import SHORT
 
@@ -521,12 +521,7 @@ val_dataloader = dict(
     ),
 )
 """)
-    options = dict(work_dir=None, cfg_options=None, launcher='none')
-    cfg = load_config(
-        argparse.Namespace(
-            config=str(tmp_path / 'classifier.py'), data_root=None, **options
-        )
-    )
+    cfg = load_config(str(tmp_path / 'classifier.py'))
     init_default_scope('mmpretrain')
     state = MODELS.build(cfg.model).state_dict()
     weights = str(tmp_path / 'weights.pth')
