@@ -1,5 +1,6 @@
 """Image files: their heads, and whether the training can decode them."""
 
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -77,16 +78,19 @@ def open_regular(path: str, remedy: str) -> BinaryIO:
     raise FileFault(path, 'is a folder, pipe or device, not a file', remedy)
 
 
-def read_header(path: str, *, deep: bool = False) -> ImageHeader:
+def read_header(
+    path: str, *, deep: bool = False, max_megapixels: float = math.inf
+) -> ImageHeader:
     """Read the head of an image file.
 
     Args:
         path: The image.
         deep: Whether more than 8 bits a channel are wanted.
+        max_megapixels: Size of an image that is refused.
 
     Raises:
-        FileFault: The file is no image, too long for OpenCV, or has more
-            than 8 bits a channel, of which loading keeps the upper 8.
+        FileFault: The file is no image, too large, too long for OpenCV, or
+            has more than 8 bits a channel, of which loading keeps 8.
     """
     with open_regular(path, REPLACE) as file:
         try:
@@ -95,10 +99,13 @@ def read_header(path: str, *, deep: bool = False) -> ImageHeader:
                 is_deep = image.mode[0] in 'IF' or ';16' in str(image.tile)
         except Exception as error:  # Pillow's readers raise many types
             raise _unreadable(path, error) from None
+    fault = f'is an image of {head.width}x{head.height} pixels'
     if max(head.size) > _LONGEST_SIDE:
-        fault = f'is an image of {head.width}x{head.height} pixels'
         remedy = f'cut or shrink it, OpenCV takes sides up to {_LONGEST_SIDE}'
         raise FileFault(path, fault, remedy)
+    if head.width * head.height > max_megapixels * 1e6:
+        remedy = 'cut or shrink it, or raise max_megapixels of the dataset'
+        raise FileFault(path, fault, f'{remedy} ({max_megapixels:g})')
     if is_deep and not deep:
         raise FileFault(
             path,

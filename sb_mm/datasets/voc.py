@@ -1,13 +1,11 @@
 """PASCAL VOC, and anybody's data in its layout, checked when it is loaded."""
 
-import colorsys
 import logging
 import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
-from unicodedata import normalize
 
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import VOCDataset, XMLDataset
@@ -17,11 +15,10 @@ from sb_mm.errors import FileFault, UserInputError, first_few, shorten
 from sb_mm.registry import DATASETS
 
 from .annotation import AnnotatedObject, read_annotation
+from .devkit_files import FileIndex, choose, nfc, read_list
 from .images import (
-    ImageHeader,
     collect,
     decode,
-    open_regular,
     read_header,
     reader_of,
     turn_box,
@@ -111,7 +108,7 @@ class VOCDevkitDataset(XMLDataset):
         loaded['classes'] = _checked_classes(loaded['classes'])
         own_classes = loaded['classes'] != tuple(cls.METAINFO['classes'])
         if own_classes and 'palette' not in metainfo:
-            loaded['palette'] = make_palette(len(loaded['classes']))
+            loaded['palette'] = 'random'  # but the same each time
         return loaded
 
     def load_data_list(self) -> list[dict]:
@@ -149,8 +146,12 @@ class VOCDevkitDataset(XMLDataset):
         path = img_info['xml_path']
         limit = int(self.max_annotation_mb * 1e6)
         annotation = read_annotation(path, limit)
-        img_path, notes = _choose(img_info['img_paths'], annotation.filename)
-        head = self._read_header(img_path)
+        img_path, notes = choose(img_info['img_paths'], annotation.filename)
+        head = read_header(
+            img_path,
+            deep=self._reader.color_type == 'unchanged',
+            max_megapixels=self.max_megapixels,
+        )
         shown = annotation.size == head.shown_size != head.size
         size = head.shown_size if shown else head.size
         turn = head.turn(shown, self._loads_shown)
@@ -210,17 +211,6 @@ class VOCDevkitDataset(XMLDataset):
         as_stored = flag == 'unchanged' or 'ignore_orientation' in flag
         return not as_stored and self._reader.imdecode_backend != 'turbojpeg'
 
-    def _read_header(self, path: str) -> ImageHeader:
-        head = read_header(path, deep=self._reader.color_type == 'unchanged')
-        if head.width * head.height > self.max_megapixels * 1e6:
-            raise FileFault(
-                path,
-                f'is an image of {head.width}x{head.height} pixels, more '
-                f'than {self.max_megapixels:g} megapixels',
-                'shrink or cut it, or raise max_megapixels of the dataset',
-            )
-        return head
-
     def _folders(self) -> tuple[str, str]:
         root = self.sub_data_root
         return (
@@ -262,10 +252,10 @@ class VOCDevkitDataset(XMLDataset):
 
     def _find_files(self) -> list[dict]:
         ann_folder, img_folder = self._folders()
-        annotations = _FileIndex(ann_folder, ('.xml',))
-        images = _FileIndex(img_folder, IMAGE_SUFFIXES)
+        annotations = FileIndex(ann_folder, ('.xml',))
+        images = FileIndex(img_folder, IMAGE_SUFFIXES)
         files = []
-        for line in _read_list(self.ann_file):
+        for line in read_list(self.ann_file):
             whole = annotations[line] or images[line]
             name = line if whole else _LIST_LABEL.sub('', line)
             xml_path = (annotations[name] or [''])[0]
@@ -310,77 +300,6 @@ class VOCDevkitDataset(XMLDataset):
 _VOC_CLASSES = tuple(VOCDataset.METAINFO['classes'])
 
 
-def nfc(text: str) -> str:
-    """Return the form of Unicode in which names are compared."""
-    return normalize('NFC', text)
-
-
-class _FileIndex:
-    """Finds files by their name without suffix, in any form of Unicode.
-
-    Each folder is listed once: a look-up a file and suffix is slow for
-    16,551 images on a network drive.
-    """
-
-    def __init__(self, folder: str, suffixes: Sequence[str]) -> None:
-        self._folder = folder
-        self._suffixes = suffixes
-        self._listed: dict[str, dict[str, list[str]]] = {}
-
-    def __getitem__(self, name: str) -> list[str]:
-        forms = (name, nfc(name), normalize('NFD', name))
-        return next(filter(None, map(self._find, forms)), [])
-
-    def _find(self, name: str) -> list[str]:
-        sub_folder, stem = os.path.split(name)
-        if sub_folder not in self._listed:
-            folder = os.path.join(self._folder, sub_folder)
-            self._listed[sub_folder] = self._list(folder)
-        return self._listed[sub_folder].get(stem, [])
-
-    def _list(self, folder: str) -> dict[str, list[str]]:
-        try:
-            names = os.listdir(folder)
-        except (FileNotFoundError, NotADirectoryError):
-            names = []
-        except OSError as error:
-            raise UserInputError(
-                f'{folder} cannot be read ({error.strerror}): correct its '
-                'permissions.'
-            ) from None
-        found: dict[str, list[str]] = {}
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in self._suffixes:
-                found.setdefault(stem, []).append(os.path.join(folder, name))
-        return found
-
-
-def _choose(paths: Sequence[str], filename: str) -> tuple[str, list[str]]:
-    """Return the path that ``<filename>`` names, or the first, and notes."""
-    for path in paths:
-        if nfc(os.path.basename(path)) == nfc(filename):
-            return path, []
-    return paths[0], ['twin'] * (len(paths) > 1)
-
-
-def _read_list(path: str) -> list[str]:
-    remedy = 'give a text file with one image name a line'
-    try:
-        with open_regular(path, remedy) as file:
-            lines = file.read().decode('utf-8-sig').splitlines()
-    except UnicodeDecodeError:
-        raise UserInputError(
-            f'The image list {path} is not UTF-8 text: save it as UTF-8.'
-        ) from None
-    if names := [line.strip() for line in lines if line.strip()]:
-        return names
-    raise UserInputError(
-        f'The image list {path} is empty: write one image name a line, '
-        'without .jpg.'
-    )
-
-
 def _without_repeats(files: list[dict], list_path: str) -> list[dict]:
     unique = {item['img_id']: item for item in files}
     if repeats := len(files) - len(unique):
@@ -422,13 +341,3 @@ def _checked_classes(classes: Any) -> tuple[str, ...]:
             'each of them once.'
         )
     return names
-
-
-def make_palette(num_classes: int) -> list[tuple[int, int, int]]:
-    """One RGB colour (0 to 255) a class, alike in every run.
-
-    Hues are a golden section apart: any first few of them differ well.
-    """
-    hues = [(i * 0.618034) % 1 for i in range(num_classes)]
-    colours = [colorsys.hsv_to_rgb(hue, 0.8, 0.9) for hue in hues]
-    return [tuple(round(255 * part) for part in rgb) for rgb in colours]

@@ -280,10 +280,8 @@ def _check_folder(cfg: Config, dataset: dict) -> None:
         check_class_names(cfg, opened)
         check_class_count(cfg, class_folders(opened))
         folders = [osp.join(root, name) for name in class_folders(opened)]
-    samples = [list(islice(_images(f, opened), _PER_FOLDER)) for f in folders]
-    if without := [
-        f for f, paths in zip(folders, samples, strict=True) if not paths
-    ]:
+    samples = {f: [*islice(_images(f, opened), _PER_FOLDER)] for f in folders}
+    if without := [folder for folder in folders if not samples[folder]]:
         raise UserInputError(
             f'{len(without)} of {len(folders)} folders hold no image '
             f'({first_few(without)}): complete the copy, or delete them.'
