@@ -70,7 +70,6 @@ def check_data(cfg: Config, loaders: Collection[str]) -> None:
     training = 'train_dataloader' in loaders
     found = list(dataset_configs(cfg))
     check_class_lists([d for d in found if training or d[0] in loaders])
-    _check_evaluators(cfg, loaders)
     checked: list[dict] = []
     for dataset in (d for loader, d in found if loader in loaders):
         reading = _reading_part(dataset)
@@ -78,6 +77,7 @@ def check_data(cfg: Config, loaders: Collection[str]) -> None:
             checked.append(reading)
             _checker_of(reading)(cfg, reading)
     check_same_folders([d for d in checked if is_a(d, _FOLDERS)])
+    _check_evaluators(cfg, loaders)
 
 
 def _checker_of(dataset: dict) -> Callable[[Config, dict], None]:
