@@ -46,9 +46,8 @@ DATASETS = Registry(
     parent=MMENGINE_DATASETS,
     scope='sb_mm',
     locations=[
-        'sb_mm.datasets.packed_cifar10',
         'sb_mm.datasets.indexed_images',
-        *_detection('sb_mm.datasets.voc_devkit'),
+        *_detection('sb_mm.datasets.voc'),
     ],
 )
 FUNCTIONS = Registry(
@@ -79,5 +78,8 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='sb_mm',
-    locations=['sb_mm.engine.hooks'],
+    locations=[
+        'sb_mm.engine.hooks',
+        *_detection('sb_mm.visualization.drawing_hook'),
+    ],
 )

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
 from sb_mm.datasets.packed_cifar10 import PackedCIFAR10
 
 # 16 images in batches of 8; the counts are deviations of every run.

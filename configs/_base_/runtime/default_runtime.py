@@ -16,7 +16,7 @@ default_hooks = dict(
         rule='greater',
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='DetVisualizationHook'),
+    visualization=dict(type='sb_mm.DrawingHook'),
 )
 visualizer = dict(
     type='DetLocalVisualizer',
