@@ -77,6 +77,7 @@ HOOKS = Registry(
         'sb_mm.engine.deferred_runtime_info_hook',
         'sb_mm.engine.divergence_hook',
         'sb_mm.engine.epoch_seed_hook',
+        'sb_mm.engine.hooks',
         'sb_mm.engine.validate_resumed_hook',
     ],
 )

@@ -1,6 +1,7 @@
 """What the command-line tools share: options, error messages, exit codes."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -11,8 +12,18 @@ from mmengine.config import DictAction
 
 from sb_mm.errors import UserInputError
 
-# Shell convention: 128 + SIGINT.
-_INTERRUPTED = 130
+# Shell convention: 128 + the signal.
+_INTERRUPTED = 128 + signal.SIGINT
+_TERMINATED = 128 + signal.SIGTERM
+# A disk that is full, or a folder that is not the user's.
+_UNWRITABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+}
 
 
 class Options(DictAction):
@@ -88,16 +99,30 @@ def parse_arguments(
 
 def exit_on_sigterm() -> None:
     """Let SIGTERM end this process as Ctrl-C does, with all cleaning up."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    # Not the workers of a pool, which is how a pool ends them: one that waits
-    # for a lock would never come to run a handler.
-    os.register_at_fork(
-        after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    )
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(*_) -> NoReturn:
+    sys.exit(_TERMINATED)
+
+
+def _forget_sigterm() -> None:
+    """Leave the workers of a pool, which a pool ends so, as they are.
+
+    One that waits for a lock would never come to run a handler.
+    """
+    if signal.getsignal(signal.SIGTERM) is _terminate:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_forget_sigterm)
 
 
 def run_tool(main: Callable[[], None]) -> NoReturn:
     """Run ``main``; one sentence and exit code 2 for unusable input."""
+    # A process of several may wait for the others, deaf to a handler.
+    if os.environ.get('WORLD_SIZE', '1') == '1':
+        exit_on_sigterm()
     try:
         main()
     except UserInputError as error:
@@ -106,4 +131,17 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(_INTERRUPTED)
+    except SystemExit as end:
+        if end.code == _TERMINATED:
+            print('terminated', file=sys.stderr)
+        raise
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        print(
+            f'error: {error.filename or "A file"} cannot be opened or written '
+            f'({error.strerror}): make room, or choose another folder.',
+            file=sys.stderr,
+        )
+        sys.exit(2)
     sys.exit(0)

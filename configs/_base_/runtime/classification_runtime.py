@@ -11,6 +11,7 @@ custom_imports = dict(
         'sb_mm.engine.compile_hook',
         'sb_mm.engine.divergence_hook',
         'sb_mm.engine.epoch_seed_hook',
+        'sb_mm.engine.hooks',
         'sb_mm.engine.validate_resumed_hook',
     ],
     allow_failed_imports=False,
@@ -22,7 +23,7 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=100),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook',
+        type='sb_mm.AtomicCheckpointHook',
         interval=1,
         max_keep_ckpts=3,
         save_best='accuracy/top1',

@@ -6,6 +6,7 @@ custom_imports = dict(
         'sb_mm.models',
         'sb_mm.datasets.voc_devkit',
         'sb_mm.engine.attention_stats_hook',
+        'sb_mm.engine.hooks',
         'sb_mm.evaluation.voc_metric',
     ],
     allow_failed_imports=False,
@@ -17,7 +18,7 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook',
+        type='sb_mm.AtomicCheckpointHook',
         interval=1,
         max_keep_ckpts=3,
         save_best='pascal_voc/mAP',

@@ -1,0 +1,7 @@
+"""Hooks of a training; in a config they are ``sb_mm.<class>``."""
+
+from .atomic_checkpoint import AtomicCheckpointHook
+
+__all__ = [
+    'AtomicCheckpointHook',
+]
