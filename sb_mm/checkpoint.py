@@ -180,7 +180,7 @@ def _history_method(owner: object, name: str) -> Any:
 
 def _check_form(path: str, content: object) -> None:
     """Raise unless what is read by name is a dictionary of names."""
-    parts = {'': content}
+    parts = {'content': content}
     if isinstance(content, dict) and 'state_dict' in content:
         meta = content.get('meta') or {}
         parts |= {'state_dict': content['state_dict'], 'meta': meta}
@@ -189,8 +189,8 @@ def _check_form(path: str, content: object) -> None:
     for key, part in parts.items():
         if not isinstance(part, dict) or {type(name) for name in part} - {str}:
             raise UserInputError(
-                f'The checkpoint {path} holds a {type(part).__name__}'
-                f'{key and f" as {key}"} instead of a dictionary of names: '
+                f'The {key} of the checkpoint {path}, a '
+                f'{type(part).__name__}, is no dictionary with names as keys: '
                 'give a checkpoint of MMEngine or a state_dict.'
             )
 
