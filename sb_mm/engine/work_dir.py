@@ -17,7 +17,7 @@ _WAIT_SECONDS = 10
 
 
 @contextmanager
-def lock_work_dir(cfg: Config, wait: float = _WAIT_SECONDS) -> Iterator[None]:
+def lock_work_dir(cfg: Config) -> Iterator[None]:
     """Keep other trainings out of the work directory.
 
     The lock ends with the process, however it ends. Of several processes of
@@ -25,7 +25,6 @@ def lock_work_dir(cfg: Config, wait: float = _WAIT_SECONDS) -> Iterator[None]:
 
     Args:
         cfg: Config of the training.
-        wait: Seconds to wait for another one to end.
 
     Raises:
         UserInputError: If another training goes on there.
@@ -37,7 +36,7 @@ def lock_work_dir(cfg: Config, wait: float = _WAIT_SECONDS) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / '.lock')
     try:
-        held = lock.acquire(timeout=wait)
+        held = lock.acquire(timeout=_WAIT_SECONDS)
     except Timeout as error:
         raise UserInputError(
             f'Another training goes on in {folder}: wait for it, stop it, or '
