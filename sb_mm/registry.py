@@ -19,7 +19,7 @@ from mmengine.registry import Registry
 
 # Whoever classifies only has no mmdet.
 _HAS_MMDET = find_spec('mmdet') is not None
-_NEED_MMDET = ['sb_mm.datasets.voc_devkit'] if _HAS_MMDET else []
+_NEED_MMDET = ['sb_mm.datasets.voc'] if _HAS_MMDET else []
 
 MODELS = Registry(
     'model',
@@ -38,7 +38,6 @@ DATASETS = Registry(
     parent=MMENGINE_DATASETS,
     scope='sb_mm',
     locations=[
-        'sb_mm.datasets.packed_cifar10',
         'sb_mm.datasets.indexed_images',
         *_NEED_MMDET,
     ],
@@ -53,7 +52,7 @@ LOOPS = Registry(
     'loop',
     parent=MMENGINE_LOOPS,
     scope='sb_mm',
-    locations=['sb_mm.engine.batched_val_loop'],
+    locations=['sb_mm.engine.loops'],
 )
 TRANSFORMS = Registry(
     'transform',
@@ -72,12 +71,7 @@ HOOKS = Registry(
     parent=MMENGINE_HOOKS,
     scope='sb_mm',
     locations=[
-        'sb_mm.engine.attention_stats_hook',
-        'sb_mm.engine.compile_hook',
-        'sb_mm.engine.deferred_runtime_info_hook',
-        'sb_mm.engine.divergence_hook',
-        'sb_mm.engine.epoch_seed_hook',
         'sb_mm.engine.hooks',
-        'sb_mm.engine.validate_resumed_hook',
+        *(['sb_mm.visualization.drawing_hook'] if _HAS_MMDET else []),
     ],
 )

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 from sb_mm.arguments import check_number
 from sb_mm.checkpoint import state_dict_of
 from sb_mm.engine.checkpoints import check_checkpoint
+from sb_mm.engine.checks import check_data
 from sb_mm.engine.config import load_config
-from sb_mm.engine.preflight import check_data
 from sb_mm.engine.quiet import quiet_logger
 from sb_mm.errors import UserInputError, first_line
 from sb_mm.version import __version__

@@ -19,7 +19,7 @@ from sb_mm.checkpoint import (
 )
 from sb_mm.errors import UserInputError, first_few
 
-from .classification_data import dataset_class
+from .classes import dataset_class
 from .config import dataset_configs
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sb_mm.engine.config import load_config
-from sb_mm.engine.divergence_hook import DivergedError
+from sb_mm.engine.hooks.divergence import DivergedError
 from sb_mm.engine.runner import train
 from sb_mm.errors import UserInputError
 

@@ -4,15 +4,9 @@ _base_ = './common_runtime.py'
 custom_imports = dict(
     imports=[
         'sb_mm.models',
-        'sb_mm.datasets.packed_cifar10',
         'sb_mm.datasets.indexed_images',
-        'sb_mm.engine.attention_stats_hook',
-        'sb_mm.engine.batched_val_loop',
-        'sb_mm.engine.compile_hook',
-        'sb_mm.engine.divergence_hook',
-        'sb_mm.engine.epoch_seed_hook',
         'sb_mm.engine.hooks',
-        'sb_mm.engine.validate_resumed_hook',
+        'sb_mm.engine.loops',
     ],
     allow_failed_imports=False,
 )

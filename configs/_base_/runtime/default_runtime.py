@@ -4,9 +4,9 @@ _base_ = './common_runtime.py'
 custom_imports = dict(
     imports=[
         'sb_mm.models',
-        'sb_mm.datasets.voc_devkit',
-        'sb_mm.engine.attention_stats_hook',
+        'sb_mm.datasets.voc',
         'sb_mm.engine.hooks',
+        'sb_mm.visualization.drawing_hook',
         'sb_mm.evaluation.voc_metric',
     ],
     allow_failed_imports=False,
@@ -25,7 +25,7 @@ default_hooks = dict(
         rule='greater',
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='DetVisualizationHook'),
+    visualization=dict(type='sb_mm.DrawingHook'),
 )
 visualizer = dict(
     type='DetLocalVisualizer',

@@ -16,8 +16,7 @@ from torch import nn
 
 from sb_mm.checkpoint import load_checkpoint_file, weights_only
 from sb_mm.engine.checkpoints import newest_checkpoint
-from sb_mm.engine.hooks import AtomicCheckpointHook
-from sb_mm.engine.validate_resumed_hook import ValidateResumedHook
+from sb_mm.engine.hooks import AtomicCheckpointHook, ValidateResumedHook
 
 EPOCHS, KILLED = 2, 9
 LEFT = {f'epoch_{EPOCHS}.pth', f'best_score_epoch_{EPOCHS}.pth'}

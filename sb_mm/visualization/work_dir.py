@@ -1,5 +1,6 @@
-"""The network that a finished run left, and images to show it."""
+"""What a training left in its work directory: network and logs."""
 
+import json
 from pathlib import Path
 
 from mmengine.config import Config
@@ -8,11 +9,11 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 from sb_mm.checkpoint import state_dict_of
+from sb_mm.engine.checkpoints import check_checkpoint, newest_checkpoint
+from sb_mm.engine.checks import check_data
+from sb_mm.engine.config import load_config
+from sb_mm.engine.hooks.run_info import start_folders
 from sb_mm.errors import UserInputError
-
-from .checkpoints import check_checkpoint, newest_checkpoint
-from .config import load_config
-from .preflight import check_data
 
 
 def load_trained(
@@ -87,3 +88,30 @@ def _config_of(work_dir: str | Path, data_root: str | None) -> Config:
 
 def _modified(path: Path) -> float:
     return path.stat().st_mtime
+
+
+def read_log_lines(
+    work_dir: str | Path, name: str, newest_only: bool = True
+) -> list[dict]:
+    """Return the objects of a log file.
+
+    Args:
+        work_dir: Work directory, which has a log folder for every start of a
+            run.
+        name: Name of the file in ``vis_data`` of a log folder.
+        newest_only: Of the newest start that wrote such a file; if False, of
+            all of them, the oldest first.
+
+    Raises:
+        FileNotFoundError: If no run wrote such a file.
+    """
+    folders = start_folders(Path(work_dir))
+    files = [folder / 'vis_data' / name for folder in folders]
+    files = [file for file in files if file.is_file()]
+    if not files:
+        raise FileNotFoundError(f'{work_dir} holds no vis_data/{name}.')
+    return [
+        json.loads(line)
+        for file in (files[-1:] if newest_only else files)
+        for line in file.read_text().splitlines()
+    ]

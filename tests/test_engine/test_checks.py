@@ -1,13 +1,13 @@
-"""Data for classification are looked at before a model is built."""
+"""Data are looked at before a model is built."""
 
 import hashlib
+import json
 import os
 import pickle
 import subprocess
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -15,15 +15,13 @@ from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
 pytest.importorskip('mmpretrain')
+pytest.importorskip('mmdet')
 
 from mmpretrain.datasets import CIFAR10, CIFAR100  # noqa: E402
 
-from sb_mm.datasets.packed_cifar10 import PackedCIFAR10  # noqa: E402
-from sb_mm.engine import classification_data
-from sb_mm.engine.preflight import (  # noqa: E402
-    check_checkpoint,
-    check_data,
-)
+from sb_mm.engine import checks  # noqa: E402
+from sb_mm.engine.checks import check_data  # noqa: E402
+from sb_mm.engine.preflight import check_checkpoint  # noqa: E402
 from sb_mm.errors import UserInputError  # noqa: E402
 
 from .conftest import REPOSITORY  # noqa: E402
@@ -32,62 +30,46 @@ DATA = Path(
     os.environ.get('SB_MM_TEST_DATA', REPOSITORY.parent / 'shared/data')
 )
 TRAINING = ('train_dataloader', 'val_dataloader')
+NAMES = ['ant', 'bee', 'cow']
 
 
-@pytest.fixture
-def root(tmp_path):
-    """Three classes of two images each, for training and validation."""
-    for split in ('train', 'val'):
-        for name in ('ant', 'bee', 'cow'):
-            folder = tmp_path / 'data' / split / name
-            folder.mkdir(parents=True)
-            for stem in 'ab':
-                Image.new('RGB', (8, 8)).save(folder / f'{stem}.JPEG')
-    return tmp_path / 'data'
+def _config(scope, model, datasets, **more):
+    names = [f'{split}_dataloader' for split in ('train', 'val', 'test')]
+    loaders = {
+        name: dict(dataset=dataset)
+        for name, dataset in zip(names, datasets, strict=False)
+    }
+    return Config(dict(default_scope=scope, model=model, **loaders, **more))
+
+
+def classifier(num_classes, datasets, **more):
+    head = dict(type='LinearClsHead', num_classes=num_classes, in_channels=8)
+    model = dict(type='ImageClassifier', backbone=dict(), head=head)
+    return _config('mmpretrain', model, datasets, **more)
 
 
 def custom(root, num_classes=3, **dataset):
     """A config with mmpretrain's CustomDataset."""
-    loaders = {
-        f'{split}_dataloader': dict(
-            dataset=dict(
-                type='CustomDataset',
-                data_root=str(root),
-                data_prefix=split,
-                pipeline=[dict(type='PackInputs')],
-            )
-            | dataset
-        )
-        for split in ('train', 'val')
-    }
-    return Config(_classifier(num_classes) | loaders)
+    common = dict(type='CustomDataset', data_root=str(root)) | dataset
+    splits = [dict(data_prefix=s) | common for s in ('train', 'val', 'val')]
+    return classifier(num_classes, splits)
 
 
-def imagenet(root, num_classes=3, splits=('train', 'val'), **dataset):
-    loaders = {
-        f'{loader}_dataloader': dict(
-            dataset=dict(type='ImageNet', data_root=str(root), split=split)
-            | dataset
-        )
-        for loader, split in zip(('train', 'val'), splits, strict=False)
-    }
-    return Config(_classifier(num_classes) | loaders)
+def imagenet(root, num_classes=3, splits=('train', 'val', 'val'), **dataset):
+    common = dict(type='ImageNet', data_root=str(root)) | dataset
+    accuracy = dict(type='Accuracy', topk=(1, 5))
+    return classifier(
+        num_classes,
+        [common | dict(split=split) for split in splits],
+        val_evaluator=accuracy,
+        test_evaluator=[dict(accuracy)],
+    )
 
 
 def cifar(root, num_classes=10, kind='CIFAR10', **dataset):
-    loaders = {
-        f'{loader}_dataloader': dict(
-            dataset=dict(type=kind, data_root=str(root), split=split) | dataset
-        )
-        for loader, split in (('train', 'train'), ('val', 'test'))
-    }
-    return Config(_classifier(num_classes) | loaders)
-
-
-def _classifier(num_classes):
-    head = dict(type='LinearClsHead', num_classes=num_classes, in_channels=8)
-    model = dict(type='ImageClassifier', backbone=dict(), head=head)
-    return dict(default_scope='mmpretrain', model=model)
+    common = dict(type=kind, data_root=str(root))
+    splits = [common | dict(split=s) | dataset for s in ('train', 'test')]
+    return classifier(num_classes, splits)
 
 
 def error_of(cfg, loaders=TRAINING):
@@ -98,18 +80,45 @@ def error_of(cfg, loaders=TRAINING):
     return message
 
 
-# Folders of images: classes
+def assert_says(message, *words):
+    assert [word for word in words if word not in message] == [], message
 
 
-def test_whole_folders_pass(root):
-    check_data(custom(root), TRAINING)
+@pytest.fixture
+def warnings_of(monkeypatch):
+    """Run the checks and return what they warned of."""
+
+    def run(cfg):
+        said = []
+        monkeypatch.setattr(
+            checks, 'print_log', lambda text, *_: said.append(text)
+        )
+        check_data(cfg, TRAINING)
+        return said
+
+    return run
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three classes of two images each, for training and validation."""
+    for split in ('train', 'val'):
+        for name in NAMES:
+            folder = tmp_path / 'data' / split / name
+            folder.mkdir(parents=True)
+            for stem in 'ab':
+                Image.new('RGB', (8, 8)).save(folder / f'{stem}.JPEG')
+    return tmp_path / 'data'
+
+
+# Classes
 
 
 def test_a_wrong_number_of_classes_names_both_and_the_setting(root):
+    check_data(custom(root), TRAINING)
     message = error_of(custom(root, num_classes=5))
-    assert 'num_classes=5' in message
-    assert '3 classes (ant, bee, cow)' in message
-    assert 'set model.head.num_classes' in message
+    assert_says(message, 'num_classes=5', '3 classes (ant, bee, cow)')
+    assert_says(message, 'set model.head.num_classes')
 
 
 @pytest.mark.parametrize('head', [None, dict(type='MAEPretrainHead')])
@@ -117,6 +126,30 @@ def test_a_model_without_a_number_of_classes_passes(root, head):
     cfg = custom(root)
     cfg.model.head = head
     check_data(cfg, TRAINING)
+
+
+@pytest.mark.parametrize('split', ['val', 'test'])
+@pytest.mark.parametrize('kind', ['VOC', 'COCO', 'folders'])
+def test_all_loaders_need_the_classes_in_one_order(
+    kind, split, root, devkit, coco
+):
+    if kind == 'VOC':
+        model = dict(bbox_head=dict(num_classes=2))
+        data = dict(type='sb_mm.VOCDevkitDataset', data_root=str(devkit))
+        data['ann_file'] = 'ImageSets/Main/train.txt'
+        cfg = _config('mmdet', model, [dict(data) for _ in range(3)])
+        names = ['square', 'disc']
+    else:
+        cfg = coco() if kind == 'COCO' else custom(root)
+        names = ['cat', 'dog'] if kind == 'COCO' else NAMES
+    for s in ('train', 'val', 'test'):
+        cfg[f'{s}_dataloader'].dataset.metainfo = dict(classes=names)
+    check_data(cfg, TRAINING)
+    swapped = names[::-1]
+    cfg[f'{split}_dataloader'].dataset.metainfo = dict(classes=swapped)
+    message = error_of(cfg)
+    assert_says(message, f'({", ".join(names)})', f'({", ".join(swapped)})')
+    assert f'{split}_dataloader' in message
 
 
 def _loader(*datasets, kind):
@@ -142,10 +175,6 @@ def test_training_and_validation_need_the_same_folders(root):
     message = error_of(custom(root))
     assert f'{root}/train and {root}/val' in message
     assert '(bee, bees in one of them only)' in message
-
-
-def test_one_split_alone_is_not_compared(root):
-    (root / 'val/bee').rename(root / 'val/bees')
     check_data(custom(root), ('val_dataloader',))
 
 
@@ -164,63 +193,36 @@ def test_a_subset_of_imagenet_names_the_commands_that_help(
 ):
     cfg = imagenet(root, num_classes=1000)
     message = error_of(cfg)
-    assert '3 class folders (ant, bee, cow)' in message
-    assert 'metainfo.classes has 1000 names' in message
+    assert_says(message, '3 class folders (ant, bee, cow)', 'has 1000 names')
     monkeypatch.chdir(tmp_path)
     # As the message says.
     _, command, _, options, _ = message.split('`')
     assert command == f'ls {root}/train > classes.txt'
     subprocess.run(command, shell=True, check=True)
-    first, head, *names = options.split()
+    first, *options = options.split()
     assert first == '--cfg-options'
-    assert head == 'model.head.num_classes=3'
-    assert len(names) == 3
-    cfg.merge_from_dict(dict(option.split('=', 1) for option in names[:2]))
+    pairs = dict(option.split('=', 1) for option in options)
+    assert pairs.pop('model.head.num_classes') == '3'
+    assert [pairs.pop(f'{e}.topk') for e in ('val_evaluator',
+            'test_evaluator.0')] == ['1', '1']  # fmt: skip
+    assert len(pairs) == 3
+    cfg.merge_from_dict(pairs)
     assert '(ant, bee, cow): set model.head.num_classes' in error_of(cfg)
     cfg.model.head.num_classes = 3
+    assert '`--cfg-options val_evaluator.topk=1 test' in error_of(cfg)
+    cfg.val_evaluator.topk = cfg.test_evaluator[0].topk = 1
     check_data(cfg, TRAINING)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
     labels = [dataset.get_data_info(i)['gt_label'] for i in range(6)]
     assert labels == [0, 0, 1, 1, 2, 2]
-    assert dataset.metainfo['classes'] == ['ant', 'bee', 'cow']
+    assert dataset.metainfo['classes'] == NAMES
 
 
-@pytest.fixture
-def warnings_of(monkeypatch):
-    """Run the checks and return what they warned of."""
-
-    def run(cfg):
-        said = []
-        monkeypatch.setattr(
-            classification_data,
-            'print_log',
-            lambda text, *_: said.append(text),
-        )
-        check_data(cfg, TRAINING)
-        return said
-
-    return run
-
-
-def test_a_part_of_imagenet_is_warned_of(tmp_path, warnings_of, monkeypatch):
-    for split in ('train', 'val'):
-        for i in range(1000):
-            folder = tmp_path / split / f'n{i:08}'
-            folder.mkdir(parents=True)
-            (folder / 'a.JPEG').write_bytes(b'x')
-    cfg = imagenet(tmp_path, num_classes=1000)
-    train, val = warnings_of(cfg)
-    assert 'train holds 1,000 images instead of the 1,281,167' in train
-    assert 'val holds 1,000 images instead of the 50,000' in val
-    images = dict(train=1000, val=1000)
-    monkeypatch.setattr(classification_data, '_IMAGENET_IMAGES', images)
-    assert warnings_of(cfg) == []
-
-
-def test_a_subset_of_imagenet_on_purpose_is_not_warned_of(root, warnings_of):
-    names = dict(classes=['ant', 'bee', 'cow'])
-    assert warnings_of(imagenet(root, metainfo=names)) == []
+def test_a_head_that_computes_accuracy_needs_as_many_classes(root):
+    cfg = custom(root)
+    cfg.model.head.update(topk=(1, 5), cal_acc=True)
+    assert '`--cfg-options model.head.topk=1`' in error_of(cfg)
 
 
 def test_a_file_of_class_names_that_is_not_there(root):
@@ -239,45 +241,41 @@ def test_a_checkpoint_of_other_classes_than_the_file_of_names(root, tmp_path):
         check_checkpoint(cfg, str(checkpoint))
 
 
-# Folders of images: files
+# Folders and lists of images: files
 
 
 def test_a_split_that_is_not_there(root):
     (root / 'val').rename(root / 'valid')
-    message = error_of(imagenet(root, metainfo=dict(classes=['a', 'b', 'c'])))
-    assert f'{root}/val not found' in message
-    assert '--data-root' in message
+    assert_says(error_of(custom(root)), f'{root}/val not found', '--data-root')
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
-def test_class_folders_without_a_image_are_named(root, split):
+def test_class_folders_without_an_image_are_named(root, split):
     for stem in 'ab':
         (root / split / f'bee/{stem}.JPEG').unlink()
     (root / split / 'bee/readme.txt').write_text('no image')
     (root / split / 'bee/.a.JPEG').write_text('hidden')
     message = error_of(custom(root))
-    assert '1 of 3 folders hold no image' in message
-    assert f'({root}/{split}/bee)' in message
-
-
-def test_empty_files_and_broken_links_are_counted_and_named(root):
-    (root / 'elsewhere').mkdir()
-    deep = root / 'train/cow/more/x.png'
-    deep.parent.symlink_to(root / 'elsewhere')
-    link = root / 'train/bee/x.jpg'
-    for path in (root / 'train/ant/a.JPEG', root / 'train/ant/c.jpg', deep):
-        path.write_bytes(b'')
-    link.symlink_to(root / 'nothing')
-    message = error_of(custom(root))
-    assert f'4 images of {root}/train are empty' in message
-    assert f'{root}/train/ant/a.JPEG, {root}/train/ant/c.jpg' in message
-    assert 'and 1 more' in message
-
-
-def test_what_mmpretrain_does_not_load_may_be_empty(root):
-    for name in ('ant/readme.txt', 'ant/._a.JPEG'):
-        (root / 'train' / name).write_bytes(b'')
+    assert_says(message, '1 of 3 folders hold no', f'({root}/{split}/bee)')
+    (root / split / 'bee/more').mkdir()
+    Image.new('RGB', (8, 8)).save(root / split / 'bee/more/a.png')
     check_data(custom(root), TRAINING)
+
+
+def test_images_of_each_class_are_decoded(root):
+    (root / 'elsewhere').mkdir()
+    for path in (root / 'train').glob('*/*'):
+        path.unlink()
+    (root / 'train/ant/a.jpg').write_bytes(b'')
+    (root / 'train/bee/a.jpg').symlink_to(root / 'nothing')
+    os.mkfifo(root / 'train/cow/a.png')
+    message = error_of(custom(root))
+    for told in (
+        'ant/a.jpg is not a readable image',
+        'bee/a.jpg cannot be read (No such file',
+        'cow/a.png is a folder, pipe or device',
+    ):
+        assert f'{root}/train/{told}' in message
 
 
 def test_images_without_labels_need_no_classes(root):
@@ -287,9 +285,6 @@ def test_images_without_labels_need_no_classes(root):
     check_data(cfg, TRAINING)
     (root / 'test/b.JPEG').write_bytes(b'')
     assert '/test/b.JPEG' in error_of(cfg)
-
-
-# Lists of images
 
 
 @pytest.fixture
@@ -302,15 +297,11 @@ def listed(root):
     return imagenet(root, num_classes=2)
 
 
-def test_a_list_of_images_passes_whatever_the_folders_are(listed):
-    check_data(listed, TRAINING)
-
-
 def test_a_label_beyond_the_head(listed):
+    check_data(listed, TRAINING)
     listed.model.head.num_classes = 1
     message = error_of(listed)
-    assert 'meta/train.txt has the label 1' in message
-    assert 'only 0 to 0' in message
+    assert_says(message, 'meta/train.txt has the label 1', 'only 0 to 0')
     assert 'model.head.num_classes' in message
 
 
@@ -324,20 +315,129 @@ def test_listed_images_that_are_not_there(listed, root):
     for name in ('ant', 'bee'):
         (root / f'val/{name}/a.JPEG').unlink()
     message = error_of(listed)
-    assert f'2 images of {root}/val are empty files or not there' in message
-    assert f'({root}/val/ant/a.JPEG, {root}/val/bee/a.JPEG)' in message
+    for name in ('ant', 'bee'):
+        assert f'{root}/val/{name}/a.JPEG cannot be read' in message
 
 
 def test_data_on_a_server_are_left_to_mmpretrain(root):
-    cfg = custom('', data_prefix='http://localhost:1/train', ann_file='x.txt')
-    with pytest.raises(UserInputError, match='x.txt not found'):
-        check_data(cfg, TRAINING)
     ann_file = root / 'x.txt'
     ann_file.write_text('a.jpg 0')
-    cfg = custom(
-        '', data_prefix='http://localhost:1/train', ann_file=str(ann_file)
-    )
+    server = 'http://localhost:1/train'
+    cfg = custom('', data_prefix=server, ann_file=str(ann_file))
     check_data(cfg, TRAINING)
+
+
+# COCO
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Write a dataset in COCO's format and return a config for it."""
+    content = dict(
+        images=[
+            dict(id=i, file_name=f's/{i}.png', width=8, height=6)
+            for i in range(3)
+        ],
+        categories=[dict(id=7, name='cat'), dict(id=5, name='dog')],
+        annotations=[
+            dict(id=i, image_id=i, category_id=7, bbox=[1, 1, 4, 4], area=16)
+            for i in range(3)
+        ],
+    )
+
+    def make(change=lambda content: None, classes=('cat', 'dog')):
+        (tmp_path / 'images/s').mkdir(parents=True, exist_ok=True)
+        for i in range(3):
+            Image.new('RGB', (8, 6)).save(tmp_path / f'images/s/{i}.png')
+        change(content)
+        (tmp_path / 'a.json').write_text(json.dumps(content))
+        data = dict(
+            type='CocoDataset',
+            data_root=str(tmp_path),
+            ann_file='a.json',
+            data_prefix=dict(img='images'),
+            metainfo=dict(classes=classes),
+        )
+        model = dict(bbox_head=dict(num_classes=2))
+        return _config('mmdet', model, [dict(data) for _ in range(3)])
+
+    return make
+
+
+def drop(part, key):
+    return lambda content: content[part][1].pop(key)
+
+
+def rename(name):
+    return lambda content: content['categories'][1].update(name=name)
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda c: c['categories'].reverse(), ['(dog, cat)', '(cat, dog)']),
+        (rename('dogs'), ["no category 'dog'", "('cat', 'dogs')"]),
+        (rename('cat'), ["no category 'dog'"]),
+        (lambda c: c['categories'].append(dict(id=9, name='cat')), ['order']),
+        (lambda c: c.pop('categories'), ["lacks categories"]),
+        (drop('images', 'file_name'), ["lacks 'file_name' in one of its im"]),
+        (drop('annotations', 'bbox'), ["lacks 'bbox' in one of its annot"]),
+        (lambda c: c.update(images=5), ['is not JSON in that form']),
+        (lambda c: c['images'][1].update(file_name='s/x.png'),
+         ['images/s/x.png cannot be read (No such file']),
+        (lambda c: c['images'][1].update(file_name='s'),
+         ['images/s is a folder']),
+    ],
+)  # fmt: skip
+def test_a_coco_file_that_does_not_fit_is_refused(coco, change, words):
+    assert_says(error_of(coco(change)), *words)
+
+
+def test_names_in_another_form_of_unicode_are_told_apart(coco):
+    cfg = coco(rename('cafe\u0301'), classes=('cat', 'caf\u00e9'))
+    assert_says(error_of(cfg), r"'caf\xe9'", r"'cafe\u0301'")
+
+
+@pytest.mark.parametrize(
+    ('file', 'content', 'told'),
+    [
+        ('a.json', b'{"images": [', 'a.json is not JSON'),
+        ('a.json', b'\xff\xfe', 'a.json is not JSON'),
+        ('a.json', b'[' * 100_000, 'a.json is not JSON'),
+        ('a.json', None, 'a.json is a folder, pipe or device'),
+        ('images/s/1.png', b'no image', '1.png is not a readable image'),
+        ('images/s/1.png', None, '1.png is a folder, pipe or device'),
+    ],
+    ids=['cut', 'binary', 'deep', 'pipe', 'no image', 'image pipe'],
+)
+def test_coco_files_that_cannot_be_read(coco, tmp_path, file, content, told):
+    cfg = coco()
+    path = tmp_path / file
+    path.unlink()
+    os.mkfifo(path) if content is None else path.write_bytes(content)
+    assert told in error_of(cfg)
+
+
+def test_other_sizes_and_categories_of_coco_are_warned_of(coco, warnings_of):
+    assert warnings_of(coco()) == []
+
+    def change(content):
+        content['images'][0].update(width=6, height=8)
+        content['categories'].append(dict(id=1, name='cow'))
+        content['annotations'][0]['category_id'] = 1
+
+    left_out, other_size = warnings_of(coco(change))
+    assert_says(left_out, '1 categories', '(cow)', 'left out')
+    assert_says(other_size, '1 images have another size', 's/0.png')
+
+
+def test_the_metric_needs_its_annotation_file(coco, tmp_path):
+    cfg = coco()
+    metric = dict(type='CocoMetric', ann_file=str(tmp_path / 'a.json'))
+    cfg.val_evaluator = [metric]
+    check_data(cfg, TRAINING)
+    cfg.val_evaluator[0].ann_file = 'b.json'
+    assert_says(error_of(cfg), 'ann_file b.json', 'CocoMetric')
 
 
 # CIFAR
@@ -415,17 +515,7 @@ def test_a_download_that_fails_says_what_is_missing(server, tmp_path, trace):
     assert 'lacks data_batch_2 (damaged), test_batch (missing) (' in message
     assert 'the download failed' in message
     assert f'unpack {CIFAR10.url} in {server}' in message
-    assert 'sb_mm.PackedCIFAR10' in message
-    assert 'delete' not in message
     assert not trace.exists()
-
-
-def test_an_archive_that_is_cut_off_is_named(server, tmp_path):
-    archive = server / CIFAR10.filename
-    archive.write_bytes(archive.read_bytes()[:-9])
-    message = error_of(cifar(tmp_path / 'mine'))
-    assert 'lacks data_batch_1 (missing)' in message
-    assert f'delete {tmp_path}/mine/{CIFAR10.filename}, which is' in message
 
 
 def test_nothing_is_downloaded_that_may_not(server, tmp_path):
@@ -437,78 +527,19 @@ def test_nothing_is_downloaded_that_may_not(server, tmp_path):
     assert [path.name for path in root.iterdir()] == [CIFAR10.base_folder]
 
 
-@pytest.mark.parametrize(
-    ('launcher', 'variable'),
-    [
-        ('pytorch', 'RANK'),
-        ('slurm', 'SLURM_PROCID'),
-        ('mpi', 'OMPI_COMM_WORLD_RANK'),
-    ],
-)
-def test_only_the_first_process_downloads(
-    server, tmp_path, monkeypatch, launcher, variable
-):
-    cfg = cifar(tmp_path / 'mine')
-    cfg.launcher = launcher
-    monkeypatch.setenv(variable, '1')
-    check_data(cfg, TRAINING)
-    assert not (tmp_path / 'mine').exists()
-    monkeypatch.setenv(variable, '0')
-    check_data(cfg, TRAINING)
-    assert (tmp_path / 'mine').exists()
-
-
-def test_without_a_launcher_every_process_is_the_first(
-    server, tmp_path, monkeypatch
-):
-    monkeypatch.setenv('SLURM_PROCID', '1')
-    check_data(cifar(tmp_path / 'mine'), TRAINING)
-    assert (tmp_path / 'mine').exists()
-
-
 def test_cifar10_has_ten_classes(server):
     message = error_of(cifar(server, num_classes=100))
     assert 'num_classes=100, but the dataset has 10 classes' in message
     assert 'model.head.num_classes' in message
 
 
-def test_cifar100_has_a_hundred_and_no_packed_form(tmp_path, monkeypatch):
+def test_cifar100_has_a_hundred(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR100, 'url', (tmp_path / 'x').as_uri())
     cfg = cifar(tmp_path, 100, 'CIFAR100')
     message = error_of(cfg)
     assert 'cifar-100-python lacks train (missing)' in message
-    assert 'PackedCIFAR10' not in message
     cfg.model.head.num_classes = 10
     assert '100 classes' in error_of(cfg)
-
-
-@pytest.fixture
-def packed(tmp_path):
-    """Two grey images in each of the three files."""
-    folder = tmp_path / 'packed'
-    folder.mkdir()
-    file = folder / 'grey.webp'
-    Image.new('RGB', (32, 32), 'grey').save(file, lossless=True)
-    content = file.read_bytes()
-    for name in ('train-0', 'train-1', 'test'):
-        np.savez(
-            folder / f'{name}.npz',
-            webp=np.frombuffer(2 * content, np.uint8),
-            offsets=np.arange(3) * len(content),
-            labels=np.array([1, 2]),
-            classes=np.array(PackedCIFAR10.METAINFO['classes']),
-        )
-    return folder
-
-
-def test_packed_cifar10_is_decoded_and_its_classes_counted(packed):
-    cfg = cifar(packed, kind='sb_mm.PackedCIFAR10')
-    check_data(cfg, TRAINING)
-    cfg.model.head.num_classes = 7
-    assert 'num_classes=7, but the dataset has 10' in error_of(cfg)
-    cfg.model.head.num_classes = 10
-    (packed / 'train-1.npz').write_text('')
-    assert 'train-1.npz is damaged' in error_of(cfg)
 
 
 # Any dataset
@@ -523,13 +554,6 @@ def test_settings_that_the_data_set_does_not_take(tmp_path):
     message = error_of(cifar(tmp_path, split='val'))
     assert 'CIFAR10' in message
     assert "but get 'val'" in message
-
-
-def test_a_class_in_place_of_its_name(server):
-    cfg = cifar(server, num_classes=100)
-    for loader in TRAINING:
-        cfg[loader].dataset.type = CIFAR10
-    assert 'has 10 classes' in error_of(cfg)
 
 
 def test_the_tool_stops_before_the_model_is_built(tool, root, tmp_path):
