@@ -70,10 +70,9 @@ def read_config(path: str) -> Config:
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is code, and can raise anything
-        reason = first_line(error)
-        # Of a module in custom_imports, MMEngine says that it fails only.
-        if isinstance(error, ImportError) and error.__context__:
-            reason += f': {first_line(root_cause(error))}'
+        # Of custom_imports, MMEngine says that they fail, and not why.
+        failed = isinstance(error, ImportError)
+        reason = first_line(root_cause(error) if failed else error)
         raise UserInputError(
             f'The config {path} cannot be read ({reason}): '
             'correct it and the files and packages that it names.'
