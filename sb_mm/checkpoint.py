@@ -29,6 +29,7 @@ _NEEDS_MORE = re.compile(
 _VARIABLES = dict(
     TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='0', TORCH_FORCE_WEIGHTS_ONLY_LOAD='0'
 )
+_GETATTR = (getattr, (getattr, 'builtins.getattr'))
 _host_load = CheckpointLoader.load_checkpoint
 _torch_load = torch.load
 _trusted = ContextVar('trusted', default=False)
@@ -150,7 +151,7 @@ def _mmengine_classes() -> Iterator[None]:
     dtypes = {type(np.dtype(t)) for t in ('f4', 'f8', 'i4', 'i8', 'u4', '?')}
     before = torch.serialization.get_safe_globals()
     allowed = [
-        *(item for item in before if item is not getattr),
+        *(item for item in before if item not in _GETATTR),
         HistoryBuffer,
         (_history_method, 'builtins.getattr'),
         slice,
