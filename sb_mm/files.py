@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Of what a process that was killed leaves behind.
+DRAFT_SUFFIX = '.partial'
+
 _PACKAGE = Path(__file__).resolve().parent
 _WHEEL = _PACKAGE / '.mim'  # as the hosts name it; setup.py fills it
 
@@ -29,11 +32,27 @@ def find_config(name: str) -> str:
     return str(own) if own.is_file() and not Path(name).is_file() else name
 
 
-def write_in_one_step(file: Path, text: str) -> None:
-    """Write a text file that is there whole or not at all."""
-    draft = file.with_name(f'.{file.name}.{os.getpid()}')
+def write_in_one_step(file: Path, content: str | bytes) -> None:
+    """Write a file that is there whole or not at all.
+
+    The old one, if any, is there until then; also after a power cut.
+
+    Args:
+        file: To be made or replaced.
+        content: Text is written as UTF-8.
+
+    Raises:
+        OSError: If it cannot be written; names the file.
+    """
+    draft = file.with_name(f'.{file.name}.{os.getpid()}{DRAFT_SUFFIX}')
+    data = content.encode() if isinstance(content, str) else content
     try:
-        draft.write_text(text)
+        with draft.open('wb') as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
         draft.replace(file)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from error
     finally:
         draft.unlink(missing_ok=True)

@@ -82,6 +82,7 @@ _NEUTRAL_HOOKS = {
     'IterTimerHook',
     'LoggerHook',
     'VisualizationHook',
+    'sb_mm.AtomicCheckpointHook',
     'sb_mm.AttentionStatsHook',
     'sb_mm.CompileHook',
     'sb_mm.DeferredRuntimeInfoHook',

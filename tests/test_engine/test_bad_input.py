@@ -4,9 +4,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
 from sb_mm.engine import cli, runner
@@ -201,78 +198,6 @@ def test_only_the_first_process_checks_and_only_if_it_shall(
     else:
         with pytest.raises(AssertionError, match='built'):
             tool(*argv)
-
-
-def _save(path, config, classes=('square', 'disc'), change=None, **more):
-    """Write a checkpoint of the config's network."""
-    cfg = Config.fromfile(config)
-    init_default_scope('mmdet')
-    state = MODELS.build(cfg.model).state_dict()
-    if change is not None:
-        change(state)
-    meta = dict(dataset_meta=dict(classes=classes))
-    torch.save(dict(state_dict=state, meta=meta, **more), path)
-    return path
-
-
-def test_a_checkpoint_that_is_none(tool, config, tmp_path):
-    (tmp_path / 'x.pth').write_text('no checkpoint at all')
-    _one_sentence(tool('test', config, tmp_path / 'x.pth'), 'x.pth')
-    _one_sentence(tool('test', config, tmp_path), 'is a folder')
-    result = tool('test', config, 'nothing.pth')
-    _one_sentence(result, 'nothing.pth', 'does not exist')
-
-
-def test_a_checkpoint_of_another_network_or_other_classes(
-    tool, config, tmp_path
-):
-    def drop(state):
-        del state['neck.extra_layers.0.conv.0.conv.weight']
-
-    path = _save(tmp_path / 'x.pth', config, classes=('square', 'star'))
-    result = tool('test', config, path)
-    _one_sentence(result, "class 1 is 'star' instead of 'disc'")
-    path = _save(path, config)
-    result = tool('test', config, path, '--cfg-options', *SHORT)
-    _one_sentence(result, 'do not fit', 'backbone.conv1.conv.weight', 'more')
-    result = tool('train', config, '--resume', path, '--cfg-options', *SHORT)
-    _one_sentence(result, 'do not fit')
-    path = _save(path, config, change=drop)
-    result = tool('test', config, path)
-    _one_sentence(result, '1 tensors are missing', 'neck.extra_layers.0')
-
-
-class _Evil:
-    """Unpickling this creates a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), 'w')
-
-
-def test_a_checkpoint_with_code_is_refused_until_it_is_trusted(
-    tool, config, tmp_path
-):
-    trace = tmp_path / 'trace'
-    path = _save(tmp_path / 'x.pth', config, evil=_Evil(trace))
-    pretrained = [
-        'model.init_cfg.type=Pretrained',
-        f'model.init_cfg.checkpoint={path}',
-    ]
-    for argv in (
-        ['test', config, path],
-        ['train', config, '--resume', path],
-        ['train', config, '--cfg-options', *pretrained],
-        ['train', config, '--cfg-options', f'load_from={path}'],
-    ):
-        _one_sentence(tool(*argv), 'x.pth', '--trust-checkpoint')
-        assert not trace.exists()
-    # The fixture of this file shows that the test went on.
-    with pytest.raises(AssertionError, match='the model was built'):
-        tool('test', config, path, '--trust-checkpoint')
-    assert trace.exists()
 
 
 def test_the_exit_code_reaches_the_shell():

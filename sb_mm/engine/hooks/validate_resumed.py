@@ -15,8 +15,9 @@ class ValidateResumedHook(Hook):
     logged before is logged again, with the same value.
     """
 
-    # After those that change the model for the training.
-    priority = 'LOW'
+    # After those that change the model for the training, and after the one
+    # that keeps the best checkpoint has found its folder.
+    priority = 'LOWEST'
 
     def before_train(self, runner: Runner) -> None:
         """Validate, if a validation was due at that epoch or iteration."""
