@@ -15,8 +15,12 @@ from mmengine.model import BaseModel
 from torch import Tensor
 
 from sb_mm.errors import UserInputError, first_few
-from sb_mm.models.layers import ChannelAttention, ShiftBalance, SqueezeExcite
-from sb_mm.models.layers.shift_balance import GATES
+from sb_mm.models.layers import (
+    GATES,
+    ChannelAttention,
+    ShiftBalance,
+    SqueezeExcite,
+)
 
 from .attention_stats_hook import (
     GATE_ENDS,

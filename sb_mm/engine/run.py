@@ -12,7 +12,6 @@ from sb_mm.checkpoint import load_checkpoint_file, weights_only
 from sb_mm.errors import UserInputError
 
 from .config import load_config
-from .memory import keep_freed_memory
 from .preflight import check_checkpoint, check_data, pretrained_files
 from .run_info import RunInfoHook
 
@@ -92,8 +91,6 @@ def test_runner(args: argparse.Namespace) -> Runner:
 
 def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config asks for."""
-    if not torch.cuda.is_available():
-        keep_freed_memory()
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         _join_cpu_processes(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -24,7 +24,8 @@ from sb_mm.engine.attention_stats_hook import (
     attention_layers,
     measure_attention,
 )
-from sb_mm.models.layers import AttentionConvModule, InvertedResidual
+from sb_mm.models.backbones.blocks import InvertedResidual
+from sb_mm.models.layers import AttentionConvModule
 
 from .conftest import CUSTOM
 

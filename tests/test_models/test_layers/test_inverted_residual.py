@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sb_mm.models.layers import InvertedResidual
+from sb_mm.models.backbones.blocks import InvertedResidual
 
 SB = dict(type='sb_mm.ShiftBalance')
 SE = dict(type='sb_mm.SqueezeExcite')

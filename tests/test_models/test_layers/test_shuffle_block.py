@@ -4,9 +4,10 @@ from itertools import combinations
 
 import pytest
 import torch
+from sb_mm.models.backbones.blocks import interleave
 
-from sb_mm.models.layers import ShiftBalance, ShuffleBlock
-from sb_mm.models.layers.shuffle_block import interleave
+from sb_mm.models.layers import ShiftBalance
+from sb_mm.models.backbones.blocks import ShuffleBlock
 
 LAYERS = ('expand', 'depthwise', 'project')
 SB = dict(type='sb_mm.ShiftBalance')
