@@ -60,12 +60,18 @@ class ChannelGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` of shape ``(N, Cin, H, W)`` to logits ``(N, Cout)``."""
+        with torch.autocast(x.device.type, enabled=False):
+            hidden = self.relu(self.bn1(self.fc1(self._pool(x))))
+            logits = self.bn2(self.fc2(self.dropout(hidden)))
+        return logits + self.offset if self.offset else logits
+
+    def _pool(self, x: Tensor) -> Tensor:
         # The weight of a quantised layer is a method.
         dtype = getattr(self.fc1.weight, 'dtype', x.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            hidden = self.bn1(self.fc1(x.mean((2, 3), dtype=dtype)))
-            logits = self.bn2(self.fc2(self.dropout(self.relu(hidden))))
-        return logits + self.offset if self.offset else logits
+        # Not x.mean: its gradient is written to every pixel, and in the other
+        # layout than channels_last, while that of a sum is a view.
+        total = x.sum((2, 3), dtype=torch.promote_types(dtype, torch.float32))
+        return (total / (x.size(2) * x.size(3))).to(dtype)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Add a part; a norm made an ``nn.SyncBatchNorm`` stays a gate's.
