@@ -122,15 +122,11 @@ def _in_process(rank, processes, address, gate, x, found):
 CONVERTERS = [nn.SyncBatchNorm.convert_sync_batchnorm, convert_sync_batchnorm]
 
 
-@pytest.mark.parametrize('convert', CONVERTERS)
-def test_the_gates_of_two_processes_have_one_batch(
-    convert, tmp_path, randomise
-):
+def test_the_gates_of_two_processes_have_one_batch(tmp_path, randomise):
     """With SyncBatchNorm, which itself needs a GPU."""
     gate, x = randomise(ChannelGate(5, 16, 7)).train(), values(4)
     expected = one_step(copy.deepcopy(gate), x)
-    synchronised = convert(gate).train()
-    assert isinstance(synchronised.bn1, nn.SyncBatchNorm)
+    synchronised = convert_sync_batchnorm(gate).train()
     found = mp.Manager().dict()
     address = f'file://{tmp_path / "store"}'
     mp.spawn(_in_process, (2, address, synchronised, x, found), nprocs=2)
@@ -140,13 +136,14 @@ def test_the_gates_of_two_processes_have_one_batch(
         torch.testing.assert_close(found[rank][1:], expected[1:])
 
 
+@pytest.mark.parametrize('convert', CONVERTERS)
 def test_converted_gates_leave_larger_batches_to_sync_batch_norm(
-    monkeypatch, randomise
+    convert, monkeypatch, randomise
 ):
     gate = randomise(ChannelGate(5, 16, 7)).train()
     x = values(9)
     expected = one_step(copy.deepcopy(gate), x)
-    synchronised = convert_sync_batchnorm(gate)
+    synchronised = convert(gate).train()
     torch.testing.assert_close(one_step(synchronised, x), expected)
     # 4 images in each of 2 processes are 8.
     monkeypatch.setattr(
