@@ -17,7 +17,7 @@ from .models.backbones import (
     AttentionMobileNetV2,
     AttentionShuffleNetV2,
 )
-from .models.backbones.base_backbone import AttentionBackbone
+from .models.backbones.base import AttentionBackbone
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from sb_mm.engine.hooks.attention_stats import (
     AttentionStatsHook,
     measure_attention,
 )
-from sb_mm.models.layers import AttentionConvModule, InvertedResidual
+from sb_mm.models.backbones.blocks import InvertedResidual
+from sb_mm.models.layers import AttentionConvModule
 
 from ..conftest import CUSTOM
 

@@ -1,14 +1,12 @@
 """A convolution module with a place for attention."""
 
 from mmcv.cnn import ConvModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from sb_mm.arguments import check_choice
 from sb_mm.registry import MODELS
 
-from .channel_attention import ChannelAttention, NoAttention
-from .shift_balance import ShiftBalance
-from .shifted_norm import can_shift_in_norm, shifted_batch_norm
+from .attention import build_attention
 
 # What follows the convolution, by what the attention stands behind.
 _STEPS = {
@@ -18,8 +16,18 @@ _STEPS = {
 }
 
 
+class ConvNormAct(ConvModule):
+    """mmcv's ``ConvModule`` that starts as the network around it says.
+
+    Once it is built, MMEngine asks it for start values no more: they would
+    overwrite those of the network's ``init_cfg``.
+    """
+
+    is_init = True
+
+
 @MODELS.register_module()
-class AttentionConvModule(ConvModule):
+class AttentionConvModule(ConvNormAct):
     """``conv -> norm -> attention -> act``, the one mechanism of sb_mm.
 
     mmcv's ``ConvModule`` with the same ``state_dict`` keys (``conv.*``,
@@ -79,54 +87,26 @@ class AttentionConvModule(ConvModule):
             'activate': self.with_activation,
         }
         self.steps = [s for s in _STEPS[attention_after] if present[s]]
+        if self.steps[:2] == ['attention', 'norm']:
+            # mmcv's fuse_conv_bn merges a norm into the child before it.
+            self._modules['conv'] = self._modules.pop('conv')
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, Cin, H, W)`` to ``(N, Cout, H', W')``."""
-        # The gate before the convolution: in the backward pass the
-        # convolution's gradient of x then comes first, and the gate's is
-        # added to it in place.
-        inputs = (x, *self._channel_values(x))
+    def forward(
+        self, x: Tensor, activate: bool = True, norm: bool = True
+    ) -> Tensor:
+        """Map ``(N, Cin, H, W)`` to ``(N, Cout, H', W')``.
+
+        Args:
+            x: Input of the layer.
+            activate: Whether to apply the activation, if there is one.
+            norm: Whether to apply the normalisation, if there is one.
+        """
+        wanted = dict(attention=True, norm=norm, activate=activate)
         y = self.padding_layer(x) if self.with_explicit_padding else x
         y = self.conv(y)
-        steps = self.steps
-        if self._can_shift_in_norm(y):
-            y = shifted_batch_norm(self.norm, y, inputs[1])
-            steps = steps[2:]
-        for step in steps:
+        for step in self.steps:
             if step == 'attention':
-                y = self.attention(y, *inputs)
-            else:
+                y = self.attention(y, x)
+            elif wanted[step]:
                 y = getattr(self, step)(y)
         return y
-
-    def _channel_values(self, x: Tensor) -> tuple[Tensor, ...]:
-        if not isinstance(self.attention, ChannelAttention):
-            return ()
-        return (self.attention.channel_values(x),)
-
-    def _can_shift_in_norm(self, y: Tensor) -> bool:
-        return (
-            type(self.attention) is ShiftBalance
-            and self.steps[:2] == ['norm', 'attention']
-            # A hook wants to see the trunk.
-            and not self.norm._forward_hooks
-            and not self.attention._forward_hooks
-            and can_shift_in_norm(self.norm, y)
-        )
-
-
-def build_attention(
-    attention: dict | None,
-    in_channels: int,
-    out_channels: int,
-    depthwise: bool = False,
-) -> nn.Module:
-    """Build an attention from its config, or the identity from None."""
-    if attention is None:
-        return NoAttention()
-    sizes = dict(
-        in_channels=in_channels,
-        out_channels=out_channels,
-        depthwise=depthwise,
-    )
-    return MODELS.build({**attention, **sizes})
