@@ -78,5 +78,6 @@ HOOKS = Registry(
         'sb_mm.engine.divergence_hook',
         'sb_mm.engine.epoch_seed_hook',
         'sb_mm.engine.validate_resumed_hook',
+        'sb_mm.paper.job_hook',
     ],
 )

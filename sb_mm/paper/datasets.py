@@ -23,6 +23,7 @@ class DatasetSpec:
         factor: From that to percent.
         printed: The result's name in ``tables.json``.
         metric_title: The result's name in text.
+        index_metric: The result's name in model indices.
         chance: Share of images of which a network that learnt nothing names
             the class; None where there is no such number.
     """
@@ -40,6 +41,7 @@ class DatasetSpec:
     factor: float = 1.0
     printed: str = 'top1'
     metric_title: str = 'top-1'
+    index_metric: str = 'Top 1 Accuracy'
     chance: float | None = None
 
 
@@ -80,6 +82,7 @@ DATASETS = {
         factor=100.0,
         printed='map_percent',
         metric_title='11-point mAP',
+        index_metric='box mAP (11-point)',
     ),
 }
 

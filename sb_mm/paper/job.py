@@ -3,34 +3,25 @@
 import hashlib
 import json
 import re
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from mmengine.config import Config, ConfigDict
-from mmengine.dist import master_only
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
-from mmengine.utils.dl_utils import collect_env
 
 from sb_mm.engine.config import dataset_configs, load_config
 from sb_mm.engine.divergence_hook import DivergedError
 from sb_mm.engine.on_device import use_device_data
-from sb_mm.engine.run_info import commit, hardware, versions
 from sb_mm.engine.runner import train
 from sb_mm.errors import UserInputError
-from sb_mm.files import write_in_one_step
-from sb_mm.registry import HOOKS
 
 from .cells import REPOSITORY, Cell
-from .datasets import describe_data
+from .job_hook import is_finished, note_divergence, read_record
 from .records import Record, append_record, identity, read_results
 
-JOB_FILE, HISTORY_FILE = 'job.json', 'history.jsonl'
 # A training that is cut loses at most that part of its epochs.
 _LOST = 20
 # Iterations between two lines of the log.
@@ -64,7 +55,8 @@ class Execution:
     compile: str | None = None
 
 
-@dataclass(frozen=True)
+# By identity: two jobs are never equal.
+@dataclass(frozen=True, eq=False)
 class Job:
     """A training.
 
@@ -92,10 +84,16 @@ class Job:
     def folder(self) -> Path:
         """Folder of its log and checkpoints: other options have another."""
         # Another folder of data may hold other images.
-        kind = {**self.options, 'data_root': self.execution.data_root}
-        text = json.dumps(kind, sort_keys=True, default=str)
+        kind = [dict(self.options), self.execution.data_root]
+        text = json.dumps(kind, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return self.root / self.cell.id / f'seed{self.seed}-{digest}'
+        name = f'seed{self.seed}' + (f'-{digest}' if any(kind) else '')
+        return self.root / self.cell.id / name
+
+    @property
+    def log(self) -> Path:
+        """What the training printed."""
+        return self.folder / 'train.log'
 
     def config(self) -> Config:
         """Return what is trained.
@@ -230,160 +228,10 @@ def _set_hooks(cfg: Config) -> None:
     ]
 
 
-@HOOKS.register_module()
-class JobHook(Hook):
-    """Write down what is trained, before it is, and each validation.
-
-    ``job.json`` gets the job, its data, size and epochs, and for each start
-    the environment; ``history.jsonl`` a line for each epoch's seconds and
-    each validation's metric.
-
-    Args:
-        job: What :class:`Job` says of itself.
-        execution: How it is computed.
-        metric: Name of the result.
-        factor: From that to percent.
-
-    Raises:
-        UserInputError: Before the training, if the folder is that of another
-            job, or the data are not what they were.
-    """
-
-    def __init__(
-        self,
-        job: dict[str, Any],
-        execution: dict[str, Any],
-        metric: str,
-        factor: float,
-    ) -> None:
-        self.job = dict(job)
-        self.execution = dict(execution)
-        self.metric = metric
-        self.factor = factor
-
-    @master_only
-    def before_train(self, runner: Runner) -> None:
-        """Write ``job.json``; forget what the training repeats."""
-        folder = Path(runner.work_dir)
-        job = {**self.job, **_describe(runner)}
-        before = read_job(folder) or job
-        starts = before.pop('starts', [])
-        if before != job:
-            other = next(k for k in job if before.get(k) != job[k])
-            raise UserInputError(
-                f'{folder} holds another training ({other}: '
-                f'{before.get(other)}, now {job[other]}): delete that '
-                'folder, or give another --out.'
-            )
-        starts = [s for s in starts if s['epoch'] < runner.epoch]
-        job['starts'] = [*starts, self._start(runner.epoch)]
-        text = json.dumps(job, indent=1) + '\n'
-        write_in_one_step(folder / JOB_FILE, text)
-        kept = [e for e in _lines(folder) if e['epoch'] <= runner.epoch]
-        text = ''.join(json.dumps(line) + '\n' for line in kept)
-        write_in_one_step(folder / HISTORY_FILE, text)
-
-    def _start(self, epoch: int) -> dict[str, Any]:
-        environment = {**collect_env(), **versions()}
-        environment.pop('PyTorch compiling details', None)  # 30 lines
-        return dict(
-            epoch=epoch,
-            date=datetime.now().astimezone().isoformat(timespec='seconds'),
-            execution=self.execution,
-            environment=dict(
-                environment, hardware=hardware(), commit=commit()
-            ),
-        )
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Look at the clock."""
-        self._begin = time.monotonic()
-
-    def after_train_epoch(self, runner: Runner) -> None:
-        """Write the epoch's seconds."""
-        seconds = round(time.monotonic() - self._begin, 3)
-        _write_line(runner, epoch=runner.epoch + 1, seconds=seconds)
-
-    def after_val_epoch(
-        self, runner: Runner, metrics: dict[str, float] | None = None
-    ) -> None:
-        """Write the metric."""
-        percent = round(metrics[self.metric] * self.factor, 3)
-        _write_line(runner, epoch=runner.epoch, percent=percent)
-
-
-def _describe(runner: Runner) -> dict[str, Any]:
-    loader = runner.train_dataloader
-    return dict(
-        train=describe_data(loader.dataset),
-        val=describe_data(runner.val_dataloader.dataset),
-        epochs=runner.max_epochs,
-        batch=loader.batch_size,
-        parameters=sum(p.numel() for p in runner.model.parameters()),
-    )
-
-
-@master_only
-def _write_line(runner: Runner, **line) -> None:
-    with Path(runner.work_dir, HISTORY_FILE).open('a') as stream:
-        stream.write(json.dumps(line) + '\n')
-
-
-def _lines(folder: Path) -> list[dict]:
-    """Return the history; a line may be cut with its process."""
-    file = folder / HISTORY_FILE
-    lines = []
-    for text in file.read_text().splitlines() if file.is_file() else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return lines
-
-
-def read_job(folder: Path) -> dict | None:
-    """Return what a folder's ``job.json`` says, None if there is none.
-
-    Raises:
-        UserInputError: If it is damaged.
-    """
-    file = folder / JOB_FILE
-    if not file.is_file():
-        return None
-    try:
-        return dict(json.loads(file.read_text()))
-    except (TypeError, ValueError) as error:
-        raise UserInputError(
-            f'{file} is damaged: delete the folder {folder} to train again.'
-        ) from error
-
-
-def read_history(folder: Path) -> list[list[float]]:
-    """Return ``[epoch, percent]`` of every validation so far."""
-    found = {e['epoch']: e['percent'] for e in _lines(folder) if 'percent' in e}
-    return [[epoch, value] for epoch, value in sorted(found.items())]
-
-
-def finished_record(folder: Path) -> Record | None:
-    """Return the record of the job in a folder, None if it is unfinished."""
-    job, history = read_job(folder), read_history(folder)
-    diverged = any(e.get('diverged') for e in _lines(folder))
-    last = history[-1] if history else [0, None]
-    if job is None or not (diverged or last[0] == job['epochs']):
-        return None
-    seconds = {e['epoch']: e['seconds'] for e in _lines(folder) if 'seconds' in e}
-    return Record(
-        **job,
-        history=history,
-        final=None if diverged else last[1],
-        hours=round(sum(seconds.values()) / 3600, 3),
-    )
-
-
 def train_job(job: Job, results: Path) -> Record:
     """Train a job, or what is left of it, and record it.
 
-    If another process trains it, wait for its end and see what is left.
+    While another process trains it, wait, and see what that leaves.
 
     Args:
         job: To be trained.
@@ -393,25 +241,24 @@ def train_job(job: Job, results: Path) -> Record:
         UserInputError: If its input cannot be used.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(job.folder / '.lock')
+    with _alone_in(job.folder):
+        record = job.find_in(results)
+        if record is None and not is_finished(job.folder):
+            try:
+                train(job.config(), resume='auto')
+            except DivergedError as error:
+                print(error)
+                note_divergence(job.folder)
+        return record or append_record(read_record(job.folder), results)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / 'job.lock')
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
-        print(f'waits for another process that trains in {job.folder}')
-        lock.acquire()
-    with lock:
-        lock.release()  # of acquire() above; the block has its own
-        record = job.find_in(results) or finished_record(job.folder)
-        if record is None:
-            _train(job)
-            record = finished_record(job.folder)
-        return append_record(record, results)
-
-
-def _train(job: Job) -> None:
-    try:
-        train(job.config(), resume='auto')
-    except DivergedError:
-        line = dict(epoch=0, diverged=True)
-        with (job.folder / HISTORY_FILE).open('a') as stream:
-            stream.write(json.dumps(line) + '\n')
+        print(f'waits for another process that trains in {folder}')
+        held = lock.acquire()
+    with held:
+        yield
