@@ -3,6 +3,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # Python puts tools/ on the path, not the repository.
@@ -79,51 +80,64 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
-    parser.add_argument('--epochs', type=int, help="instead of the paper's")
-    parser.add_argument(
+    add = parser.add_argument
+    add('--seeds', type=_whole(0), nargs='+', default=[0])
+    add('--epochs', type=_whole(1), help="instead of the paper's")
+    add(
         '--cfg-options', nargs='+', action=Options, default={},
         help='settings that differ from the paper, key=value',
     )  # fmt: skip
-    parser.add_argument('--data-root', type=Path, help='folder of the data')
-    parser.add_argument(
+    add('--data-root', type=Path, help='folder of the data')
+    add(
         '--host-loader', action='store_true',
         help="read CIFAR-10 with mmpretrain's loader, not on the device",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         '--channels-last', action='store_true',
         help='memory format of batches of CIFAR-10 on the device',
     )  # fmt: skip
-    parser.add_argument(
+    add(
         '--compile', nargs='?', const='default', metavar='MODE',
         choices=['default', 'reduce-overhead', 'max-autotune'],
         help='torch.compile; reduce-overhead is with CUDA graphs',
     )  # fmt: skip
-    parser.add_argument(
-        '--jobs', type=int, help='at a time; one a GPU if left out'
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        '--jobs', type=_whole(1), help='at a time; one a GPU if left out'
     )
-    parser.add_argument(
+    where.add_argument(
         '--ray', nargs='?', const='auto', metavar='ADDRESS',
         help='as tasks of this Ray cluster; auto: the one of this machine',
     )  # fmt: skip
-    parser.add_argument(
+    where.add_argument(
         '--slurm', action='store_true', help='print a job array, train nothing'
     )
-    parser.add_argument(
-        '--cpus-per-job', type=int, help='with --ray, --slurm; else 1'
-    )
-    parser.add_argument(
-        '--gpus-per-job', type=float,
-        help='with --ray, --slurm; if left out 1, but 0 if Ray has none',
-    )  # fmt: skip
-    parser.add_argument('--only', type=int, metavar='N', help='job N, from 0')
-    parser.add_argument(
+    where.add_argument(
         '--dry-run', action='store_true', help='list the jobs, train nothing'
     )
-    parser.add_argument(
+    add('--only', type=int, metavar='N', help='only job N, from 0')
+    add('--cpus-per-job', type=_whole(1), default=1, help='of --ray, --slurm')
+    add(
+        '--gpus-per-job', type=float,
+        help='of --ray, --slurm; if left out 1, but 0 if Ray has none',
+    )  # fmt: skip
+    add(
         '--out', type=Path, default=Path('work_dirs/paper'),
         help='folder of logs and checkpoints (%(default)s)',
     )  # fmt: skip
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    """Return what reads whole numbers that NumPy takes for seeds as well."""
+
+    def read(text: str) -> int:
+        if not (text.isdecimal() and least <= int(text) < 2**32):
+            raise argparse.ArgumentTypeError(
+                f'{text} is no whole number from {least} to 2**32 - 1'
+            )
+        return int(text)
+
+    return read
 
 
 def main() -> None:

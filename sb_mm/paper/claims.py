@@ -4,17 +4,15 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 from scipy import stats
 
-from .cells import Cell
+from .cells import Cell, find_cell, paper_tables
 
 CONFIDENCE = 0.95
 SEEDS = 3  # at least, on each side of a test
 SUPPORTED, CONTRADICTED, OPEN = 'supported', 'contradicted', 'open'
-_WIDTHS = ('0.35', '0.5', '0.75', '1.0')
-_ALL = 'expand-depthwise-project'
+_WIDTHS = (0.35, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -24,82 +22,38 @@ class Claim:
     Attributes:
         text: In one line.
         table: From which the paper concludes it.
-        pairs: Ids of two cells, the first of which is said to be better.
+        pairs: Of cells, the first of which is said to be better.
         margin: None for that; else the claim is that the two differ by no
             more than this, in percentage points.
     """
 
     text: str
     table: int
-    pairs: tuple[tuple[str, str], ...]
+    pairs: tuple[tuple[Cell, Cell], ...]
     margin: float | None = None
 
 
-def _widths(better: str, worse: str) -> tuple[tuple[str, str], ...]:
-    return tuple((better.format(w), worse.format(w)) for w in _WIDTHS)
+def load_claims() -> list[Claim]:
+    """Return the claims; a pair with a width in its ids is one for each."""
+    return [
+        Claim(
+            row['text'],
+            row['table'],
+            tuple(
+                (find_cell(better), find_cell(worse))
+                for pair in row['pairs']
+                for better, worse in _at_all_widths(*pair)
+            ),
+            row.get('margin'),
+        )
+        for row in paper_tables()['claims']
+    ]
 
 
-CLAIMS = (
-    Claim(
-        'SB is better than the static network.',
-        6,
-        _widths('t6-x{}-sb', 't6-x{}-static'),
-    ),
-    Claim(
-        'SB is better than DyConv.', 6, _widths('t6-x{}-sb', 't6-x{}-dyconv')
-    ),
-    Claim(
-        'With attention in all three layers, SB is better than SE.',
-        5,
-        _widths(f't5-x{{}}-sb-{_ALL}', f't5-x{{}}-se-{_ALL}'),
-    ),
-    Claim(
-        'SE gets worse with each further layer of a block (it collapses).',
-        5,
-        _widths('t5-x{}-se-expand', 't5-x{}-se-expand-project')
-        + _widths('t5-x{}-se-expand-project', f't5-x{{}}-se-{_ALL}'),
-    ),
-    Claim(
-        'SB in all three layers is better than SB in the first.',
-        5,
-        _widths(f't5-x{{}}-sb-{_ALL}', 't5-x{}-sb-expand'),
-    ),
-    Claim(
-        'Dropout in the gate helps.',
-        7,
-        (
-            ('t7-se-w-dropout', 't7-se-w-o-dropout'),
-            ('t7-sb-w-dropout', 't7-sb-w-o-dropout'),
-        ),
-    ),
-    Claim(
-        'A small initial lambda (up to 0.1) is better than a large one (0.5 '
-        'and more).',
-        8,
-        tuple(
-            (f't8-x{w}-lambda_init-{low}', f't8-x{w}-lambda_init-{high}')
-            for low, high, w in product((0.01, 0.05, 0.1), (0.5, 1.0), _WIDTHS)
-        ),
-    ),
-    Claim(
-        'The gating function hardly matters: at most 0.5 points from tanh.',
-        9,
-        tuple(
-            (f't9-x{width}-gate-{gate}', f't9-x{width}-gate-tanh')
-            for gate in ('sigmoid', 'softmax', 'relu', 'none')
-            for width in _WIDTHS
-        ),
-        margin=0.5,
-    ),
-    Claim(
-        'Three times the hidden units are best.',
-        10,
-        tuple(
-            ('t10-x0.35-hidden-x3', f't10-x0.35-hidden-x{n}')
-            for n in (1, 2, 4)
-        ),
-    ),
-)
+def _at_all_widths(better: str, worse: str) -> list[tuple[str, str]]:
+    found = ((n.format(width=w) for n in (better, worse)) for w in _WIDTHS)
+    return list(dict.fromkeys(map(tuple, found)))
+
 
 # Returns the results of a cell's trainings in percent, if none of them failed.
 Samples = Callable[[Cell], Sequence[float]]
@@ -130,7 +84,9 @@ def welch(
 
 
 def verdict(
-    first: Sequence[float], second: Sequence[float], margin: float | None
+    first: Sequence[float],
+    second: Sequence[float],
+    margin: float | None = None,
 ) -> str:
     """Return what the results of two cells say of a claim."""
     if min(len(first), len(second)) < SEEDS:

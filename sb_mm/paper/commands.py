@@ -1,6 +1,5 @@
 """What the verbs of ``tools/paper.py`` do; each takes the verb's options."""
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,25 +20,16 @@ from .cluster import run_on_ray, slurm_array
 from .cost import Comparison, check_cell, layer_overheads
 from .job import Execution, Job
 from .job_hook import read_history
-from .records import Record, read_results, summarize
+from .records import Record, check_writable, read_results, summarize
 from .report import (
     NOT_RUN,
     final_result,
     generate,
-    is_generated,
     paper_result,
     results_page,
     stale,
 )
 from .train import default_count, follow, not_recorded, plan_jobs, run_locally
-
-_EXCLUSIVE = (
-    ('slurm', 'only'),  # it numbers the jobs itself
-    ('slurm', 'dry_run'),
-    ('slurm', 'ray'),
-    ('slurm', 'jobs'),
-    ('ray', 'jobs'),
-)
 
 
 def results_folder() -> Path:
@@ -198,7 +188,6 @@ def train_cells(
         results: Folder of the records.
         given: The further options of ``tools/paper.py train``.
     """
-    _check_options(given)
     if not (table or cells):
         raise UserInputError(
             'Nothing to train: name tables with --table 6, or cells with '
@@ -207,8 +196,8 @@ def train_cells(
     selected = select_cells(table, width, attention, cells)
     jobs = _plan(selected, given)
     if given['slurm']:
-        cpus, gpus = given['cpus_per_job'] or 1, given['gpus_per_job']
-        print(slurm_array(sys.argv[1:], len(jobs), cpus, gpus), end='')
+        share = given['cpus_per_job'], given['gpus_per_job']
+        print(slurm_array(sys.argv[1:], len(jobs), *share), end='')
         return 0
     if given['dry_run']:
         _show(jobs, results)
@@ -226,31 +215,6 @@ def train_cells(
     return int(bool(failed))
 
 
-def _check_options(given: dict[str, Any]) -> None:
-    """Refuse options of which one would be ignored, or out of range."""
-    named = {k for k, v in given.items() if v is not None and v is not False}
-    for pair in _EXCLUSIVE:
-        if named.issuperset(pair):
-            one, other = ('--' + name.replace('_', '-') for name in pair)
-            raise UserInputError(
-                f'{one} and {other} cannot be combined: leave one out.'
-            )
-    if named & {'cpus_per_job', 'gpus_per_job'} and not named & {
-        'ray',
-        'slurm',
-    }:
-        raise UserInputError(
-            '--cpus-per-job and --gpus-per-job are for --ray and --slurm: use '
-            '--jobs here.'
-        )
-    for name in ('jobs', 'epochs', 'cpus_per_job'):
-        if name in named:
-            flag = '--' + name.replace('_', '-')
-            check_number(flag, given[name], 1, integer=True)
-    for seed in given['seeds']:
-        check_number('--seeds', seed, 0, 2**32 - 1, integer=True)
-
-
 def _plan(cells: Sequence[Cell], given: dict[str, Any]) -> list[Job]:
     options = dict(given['cfg_options'])
     if given['epochs'] is not None:
@@ -265,35 +229,28 @@ def _plan(cells: Sequence[Cell], given: dict[str, Any]) -> list[Job]:
     )
     out = given['out'].resolve()
     jobs = plan_jobs(cells, given['seeds'], options, execution, out)
-    only = given['only']
-    if only is None:
+    if given['only'] is None:
         return jobs
-    check_number('--only', only, 0, len(jobs) - 1, integer=True)
-    return [jobs[only]]
+    check_number('--only', given['only'], 0, len(jobs) - 1, integer=True)
+    return [jobs[given['only']]]
 
 
 def _show(jobs: Sequence[Job], results: Path) -> None:
     """Print the jobs with what is known of each."""
     recorded = {r.identity for r in read_results(results).records}
-    table = Table('', 'job', 'state', 'folder', box=None)
     for number, job in enumerate(jobs):
-        epochs = job.config().train_cfg.max_epochs
         history = read_history(job.folder)
-        state = f'not begun ({epochs} epochs)'
-        if history:
-            state = f'epoch {history[-1][0]} of {epochs}'
-        if job.identity in recorded:
-            state = 'recorded'
-        entries = (str(number), job.name, state, str(job.folder))
-        table.add_row(*map(escape, entries))
-    _print(table)
+        done = history[-1][0] if history else 0
+        state = f'epoch {done} of {job.config().train_cfg.max_epochs}'
+        state = 'recorded' if job.identity in recorded else state
+        print(f'{number}  {job.name}  {state}  {job.folder}')
 
 
 def _do(jobs: Sequence[Job], results: Path, given: dict) -> list[Job]:
     """Train jobs; return those that failed."""
     if given['ray'] is not None:
-        cpus, gpus = given['cpus_per_job'] or 1, given['gpus_per_job']
-        events = run_on_ray(jobs, results, given['ray'], cpus, gpus)
+        share = given['cpus_per_job'], given['gpus_per_job']
+        events = run_on_ray(jobs, results, given['ray'], *share)
     else:
         count = given['jobs'] or default_count()
         events = run_locally(jobs, results, count)
@@ -318,8 +275,13 @@ def report(check: bool, results: Path) -> int:
     found = read_results(results)
     _say_refused(found.refused)
     page = results / 'results.md'
-    if not own:
-        _check_page(page, has_records=bool(found.records))
+    if not (own or found.records):
+        raise UserInputError(
+            f'--results {results} holds no records (*.jsonl): give the folder '
+            'that tools/paper.py train --results wrote.'
+        )
+    if not check:
+        check_writable(results)
     with Console(stderr=True).status('counting every network'):
         files = generate(found) if own else {page: results_page(found)}
     outdated = stale(files)
@@ -332,24 +294,6 @@ def report(check: bool, results: Path) -> int:
     elif check:
         print(f'run: {report_command(results)}')
     return int(check and bool(outdated))
-
-
-def _check_page(page: Path, has_records: bool) -> None:
-    """Raise if there is nothing to write, or something else to overwrite."""
-    if not has_records:
-        raise UserInputError(
-            f'--results {page.parent} holds no records (*.jsonl): give the '
-            'folder that tools/paper.py train --results wrote.'
-        )
-    if page.is_file() and not is_generated(page):
-        raise UserInputError(
-            f'{page} was not written by this tool, which would overwrite it: '
-            'rename it.'
-        )
-    if not os.access(page.parent, os.W_OK):
-        raise UserInputError(
-            f'{page} cannot be written: change the rights of its folder.'
-        )
 
 
 def report_command(results: Path) -> str:

@@ -172,13 +172,24 @@ def _parse(line: str, place: str) -> Record:
     return record
 
 
+def check_writable(folder: Path) -> None:
+    """Raise if no record can be written into a folder, before long work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / '.lock').touch()
+    except OSError as error:
+        raise UserInputError(
+            f'--results {folder} cannot be written to ({error.strerror}): '
+            'choose another folder.'
+        ) from error
+
+
 def append_record(record: Record, folder: Path) -> Record:
     """Add a record to ``<folder>/table<N>.jsonl``.
 
     Returns:
         The record; the one that is there, if another process was faster.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / '.lock'):
         for other in read_results(folder).records:
             if other.identity == record.identity:

@@ -10,12 +10,13 @@ import yaml
 from sb_mm.engine.config import read_config
 from sb_mm.errors import UserInputError
 
-from .cells import REPOSITORY, Cell, as_options, find_cell, load_cells
+from .cells import REPOSITORY, Cell, as_options, load_cells
 from .claims import (
-    CLAIMS,
     CONFIDENCE,
     SEEDS,
+    Claim,
     Samples,
+    load_claims,
     printed_samples,
     verdict,
 )
@@ -99,11 +100,6 @@ def stale(files: dict[Path, str]) -> list[Path]:
         for path, text in files.items()
         if not path.is_file() or path.read_text() != text
     ]
-
-
-def is_generated(path: Path) -> bool:
-    """Tell whether a file is one of those that are generated whole."""
-    return _HEADER in path.read_text(errors='replace')
 
 
 def fill(path: Path, name: str, text: str) -> str:
@@ -210,24 +206,20 @@ def _claims(records: list[Record]) -> str:
         [
             claim.text,
             str(claim.table),
-            *(
-                _verdicts(claim.pairs, claim.margin, samples)
-                for samples in (printed_samples, measured)
-            ),
+            _verdicts(claim, printed_samples),
+            _verdicts(claim, measured),
         ]
-        for claim in CLAIMS
+        for claim in load_claims()
     ]
     return markdown(['claim', 'table', 'paper', 'here'], rows)
 
 
-def _verdicts(
-    pairs: Sequence[tuple[str, str]], margin: float | None, samples: Samples
-) -> str:
+def _verdicts(claim: Claim, samples: Samples) -> str:
     """Return how many pairs say what."""
-    found = [[samples(find_cell(name)) for name in pair] for pair in pairs]
+    found = [tuple(map(samples, pair)) for pair in claim.pairs]
     if not any(all(sides) for sides in found):
         return NOT_RUN
-    counts = Counter(verdict(*sides, margin) for sides in found)
+    counts = Counter(verdict(*sides, claim.margin) for sides in found)
     return ', '.join(f'{n} {word}' for word, n in counts.most_common())
 
 

@@ -29,7 +29,7 @@ from sb_mm.errors import UserInputError, first_line
 from .cells import Cell
 from .job import Execution, Job, train_job
 from .job_hook import read_history, read_job
-from .records import Record, read_results
+from .records import Record, check_writable, read_results
 
 # How a job ended: with a record, or with the reason why there is none.
 Outcome = Record | str
@@ -74,7 +74,7 @@ def not_recorded(jobs: Sequence[Job], results: Path) -> list[Job]:
         UserInputError: Before any training, if options, data or the folder of
             the records cannot be used.
     """
-    _check_folder(results)
+    check_writable(results)
     found = read_results(results)
     for sentence in found.refused:
         print(f'left out: {sentence}', file=sys.stderr)
@@ -92,17 +92,6 @@ def not_recorded(jobs: Sequence[Job], results: Path) -> list[Job]:
     for job in {job.cell.dataset: job for job in reversed(todo)}.values():
         check_data(job.config(), ('train_dataloader', 'val_dataloader'))
     return todo
-
-
-def _check_folder(results: Path) -> None:
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-        (results / '.lock').touch()
-    except OSError as error:
-        raise UserInputError(
-            f'--results {results} cannot be written to '
-            f'({first_line(error)}): choose another folder.'
-        ) from error
 
 
 def default_count() -> int:
