@@ -33,7 +33,6 @@ from benchmarks.training import (
 )
 from sb_mm.arguments import check_number
 from sb_mm.engine.cli import run_tool
-from sb_mm.engine.memory import keep_freed_memory
 from sb_mm.errors import UserInputError
 
 BENCHMARKS: dict[str, Callable[[Settings], Iterator[Measurement]]] = dict(
@@ -115,7 +114,6 @@ def main() -> None:
     where = results.environment(settings)  # the code as it is loaded now
     args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
-    keep_freed_memory()  # as tools/train.py does, for all contenders alike
     console = Console(width=None if sys.stdout.isatty() else 160)
     for name in names:
         result = _run(name, settings, where, console)

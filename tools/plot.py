@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sb_mm.engine.cli import run_tool
-from sb_mm.engine.plots import plot_attention, plot_shift
+from sb_mm.visualization.attention import plot_attention, plot_shift
 
 
 def parse_args() -> argparse.Namespace:

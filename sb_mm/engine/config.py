@@ -6,9 +6,9 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from sb_mm.errors import UserInputError, first_line
+from sb_mm.errors import UserInputError, first_line, root_cause
 
-from .overrides import apply_overrides, check_own_arguments
+from .options import apply_options, check_own_arguments
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -38,7 +38,7 @@ def load_config(
     options = dict(options or {})
     # On its own, the variable would reach no loader.
     root = data_root or options.pop('data_root', None)
-    apply_overrides(cfg, options)
+    apply_options(cfg, options)
     check_own_arguments(cfg)
     if root is not None:
         set_data_root(cfg, root)
@@ -70,8 +70,12 @@ def read_config(path: str) -> Config:
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is code, and can raise anything
+        reason = first_line(error)
+        # Of a module in custom_imports, MMEngine says that it fails only.
+        if isinstance(error, ImportError) and error.__context__:
+            reason += f': {first_line(root_cause(error))}'
         raise UserInputError(
-            f'The config {path} cannot be read ({first_line(error)}): '
+            f'The config {path} cannot be read ({reason}): '
             'correct it and the files and packages that it names.'
         ) from error
     if not cfg.get('model'):

@@ -12,9 +12,9 @@ from sb_mm.arguments import check_number
 from sb_mm.checkpoint import weights_only
 from sb_mm.datasets.synthetic_voc import make_synthetic_voc
 from sb_mm.errors import UserInputError
+from sb_mm.visualization.detections import draw_sheet, plot_curves
 
 from .config import load_config
-from .report import draw_sheet, plot_curves
 from .runner import build_runner, train
 
 

@@ -3,19 +3,21 @@
 # The linter takes `test` for one of pytest.
 # ruff: noqa: PT028
 
+import os
 import os.path as osp
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.evaluator import DumpResults
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from sb_mm.checkpoint import load_checkpoint_file, weights_only
 from sb_mm.errors import UserInputError
 
-from .memory import keep_freed_memory
+from .hooks import ResumedScheduleHook, RunInfoHook
 from .preflight import check_checkpoint, check_data, pretrained_files
-from .run_info import RunInfoHook
 
 
 def train(
@@ -52,12 +54,14 @@ def train(
     if resume is not None:
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else resume
-    if check:
+    _check_device(cfg)
+    if check and _is_first_process(cfg):
         check_data(cfg, ('train_dataloader', 'val_dataloader'))
         _check_start(cfg, trust)
     with weights_only(not trust):
         runner = build_runner(cfg)
         runner.register_hook(RunInfoHook())
+        runner.register_hook(ResumedScheduleHook())
         runner.train()
     _leave_processes()
     return last_metrics(runner)
@@ -100,13 +104,15 @@ def test(
     cfg.load_from = checkpoint
     if show or show_dir:
         _show(cfg, show, show_dir, wait_time)
-    if check:
+    _check_device(cfg)
+    if check and _is_first_process(cfg):
         check_data(cfg, ('test_dataloader',))
         check_checkpoint(cfg, checkpoint, trust)
     with weights_only(not trust):
         runner = build_runner(cfg)
         if out is not None:
-            _dump_predictions(cfg, runner, out)
+            dump = _dump_class(cfg)(out_file_path=out)
+            runner.test_evaluator.metrics.append(dump)
         metrics = runner.test()
     _leave_processes()
     return metrics
@@ -114,8 +120,6 @@ def test(
 
 def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config asks for."""
-    if not torch.cuda.is_available():
-        keep_freed_memory()
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         _join_cpu_processes(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
@@ -172,13 +176,33 @@ def _check_start(cfg: Config, trust: bool) -> None:
 
 
 def _use_amp(cfg: Config) -> None:
-    if not torch.cuda.is_available():
-        raise UserInputError(
-            "--amp needs a GPU, as MMEngine's AmpOptimWrapper does: leave it "
-            'out on this machine.'
-        )
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.loss_scale = 'dynamic'
+
+
+def _check_device(cfg: Config) -> None:
+    """Raise if the config needs a GPU and there is none."""
+    if get_device() != 'cpu':
+        return
+    wrapper = (cfg.get('optim_wrapper') or {}).get('type')
+    if wrapper == 'AmpOptimWrapper':
+        raise UserInputError(
+            "MMEngine's AmpOptimWrapper (--amp) needs a GPU: leave it out on "
+            'this machine.'
+        )
+    synchronised = cfg.get('sync_bn') or 'SyncBN' in str(cfg.model)
+    if cfg.launcher != 'none' and synchronised:
+        raise UserInputError(
+            'SyncBN in several processes needs GPUs: use one process, or '
+            "norm_cfg=dict(type='BN') and no sync_bn on this machine."
+        )
+
+
+def _is_first_process(cfg: Config) -> bool:
+    """Whether this is the process that checks, before all have joined."""
+    names = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+    ranks = [os.environ[name] for name in names if name in os.environ]
+    return cfg.launcher == 'none' or ranks[:1] in ([], ['0'])
 
 
 def _scale_lr(cfg: Config) -> None:
@@ -208,9 +232,22 @@ def _show(
         hook['out_dir' if classifies else 'test_out_dir'] = folder
 
 
-def _dump_predictions(cfg: Config, runner: Runner, path: str) -> None:
-    if cfg.get('default_scope') == 'mmdet':
-        from mmdet.evaluation import DumpDetResults as Dump
-    else:
-        from mmengine.evaluator import DumpResults as Dump
-    runner.test_evaluator.metrics.append(Dump(out_file_path=path))
+def _dump_class(cfg: Config) -> type[DumpResults]:
+    """Return mmdet's for detectors, which compresses masks."""
+    if cfg.get('default_scope') != 'mmdet':
+        return DumpResults
+    from mmdet.evaluation import DumpDetResults
+
+    class DumpWithTruth(DumpDetResults):
+        """Keep what mmdet's own ``eval_metric.py`` asks for."""
+
+        def process(self, data_batch: dict, data_samples: list[dict]) -> None:
+            start = len(self.results)
+            super().process(data_batch, data_samples)
+            for packed, sample in zip(
+                self.results[start:], data_samples, strict=True
+            ):
+                truth = ('gt_instances', 'ignored_instances')
+                packed.update({k: sample[k] for k in truth if k in sample})
+
+    return DumpWithTruth

@@ -13,10 +13,9 @@ from filelock import FileLock, Timeout
 from mmengine.config import Config, ConfigDict
 
 from sb_mm.engine.config import dataset_configs, load_config
-from sb_mm.engine.divergence_hook import DivergedError
 from sb_mm.engine.on_device import use_device_data
 from sb_mm.engine.runner import train
-from sb_mm.errors import UserInputError
+from sb_mm.errors import DivergedError, UserInputError
 
 from .cells import REPOSITORY, Cell
 from .job_hook import is_finished, note_divergence, read_record

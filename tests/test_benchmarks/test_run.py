@@ -49,7 +49,6 @@ def _threads():
 def tool(monkeypatch, capsys):
     """Run benchmarks/run.py; return exit code, output and errors."""
     # It would hold for all tests behind.
-    monkeypatch.setattr(run, 'keep_freed_memory', lambda: True)
 
     def call(*argv):
         words = [str(word) for word in argv]

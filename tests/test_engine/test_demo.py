@@ -1,17 +1,12 @@
 """The demo leaves what it promises, and says when it fails."""
 
-import ctypes
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sb_mm.engine.memory import keep_freed_memory
-
-from .conftest import REPOSITORY, load_tool
+from .conftest import load_tool
 
 
 @pytest.fixture
@@ -75,19 +70,3 @@ def test_a_file_in_place_of_the_folder_is_named(demo, tmp_path):
     code, error = demo(tmp_path / 'x')
     assert code == 2
     assert 'cannot be made' in error
-
-
-def test_freed_memory_is_kept_where_the_allocator_is_glibcs():
-    libc = ctypes.CDLL(None)
-    assert keep_freed_memory() == hasattr(libc, 'mallopt')
-
-
-@pytest.mark.parametrize('given', [None, '7'])
-def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise(given):
-    env = {'PATH': '', 'PYTHONPATH': str(REPOSITORY)}
-    env |= {} if given is None else {'GOMP_SPINCOUNT': given}
-    code = 'import sb_mm.engine, os; print(os.environ["GOMP_SPINCOUNT"])'
-    done = subprocess.run(
-        [sys.executable, '-c', code], env=env, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == (given or '10000'), done.stderr

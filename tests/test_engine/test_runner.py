@@ -12,7 +12,7 @@ import torch
 from mmengine.fileio import load
 from PIL import Image
 
-from sb_mm.engine.report import plot_curves, read_scalars
+from sb_mm.visualization.detections import plot_curves, read_scalars
 
 from .conftest import REPOSITORY, SHORT
 

@@ -17,7 +17,9 @@ from torch import nn
 
 from sb_mm.engine import plots
 from sb_mm.engine.config import load_config
-from sb_mm.engine.plots import (
+from sb_mm.errors import UserInputError
+from sb_mm.models.layers import AttentionConvModule, ShiftBalance
+from sb_mm.visualization.attention import (
     attention_figure,
     layer_points,
     output_bounds,
@@ -26,9 +28,7 @@ from sb_mm.engine.plots import (
     read_attention_stats,
     shift_figure,
 )
-from sb_mm.engine.trained_run import load_trained
-from sb_mm.errors import UserInputError
-from sb_mm.models.layers import AttentionConvModule, ShiftBalance
+from sb_mm.visualization.work_dir import load_trained
 
 from .conftest import SHORT
 

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from sb_mm.checkpoint import weights_only
-from sb_mm.engine.deferred_runtime_info_hook import DeferredRuntimeInfoHook
+from sb_mm.engine.hooks.deferred_runtime_info import DeferredRuntimeInfoHook
 from sb_mm.errors import UserInputError
 
 ITERATIONS, EPOCHS, INTERVAL = 7, 2, 3

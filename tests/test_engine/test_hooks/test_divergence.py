@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from sb_mm.engine import divergence_hook
-from sb_mm.engine.divergence_hook import DivergedError, DivergenceHook
+from sb_mm.engine.hooks.divergence import DivergedError, DivergenceHook
 from sb_mm.errors import UserInputError
 
 ITERATIONS = 4  # of an epoch

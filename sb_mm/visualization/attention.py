@@ -14,19 +14,18 @@ from matplotlib.figure import Figure
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from sb_mm.errors import UserInputError, first_few
-from sb_mm.models.layers import ChannelAttention, ShiftBalance, SqueezeExcite
-from sb_mm.models.layers.shift_balance import GATES
-
-from .attention_stats_hook import (
+from sb_mm.engine.hooks.attention_stats import (
     GATE_ENDS,
     STATS_FILE,
     ObservedLayer,
     attention_layers,
     run_batch,
 )
-from .log_lines import read_log_lines
-from .trained_run import check_work_dir, load_trained
+from sb_mm.errors import UserInputError, first_few
+from sb_mm.models.layers import ChannelAttention, ShiftBalance, SqueezeExcite
+from sb_mm.models.layers.shift_balance import GATES
+
+from .work_dir import check_work_dir, load_trained, read_log_lines
 
 MAX_POINTS = 20_000
 _UNBOUNDED = (-torch.inf, torch.inf)

@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sb_mm.engine.attention_stats_hook import (
+from sb_mm.engine.hooks.attention_stats import (
     AttentionStatsHook,
     Moments,
     attention_layers,
