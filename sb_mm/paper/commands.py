@@ -13,6 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from sb_mm.arguments import check_number
+from sb_mm.engine.cli import exit_on_sigterm
 from sb_mm.errors import UserInputError, first_few
 
 from .cells import REPOSITORY, Cell, find_cell, select_cells
@@ -254,6 +255,7 @@ def _do(jobs: Sequence[Job], results: Path, given: dict) -> list[Job]:
     else:
         count = given['jobs'] or default_count()
         events = run_locally(jobs, results, count)
+    exit_on_sigterm()
     try:
         with closing(events):
             return follow(jobs, events)

@@ -19,7 +19,7 @@ from sb_mm.errors import DivergedError, UserInputError
 
 from .cells import REPOSITORY, Cell
 from .job_hook import is_finished, note_divergence, read_record
-from .records import Record, append_record, identity, read_results
+from .records import Record, append_record, identity
 
 # A training that is cut loses at most that part of its epochs.
 _LOST = 20
@@ -111,40 +111,35 @@ class Job:
         cfg.randomness = dict(seed=self.seed)
         if self.cell.dataset == 'cifar10':
             self._place_images(cfg)
-        _set_optimizer(cfg)
+        if cfg.optim_wrapper.optimizer.type == 'SGD':
+            # One kernel for all weights: equal up to rounding.
+            cfg.optim_wrapper.optimizer.setdefault('fused', True)
         _set_hooks(cfg)
-        cfg.custom_hooks.append(
-            ConfigDict(
-                type='sb_mm.JobHook',
-                job=self.description,
-                execution=asdict(self.execution),
-                metric=self.cell.spec.metric,
-                factor=self.cell.spec.factor,
-            )
-        )
-        if self.execution.compile:
-            mode = self.execution.compile
-            hook = ConfigDict(type='sb_mm.CompileHook', mode=mode)
-            cfg.custom_hooks.append(hook)
+        cfg.custom_hooks = self._hooks()
         return cfg
 
-    @property
-    def description(self) -> dict[str, Any]:
-        """What it is, as its record says it."""
-        return dict(
-            cell=self.cell.id, seed=self.seed, options=dict(self.options)
-        )
+    def _hooks(self) -> list[dict]:
+        spec, options = self.cell.spec, dict(self.options)
+        hooks = [
+            dict(
+                type='sb_mm.JobHook',
+                job=dict(cell=self.cell.id, seed=self.seed, options=options),
+                execution=asdict(self.execution),
+                metric=spec.metric,
+                factor=spec.factor,
+            ),
+            # With the images on the device, a resumed job is the uncut one.
+            dict(type='sb_mm.EpochSeedHook'),
+        ]
+        if self.execution.compile:
+            mode = self.execution.compile
+            hooks.append(dict(type='sb_mm.CompileHook', mode=mode))
+        return hooks
 
     @property
     def identity(self) -> tuple:
         """That of its record."""
         return identity(self.cell, self.seed, self.options)
-
-    def find_in(self, folder: Path) -> Record | None:
-        """Return its record in a folder, if there is one."""
-        records = read_results(folder).records
-        same = [r for r in records if r.identity == self.identity]
-        return same[0] if same else None
 
     def _check_options(self) -> None:
         on_device = self.cell.dataset == 'cifar10' and self.execution.on_device
@@ -186,13 +181,19 @@ def _read_folders(cfg: Config) -> None:
         dataset.data_prefix = dataset.pop('split')
         dataset.pipeline.insert(0, ConfigDict(type='LoadImageFromFile'))
         cfg.data_preprocessor.to_rgb = True
+        if isinstance(dataset.get('indices'), int):
+            dataset.indices = _spread(dataset.indices, folder)
 
 
-def _set_optimizer(cfg: Config) -> None:
-    optimizer = cfg.optim_wrapper.optimizer
-    if optimizer.type == 'SGD' and not optimizer.get('foreach'):
-        # One kernel for all weights: equal up to rounding.
-        optimizer.setdefault('fused', True)
+def _spread(count: int, folder: Path) -> range:
+    """Return indices of images in folders, which are sorted by class."""
+    images = sum(1 for _ in folder.glob('*/*'))
+    if count < 1 or images % count:
+        raise UserInputError(
+            f'dataset.indices={count} must divide the {images} images in '
+            f'{folder}, of which every n-th is taken: choose another number.'
+        )
+    return range(0, images, images // count)
 
 
 def _set_hooks(cfg: Config) -> None:
@@ -211,20 +212,6 @@ def _set_hooks(cfg: Config) -> None:
         type='sb_mm.DeferredRuntimeInfoHook'
     )
     cfg.visualizer.vis_backends = [ConfigDict(type='LocalVisBackend')]
-    # It costs time, and its lines are most of the log.
-    kept = [
-        hook
-        for hook in cfg.get('custom_hooks') or []
-        if hook['type'] != 'sb_mm.AttentionStatsHook'
-    ]
-    # With the images on the device, a resumed job ends as an uncut one.
-    names = ('DivergenceHook', 'EpochSeedHook', 'ValidateResumedHook')
-    known = {hook['type'] for hook in kept}
-    cfg.custom_hooks = kept + [
-        ConfigDict(type=f'sb_mm.{name}')
-        for name in names
-        if f'sb_mm.{name}' not in known
-    ]
 
 
 def train_job(job: Job, results: Path) -> Record:
@@ -241,14 +228,13 @@ def train_job(job: Job, results: Path) -> Record:
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(job.folder):
-        record = job.find_in(results)
-        if record is None and not is_finished(job.folder):
+        if not is_finished(job.folder):
             try:
                 train(job.config(), resume='auto')
             except DivergedError as error:
                 print(error)
                 note_divergence(job.folder)
-        return record or append_record(read_record(job.folder), results)
+        return append_record(read_record(job.folder), results)
 
 
 @contextmanager

@@ -85,11 +85,11 @@ def generate(results: Results) -> dict[Path, str]:
     }
     for spec in DATASETS.values():
         folder = REPOSITORY / 'configs' / spec.folder
-        readme = folder / 'README.md'
+        readme, table = folder / 'README.md', _leaf_table(spec, records)
         files[folder / 'metafile.yml'] = _metafile(spec, records)
-        files[readme] = fill(readme, 'configs', _leaf_table(spec, records))
-    readme = REPOSITORY / 'README.md'
-    files[readme] = fill(readme, 'tables', _overview(records))
+        files[readme] = fill(readme.read_text(), 'configs', table, readme)
+    readme, table = REPOSITORY / 'README.md', _overview(records)
+    files[readme] = fill(readme.read_text(), 'tables', table, readme)
     return files
 
 
@@ -102,17 +102,15 @@ def stale(files: dict[Path, str]) -> list[Path]:
     ]
 
 
-def fill(path: Path, name: str, text: str) -> str:
-    """Return a file's text with the part between two markers exchanged.
+def fill(content: str, name: str, text: str, path: Path) -> str:
+    """Return a text with the part between two markers exchanged.
 
     Raises:
-        UserInputError: If the markers are not there once.
+        UserInputError: If the markers are not there once; names ``path``.
     """
     start, end = f'<!-- generated: {name} -->', '<!-- end of generated -->'
     pattern = re.compile(f'({re.escape(start)}\n).*?({re.escape(end)})', re.S)
-    filled, count = pattern.subn(
-        lambda m: f'{m[1]}\n{text}\n{m[2]}', path.read_text()
-    )
+    filled, count = pattern.subn(lambda m: f'{m[1]}\n{text}\n{m[2]}', content)
     if count != 1:
         raise UserInputError(
             f'{path} must hold the lines {start} and {end} once.'
