@@ -52,7 +52,8 @@ _FILE_NAMES = {
 }
 
 
-@dataclass(frozen=True)
+# By identity: each is made once, and what is known of it is kept.
+@dataclass(frozen=True, eq=False)
 class Cell:
     """A row of one of the paper's tables.
 
@@ -132,13 +133,14 @@ class Cell:
             UserInputError: If the config is not there, or an override names
                 nothing in it.
         """
-        cfg = copy.deepcopy(_leaf(self.config))
+        cfg = copy.deepcopy(read_leaf(self.config))
         apply_options(cfg, self.overrides)
         return cfg
 
 
 @cache
-def _leaf(config: str) -> Config:
+def read_leaf(config: str) -> Config:
+    """Return a config of the repository, not to be changed."""
     return read_config(str(REPOSITORY / config))
 
 

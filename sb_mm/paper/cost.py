@@ -135,6 +135,7 @@ class CheckedCell:
         return self.parameters.matches and self.multiply_adds.matches
 
 
+@cache
 def check_cell(cell: Cell) -> CheckedCell:
     """Build a cell's network and compare its counts with the paper's."""
     counted = _cost_of(cell)

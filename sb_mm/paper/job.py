@@ -120,11 +120,13 @@ class Job:
 
     def _hooks(self) -> list[dict]:
         spec, options = self.cell.spec, dict(self.options)
+        execution = asdict(self.execution)
+        del execution['data_root']  # it says nothing to others
         hooks = [
             dict(
                 type='sb_mm.JobHook',
                 job=dict(cell=self.cell.id, seed=self.seed, options=options),
-                execution=asdict(self.execution),
+                execution=execution,
                 metric=spec.metric,
                 factor=spec.factor,
             ),

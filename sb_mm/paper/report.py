@@ -7,10 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from sb_mm.engine.config import read_config
 from sb_mm.errors import UserInputError
 
-from .cells import REPOSITORY, Cell, as_options, load_cells
+from .cells import REPOSITORY, Cell, as_options, load_cells, read_leaf
 from .claims import (
     CONFIDENCE,
     SEEDS,
@@ -262,12 +261,16 @@ def leaves(spec: DatasetSpec) -> list[Path]:
 
 def _cell_of(leaf: Path) -> Cell | None:
     """Return the first cell that a config reproduces as it is."""
-    name = str(leaf.relative_to(REPOSITORY))
-    return next((c for c in load_cells() if c.experiment == name), None)
+    same = (c for c in load_cells() if c.experiment == _name(leaf))
+    return next(same, None)
+
+
+def _name(leaf: Path) -> str:
+    return str(leaf.relative_to(REPOSITORY))
 
 
 def _leaf_cost(leaf: Path, spec: DatasetSpec) -> Cost:
-    return network_cost(read_config(str(leaf)), spec.image_size)
+    return network_cost(read_leaf(_name(leaf)), spec.image_size)
 
 
 def _leaf_table(spec: DatasetSpec, records: list[Record]) -> str:
@@ -292,7 +295,7 @@ def _leaf_table(spec: DatasetSpec, records: list[Record]) -> str:
 
 def _metafile(spec: DatasetSpec, records: list[Record]) -> str:
     name = f'Shift-and-Balance, {spec.title}'
-    recipe = read_config(str(leaves(spec)[0]))
+    recipe = read_leaf(_name(leaves(spec)[0]))
     collection = {
         'Name': name,
         'Metadata': {
@@ -316,7 +319,7 @@ def _model(
     model = {
         'Name': leaf.stem,
         'In Collection': collection,
-        'Config': str(leaf.relative_to(REPOSITORY)),
+        'Config': _name(leaf),
         'Metadata': {
             'FLOPs': counted.multiply_adds,
             'Parameters': counted.parameters,
