@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sb_mm.paper.cells import find_cell
-from sb_mm.reproduce.recipe import Recipe
+from sb_mm.paper.job import Execution, Job
 
 from .measurement import Measurement, Settings, rates_in_turns
 
@@ -121,7 +121,7 @@ def ways(what: str, device: str, tiny: bool = False) -> dict[str, Way]:
 def cifar_pipeline(settings: Settings) -> Iterator[Measurement]:
     """Count images/s of the input alone, and of whole epochs of training.
 
-    As ``tools/reproduce.py`` trains, by MMEngine's runner with its hooks; the
+    As ``tools/paper.py train`` does, by MMEngine's runner with its hooks; the
     images are random, of CIFAR-10's size and, on a GPU, its number. There,
     the networks of all contenders are compiled, and mmpretrain's input has
     dataloader workers.
@@ -169,17 +169,26 @@ def images_of_steps(device: str) -> int:
 
 
 def config(way: Way, images: int, batch: int, work_dir: Path) -> Config:
-    """Return what ``tools/reproduce.py`` would train, with random images."""
-    recipe = Recipe(
-        _EPOCHS,
+    """Return what ``tools/paper.py`` would train, with random images."""
+    options = {
+        'train_cfg.max_epochs': _EPOCHS,
         # The rate of 0 keeps the weights: every epoch is the same work.
-        {'optim_wrapper.optimizer.lr': 0.0},
+        'optim_wrapper.optimizer.lr': 0.0,
+    }
+    if way.amp:
+        options['optim_wrapper.type'] = 'AmpOptimWrapper'
+        options['optim_wrapper.dtype'] = 'bfloat16'
+    execution = Execution(
         on_device=way.on_device,
         channels_last=way.channels_last,
         compile=way.compile,
-        amp=way.amp,
     )
-    cfg = recipe.config(find_cell(CELL), 0, work_dir)
+    cfg = Job(find_cell(CELL), 0, options, execution).config()
+    cfg.work_dir = str(work_dir)
+    # Nothing is validated, and no record is made.
+    cfg.custom_hooks = [
+        hook for hook in cfg.custom_hooks if hook['type'] != 'sb_mm.JobHook'
+    ]
     loader = cfg.train_dataloader
     loader.batch_size = batch
     loader.num_workers = way.workers

@@ -19,8 +19,7 @@ from benchmarks.pipeline import OURS, STOCK
 from benchmarks.results import Result
 from sb_mm.engine.cli import run_tool
 from sb_mm.paper.cells import REPOSITORY
-from sb_mm.paper.report import fill
-from sb_mm.paper.writing import markdown
+from sb_mm.paper.report import fill, markdown
 
 PAGE = REPOSITORY / 'docs/performance.md'
 TEMPLATE = REPOSITORY / 'benchmarks/page.md'

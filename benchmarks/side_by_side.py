@@ -27,7 +27,7 @@ def name(processes: int) -> str:
 def side_by_side(settings: Settings) -> Iterator[Measurement]:
     """Count the images/s of all trainings that run at a time.
 
-    Each is a process, as ``tools/reproduce.py --jobs`` starts them; on a CPU
+    Each is a process, as ``tools/paper.py train --jobs`` starts them; on a CPU
     they share its cores, on a GPU they share that.
     """
     device = torch.device(settings.device).type

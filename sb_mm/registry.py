@@ -80,6 +80,7 @@ HOOKS = Registry(
     scope='sb_mm',
     locations=[
         'sb_mm.engine.hooks',
+        'sb_mm.paper.job_hook',
         *_detection('sb_mm.visualization.drawing_hook'),
     ],
 )

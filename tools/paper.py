@@ -1,91 +1,149 @@
 #!/usr/bin/env python
-"""The paper's tables: list the cells, show one, check counts, report."""
+"""The paper's tables: list, show, check and train the cells, and report."""
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # Python puts tools/ on the path, not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sb_mm.engine.cli import run_tool
+from sb_mm.engine.cli import Options, run_tool
 from sb_mm.paper import commands
-from sb_mm.paper.records import RESULTS
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command and its options."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    # A shortened option would not be found again in a script for Slurm.
+    options = dict(allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, **options)
     verbs = parser.add_subparsers(required=True, metavar='COMMAND')
 
     verb = verbs.add_parser('list', help='the cells and their results')
-    verb.add_argument('--table', type=int, help='1-10; all if left out')
-    verb.add_argument('--width', type=float, help='such as 0.35')
-    verb.add_argument(
-        '--results', type=Path, default=RESULTS, help='folder of the records'
-    )
-    verb.set_defaults(
-        run=lambda a: commands.list_cells(a.table, a.width, a.results)
-    )
+    _add_selection(verb)
+    _add_results(verb)
+    verb.set_defaults(run=commands.list_cells)
 
     verb = verbs.add_parser(
-        'show', help="a cell's config, and the commands that run it"
+        'show', help="a cell's config, and the command that trains it"
     )
     verb.add_argument('cell', help='id, as "list" prints it')
     verb.add_argument(
-        '--seed', type=_seed, default=0, help='of the training, 0 or more'
-    )
-    verb.add_argument(
         '--layers', action='store_true', help='overhead of SB in every layer'
     )
-    verb.set_defaults(
-        run=lambda a: commands.show_cell(a.cell, a.seed, a.layers)
-    )
+    verb.set_defaults(run=commands.show_cell)
 
     verb = verbs.add_parser(
         'check', help='parameters and multiply-adds beside the printed ones'
     )
-    verb.add_argument('--table', type=int, help='1-10; all if left out')
-    verb.set_defaults(run=lambda a: commands.check_cells(a.table))
+    _add_selection(verb)
+    verb.set_defaults(run=commands.check_cells)
 
     verb = verbs.add_parser(
-        'record', help='add a finished run to the result records'
+        'train', help='train cells and record the results', **options
     )
-    verb.add_argument('cell', help='id, as "list" prints it')
-    verb.add_argument('work_dir', type=Path, help="the run's folder")
-    verb.set_defaults(run=lambda a: commands.record(a.cell, a.work_dir))
+    _add_selection(verb)
+    _add_results(verb)
+    _add_training(verb)
+    verb.set_defaults(run=commands.train_cells)
 
     verb = verbs.add_parser(
         'report', help='write docs/results.md, the READMEs and the metafiles'
     )
     verb.add_argument(
-        '--check',
-        action='store_true',
+        '--check', action='store_true',
         help='write nothing; exit 1 if a file is not up to date',
-    )
-    verb.add_argument(
-        '--results',
-        type=Path,
-        default=RESULTS,
-        metavar='FOLDER',
-        help='of other records: writes FOLDER/results.md only',
-    )
-    verb.set_defaults(run=lambda a: commands.report(a.check, a.results))
-    return parser.parse_args()
+    )  # fmt: skip
+    _add_results(verb)
+    verb.set_defaults(run=commands.report)
+    return parser.parse_args(argv)
 
 
-def _seed(text: str) -> int:
-    if not (text.isdecimal() and int(text) < 2**32):
-        raise argparse.ArgumentTypeError(
-            f'{text} is not a whole number from 0 to 2**32 - 1'
-        )
-    return int(text)
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    several = dict(nargs='+', action='extend', default=[])
+    parser.add_argument('--table', type=int, help='1-10', **several)
+    parser.add_argument('--width', type=float, help='as 0.35', **several)
+    names = {n.lower(): n for n in ('static', 'SE', 'SB', 'DyConv')}
+    parser.add_argument(
+        '--attention', type=lambda text: names.get(text.lower(), text),
+        help=', '.join(names.values()), **several,
+    )  # fmt: skip
+    parser.add_argument('--cells', help='ids of "list"', **several)
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--results', type=Path, default=commands.results_folder(),
+        metavar='FOLDER', help='of the records (%(default)s)',
+    )  # fmt: skip
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add('--seeds', type=_whole(0), nargs='+', default=[0])
+    add('--epochs', type=_whole(1), help="instead of the paper's")
+    add(
+        '--cfg-options', nargs='+', action=Options, default={},
+        help='settings that differ from the paper, key=value',
+    )  # fmt: skip
+    add('--data-root', type=Path, help='folder of the data')
+    add(
+        '--host-loader', action='store_true',
+        help="read CIFAR-10 with mmpretrain's loader, not on the device",
+    )  # fmt: skip
+    add(
+        '--channels-last', action='store_true',
+        help='memory format of batches of CIFAR-10 on the device',
+    )  # fmt: skip
+    add(
+        '--compile', nargs='?', const='default', metavar='MODE',
+        choices=['default', 'reduce-overhead', 'max-autotune'],
+        help='torch.compile; reduce-overhead is with CUDA graphs',
+    )  # fmt: skip
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        '--jobs', type=_whole(1), help='at a time; one a GPU if left out'
+    )
+    where.add_argument(
+        '--ray', nargs='?', const='auto', metavar='ADDRESS',
+        help='as tasks of this Ray cluster; auto: the one of this machine',
+    )  # fmt: skip
+    where.add_argument(
+        '--slurm', action='store_true', help='print a job array, train nothing'
+    )
+    where.add_argument(
+        '--dry-run', action='store_true', help='list the jobs, train nothing'
+    )
+    add('--only', type=int, metavar='N', help='only job N, from 0')
+    add('--cpus-per-job', type=_whole(1), default=1, help='of --ray, --slurm')
+    add(
+        '--gpus-per-job', type=float,
+        help='of --ray, --slurm; if left out 1, but 0 if Ray has none',
+    )  # fmt: skip
+    add(
+        '--out', type=Path, default=Path('work_dirs/paper'),
+        help='folder of logs and checkpoints (%(default)s)',
+    )  # fmt: skip
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    """Return what reads whole numbers that NumPy takes for seeds as well."""
+
+    def read(text: str) -> int:
+        if not (text.isdecimal() and least <= int(text) < 2**32):
+            raise argparse.ArgumentTypeError(
+                f'{text} is no whole number from {least} to 2**32 - 1'
+            )
+        return int(text)
+
+    return read
 
 
 def main() -> None:
     """Run the command."""
-    args = parse_args()
-    args.run(args)
+    args = vars(parse_args())
+    sys.exit(args.pop('run')(**args))
 
 
 if __name__ == '__main__':

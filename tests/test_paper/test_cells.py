@@ -1,7 +1,6 @@
 """Every cell of the tables is a config and overrides that fit it."""
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -9,10 +8,12 @@ from sb_mm.errors import UserInputError
 from sb_mm.paper.cells import (
     REPOSITORY,
     Cell,
+    as_options,
     find_cell,
     load_cells,
     select_cells,
 )
+from sb_mm.paper.datasets import DATASETS
 
 CELLS = load_cells()
 
@@ -84,11 +85,13 @@ def test_an_unknown_cell_table_or_width_lists_what_exists():
     with pytest.raises(UserInputError, match='did you mean t8-x0.35-lambda'):
         find_cell('t8-x035')
     with pytest.raises(UserInputError, match=r'no table 11: choose from 1, 2'):
-        select_cells(table=11)
+        select_cells([11])
     with pytest.raises(UserInputError, match=r'no width 0.4: choose from 0.3'):
-        select_cells(width=0.4)
+        select_cells(widths=[0.4])
     with pytest.raises(UserInputError, match=r'no width 0.5: choose from 1.0'):
-        select_cells(table=7, width=0.5)
+        select_cells([7], [0.5])
+    with pytest.raises(UserInputError, match='select from tables'):
+        select_cells(widths=[0.5], ids=['t6-x0.5-sb'])
 
 
 def test_an_override_that_names_nothing_is_an_error():
@@ -101,25 +104,40 @@ def test_an_override_that_names_nothing_is_an_error():
         Misspelt(**fields).resolve()
 
 
-def test_selection_is_by_table_and_width():
-    cells = select_cells(table=8, width=0.5)
-    assert [c.settings['lambda_init'] for c in cells] == [
-        0.01, 0.05, 0.1, 0.5, 1.0,
+def test_selection_is_by_table_width_attention_and_id():
+    found = select_cells(
+        [6, 8], [0.5], ['SB', 'static'], ['t4-ssd-mobilenetv2-x0.5-se']
+    )
+    assert [c.id for c in found] == [
+        't6-x0.5-static', 't6-x0.5-sb', 't8-x0.5-lambda_init-0.01',
+        't8-x0.5-lambda_init-0.05', 't8-x0.5-lambda_init-0.1',
+        't8-x0.5-lambda_init-0.5', 't8-x0.5-lambda_init-1.0',
+        't4-ssd-mobilenetv2-x0.5-se',
     ]  # fmt: skip
+    assert len(select_cells()) == 123
 
 
-def test_options_are_what_the_command_line_reads():
-    assert find_cell('t5-x0.35-se-expand').options() == [
+def test_overrides_are_what_the_command_line_reads():
+    def options(cell_id):
+        return as_options(find_cell(cell_id).overrides)
+
+    assert options('t5-x0.35-se-expand') == [
         'model.backbone.attention_layers=[expand]'
     ]
-    assert find_cell('t1-se-x0.35').options() == []
-    assert find_cell('t2-se-pointwise-depthwise').options() == [
+    assert options('t1-se-x0.35') == []
+    assert options('t2-se-pointwise-depthwise') == [
         'model.backbone.attention_layers=[expand,depthwise,project]'
     ]
-    assert find_cell('t9-x1.0-gate-none').options() == [
+    assert options('t9-x1.0-gate-none') == [
         'model.backbone.attention.gate=none'
     ]
 
 
-def test_the_table_data_are_in_the_package():
-    assert Path(REPOSITORY / 'sb_mm/paper/tables.json').is_file()
+def test_the_recipe_of_a_cell_is_what_its_dataset_says():
+    for name, spec in DATASETS.items():
+        cell = next(c for c in CELLS if c.dataset == name)
+        cfg = cell.resolve()
+        assert f'1xb{cfg.train_dataloader.batch_size}-' in spec.suffix
+        assert f'-{cfg.train_cfg.max_epochs}e_' in spec.suffix
+        head = cfg.model.get('head') or cfg.model.bbox_head
+        assert head.num_classes == spec.classes

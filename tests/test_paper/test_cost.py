@@ -1,18 +1,22 @@
 """Counts of parameters and multiply-adds, against independent sums."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from sb_mm.models import DynamicConv2d
 from sb_mm.models.layers import ChannelAttention
+from sb_mm.paper import commands
 from sb_mm.paper.cells import find_cell, load_cells
-from sb_mm.paper.check import Comparison, check_cell, layer_overheads
-from sb_mm.paper.counting import (
-    INPUT_SIZES,
+from sb_mm.paper.cost import (
+    Comparison,
+    Shape,
     build_network,
-    cost,
-    overhead,
+    check_cell,
+    layer_overheads,
+    network_cost,
 )
 
 CELLS = load_cells()
@@ -55,9 +59,8 @@ def _by_hooks(model, size):
 )
 def test_the_counter_agrees_with_hooks_on_every_layer(cell_id):
     cell = find_cell(cell_id)
-    model = build_network(cell.resolve())
-    size = INPUT_SIZES[cell.dataset]
-    counted = cost(model, size)
+    size = cell.spec.image_size
+    counted = network_cost(cell.resolve(), size)
     found = {
         k: getattr(counted, k) for k in ('convolution', 'linear', 'mixing')
     }
@@ -101,14 +104,32 @@ def test_a_number_that_is_off_by_one_digit_does_not_match():
     assert Comparison(1.677, 1.677128, 1.677128, 5e-4).matches
     assert not Comparison(1.678, 1.677128, 1.677128, 5e-4).matches
     assert not Comparison(1.676, 1.677128, 1.677128, 5e-4).matches
-    assert Comparison(None, 1.0, 1.0).matches
-    assert not Comparison(2.0, 1.0, None).is_checked
+    assert Comparison(None, 1.0, 1.0, 0.0).matches
+    assert not Comparison(2.0, 1.0, None, 0.0).is_checked
+
+
+def test_check_prints_every_count_and_tells_a_mismatch(monkeypatch, capsys):
+    assert commands.check_cells([1, 10]) == 0
+    text = capsys.readouterr().out
+    assert '2,447,042' in text
+    assert '20 printed, 20 as counted here' in text
+    # The DyConv paper's multiply-adds are those of another network.
+    (line,) = [x for x in text.splitlines() if 't1-dyconv-x0.35' in x]
+    assert line.split()[-2:] == ['another', 'network']
+    assert '16 printed, 12 as counted here, 4 of another network' in text
+    wrong = dict(find_cell('t10-x0.35-hidden-x1').printed, params_m=1.442)
+    cell = find_cell('t10-x0.35-hidden-x1')
+    monkeypatch.setattr(
+        commands, 'select_cells', lambda *_: [replace(cell, printed=wrong)]
+    )
+    assert commands.check_cells() == 1
+    assert 'mismatch: t10-x0.35-hidden-x1' in capsys.readouterr().out
 
 
 def test_the_overhead_is_that_of_equations_10_to_17():
     # Cin = 4, Chid = 3, Cout = 5, 10x10 pixels in, 5x5 out:
     # multiplies 4 + 4*3 + 3*5 + 5, adds 4*100 + 4*3 + 3*5 + 5*25.
-    found = overhead(4, 3, 5, 100, 25)
+    found = Shape(4, 3, 5, 100, 25)
     assert (found.multiplies, found.adds) == (36, 552)
 
 

@@ -1,0 +1,148 @@
+"""Jobs on a cluster: as tasks of Ray, or as a printed job array of Slurm.
+
+The folder of the jobs and that of the records are on storage that all nodes
+share.
+"""
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from sb_mm.errors import UserInputError, first_line
+
+from .cells import REPOSITORY
+from .job import Job
+from .train import Outcome, outcome_of
+
+_POLL_SECONDS = 1.0
+# How many nodes may die under a job: with preemptible ones, many do. It ends
+# one day if it is the job that kills them.
+_LOST_NODES = 100
+_SLURM = """\
+#!/bin/bash
+#SBATCH --job-name=sb_mm
+#SBATCH --array=0-{last}
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task={cpus}
+{gpus}#SBATCH --requeue
+#SBATCH --output=%x-%A_%a.out
+# Save it, add what your cluster needs (partition, time) and pass it to sbatch
+# in the repository's folder, with the environment (.venv) activated. A job
+# that was cut goes on from its newest checkpoint.
+python tools/paper.py {arguments} --only "$SLURM_ARRAY_TASK_ID"
+"""
+
+
+def slurm_array(
+    arguments: Sequence[str], jobs: int, cpus: int, gpus: float | None
+) -> str:
+    """Return a batch script that does each job in a task of an array.
+
+    Args:
+        arguments: Of ``tools/paper.py``; ``--slurm`` is left out.
+        jobs: How many there are.
+        cpus: Cores of a task.
+        gpus: Any number but 0 is one, as Slurm does not share them.
+    """
+    given = [word for word in arguments if word != '--slurm']
+    return _SLURM.format(
+        last=jobs - 1,
+        cpus=cpus,
+        gpus='' if gpus == 0 else '#SBATCH --gres=gpu:1\n',
+        arguments=shlex.join(given),
+    )
+
+
+def run_on_ray(
+    jobs: Sequence[Job],
+    results: Path,
+    address: str | None,
+    cpus: int = 1,
+    gpus: float | None = None,
+) -> Iterator[tuple[Job, Outcome] | None]:
+    """Train jobs as tasks of a Ray cluster.
+
+    Every node needs this environment. A task whose node dies is started again
+    and goes on from the newest checkpoint.
+
+    Args:
+        jobs: To be trained.
+        results: Folder of the records.
+        address: Of the cluster: ``'auto'`` for the one of this machine,
+            ``'local'`` for a new one on it.
+        cpus: Cores of a job, also the threads of its training.
+        gpus: GPUs of a job; a fraction for jobs that share one. None for one
+            where the cluster has GPUs.
+
+    Yields:
+        As :func:`~sb_mm.paper.train.run_locally`.
+
+    Raises:
+        UserInputError: If Ray is not installed, the cluster does not answer,
+            or none of its nodes has what a job needs.
+    """
+    ray = _connected(address)
+    task = ray.remote(
+        num_cpus=cpus,
+        num_gpus=_gpus(ray, cpus, gpus),
+        max_retries=_LOST_NODES,
+        # A process of its own for each, with the GPU that it was given.
+        max_calls=1,
+        runtime_env=dict(env_vars=dict(OMP_NUM_THREADS=str(cpus))),
+    )(outcome_of)
+    pending = {task.remote(job, results): job for job in jobs}
+    while pending:
+        done, _ = ray.wait(list(pending), timeout=_POLL_SECONDS)
+        for reference in done:
+            yield pending.pop(reference), _outcome(ray, reference)
+        yield None
+
+
+def _connected(address: str | None) -> ModuleType:
+    try:
+        import ray
+    except ImportError as error:
+        raise UserInputError(
+            "--ray needs Ray: pip install 'sb_mm[cluster]'."
+        ) from error
+    given = os.environ.get('PYTHONPATH')
+    path = os.pathsep.join([str(REPOSITORY), *([given] if given else [])])
+    try:
+        ray.init(
+            address,
+            log_to_driver=False,
+            ignore_reinit_error=True,
+            runtime_env=dict(env_vars=dict(PYTHONPATH=path)),
+        )
+    except (ConnectionError, ValueError) as error:
+        raise UserInputError(
+            f'No Ray cluster answers at {address!r} ({first_line(error)}): '
+            'start one with `ray start --head`, or give --ray local.'
+        ) from error
+    return ray
+
+
+def _gpus(ray: ModuleType, cpus: int, gpus: float | None) -> float:
+    """Return the GPUs of a job, after a look at what the nodes have."""
+    nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
+    if gpus is None:
+        gpus = float(any(has.get('GPU') for has in nodes))
+    if not any(
+        has.get('CPU', 0) >= cpus and has.get('GPU', 0) >= gpus
+        for has in nodes
+    ):
+        raise UserInputError(
+            f'No node of the Ray cluster has {cpus} cores and {gpus} GPUs for '
+            'a job: set --cpus-per-job and --gpus-per-job to what the nodes '
+            'have.'
+        )
+    return gpus
+
+
+def _outcome(ray: ModuleType, reference: object) -> Outcome:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        return first_line(error)

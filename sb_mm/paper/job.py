@@ -1,0 +1,251 @@
+"""A job: one training of one cell, from its config to its record."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from mmengine.config import Config, ConfigDict
+
+from sb_mm.engine.config import dataset_configs, load_config
+from sb_mm.engine.on_device import use_device_data
+from sb_mm.engine.runner import train
+from sb_mm.errors import DivergedError, UserInputError
+
+from .cells import REPOSITORY, Cell
+from .job_hook import is_finished, note_divergence, read_record
+from .records import Record, append_record, identity
+
+# A training that is cut loses at most that part of its epochs.
+_LOST = 20
+# Iterations between two lines of the log.
+_LOG_INTERVAL = 20
+# Divides the images, so that all batches are of one size to a compiler.
+_VAL_BATCH = 500
+# Settings that a job sets, and those that images on the device leave unread.
+_OWN = re.compile(
+    r'(compile|custom_hooks|default_hooks|launcher|randomness|work_dir)\b'
+)
+_OF_HOST = re.compile(
+    r'(train|val|test)_dataloader\.(collate_fn|num_workers|pin_memory|'
+    r'persistent_workers|prefetch_factor)\b|val_cfg\.type$'
+)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a job is computed, as far as no number depends on it.
+
+    Attributes:
+        data_root: Folder of the data; None for the config's.
+        on_device: Keep CIFAR-10 on the device, where batches are cut out.
+        channels_last: Memory format of the batches on the device.
+        compile: Mode of ``torch.compile``; None for none.
+    """
+
+    data_root: str | None = None
+    on_device: bool = True
+    channels_last: bool = False
+    compile: str | None = None
+
+
+# By identity: two jobs are never equal.
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A training.
+
+    Attributes:
+        cell: What is trained.
+        seed: Of weights and images.
+        options: What differs from the cell's config, by dotted keys; empty
+            for the paper's recipe.
+        execution: How it is computed.
+        root: Folder of all jobs.
+    """
+
+    cell: Cell
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    execution: Execution = Execution()
+    root: Path = Path('work_dirs/paper')
+
+    @property
+    def name(self) -> str:
+        """Such as ``t6-x0.35-sb seed 0``."""
+        return f'{self.cell.id} seed {self.seed}'
+
+    @property
+    def folder(self) -> Path:
+        """Folder of its log and checkpoints: other options have another."""
+        # Another folder of data may hold other images.
+        kind = [dict(self.options), self.execution.data_root]
+        text = json.dumps(kind, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        name = f'seed{self.seed}' + (f'-{digest}' if any(kind) else '')
+        return self.root / self.cell.id / name
+
+    @property
+    def log(self) -> Path:
+        """What the training printed."""
+        return self.folder / 'train.log'
+
+    def config(self) -> Config:
+        """Return what is trained.
+
+        Raises:
+            UserInputError: If an option names nothing in the cell's config, or
+                has no effect.
+        """
+        self._check_options()
+        cfg = load_config(
+            str(REPOSITORY / self.cell.config),
+            {**self.cell.overrides, **self.options},
+            data_root=self.execution.data_root,
+            work_dir=str(self.folder),
+        )
+        cfg.randomness = dict(seed=self.seed)
+        if self.cell.dataset == 'cifar10':
+            self._place_images(cfg)
+        if cfg.optim_wrapper.optimizer.type == 'SGD':
+            # One kernel for all weights: equal up to rounding.
+            cfg.optim_wrapper.optimizer.setdefault('fused', True)
+        _set_hooks(cfg)
+        cfg.custom_hooks = self._hooks()
+        return cfg
+
+    def _hooks(self) -> list[dict]:
+        spec, options = self.cell.spec, dict(self.options)
+        execution = asdict(self.execution)
+        del execution['data_root']  # it says nothing to others
+        hooks = [
+            dict(
+                type='sb_mm.JobHook',
+                job=dict(cell=self.cell.id, seed=self.seed, options=options),
+                execution=execution,
+                metric=spec.metric,
+                factor=spec.factor,
+            ),
+            # With the images on the device, a resumed job is the uncut one.
+            dict(type='sb_mm.EpochSeedHook'),
+        ]
+        if self.execution.compile:
+            mode = self.execution.compile
+            hooks.append(dict(type='sb_mm.CompileHook', mode=mode))
+        return hooks
+
+    @property
+    def identity(self) -> tuple:
+        """That of its record."""
+        return identity(self.cell, self.seed, self.options)
+
+    def _check_options(self) -> None:
+        on_device = self.cell.dataset == 'cifar10' and self.execution.on_device
+        for key in self.options:
+            if _OWN.match(key):
+                raise UserInputError(
+                    f'--cfg-options {key} is set by this tool itself: leave '
+                    'it out.'
+                )
+            if on_device and _OF_HOST.match(key):
+                raise UserInputError(
+                    f'--cfg-options {key} has no effect on images that are '
+                    'on the device: leave it out, or add --host-loader.'
+                )
+        if self.execution.channels_last and not on_device:
+            raise UserInputError(
+                '--channels-last is for batches of CIFAR-10 on the device, '
+                f'and those of {self.cell.id} are not: leave it out.'
+            )
+
+    def _place_images(self, cfg: Config) -> None:
+        _read_folders(cfg)
+        if self.execution.on_device:
+            use_device_data(cfg, self.execution.channels_last)
+            if 'val_dataloader.batch_size' not in self.options:
+                cfg.val_dataloader.batch_size = _VAL_BATCH
+
+
+def _read_folders(cfg: Config) -> None:
+    """Read CIFAR-10 from ``{train,test}/<class>/*.png`` where that is there.
+
+    Files have blue first, and mmpretrain's ``CIFAR10`` red.
+    """
+    for _, dataset in dataset_configs(cfg):
+        folder = Path(dataset.data_root, dataset.get('split') or '')
+        if dataset.type != 'CIFAR10' or not folder.is_dir():
+            continue
+        dataset.type = 'CustomDataset'
+        dataset.data_prefix = dataset.pop('split')
+        dataset.pipeline.insert(0, ConfigDict(type='LoadImageFromFile'))
+        cfg.data_preprocessor.to_rgb = True
+        if isinstance(dataset.get('indices'), int):
+            dataset.indices = _spread(dataset.indices, folder)
+
+
+def _spread(count: int, folder: Path) -> range:
+    """Return indices of images in folders, which are sorted by class."""
+    images = sum(1 for _ in folder.glob('*/*'))
+    if count < 1 or images % count:
+        raise UserInputError(
+            f'dataset.indices={count} must divide the {images} images in '
+            f'{folder}, of which every n-th is taken: choose another number.'
+        )
+    return range(0, images, images // count)
+
+
+def _set_hooks(cfg: Config) -> None:
+    """Set what is written while it trains."""
+    checkpoint = cfg.default_hooks.checkpoint
+    # The best of many validations on the test data is no result.
+    checkpoint.pop('save_best', None)
+    checkpoint.pop('rule', None)
+    checkpoint.interval = max(1, cfg.train_cfg.max_epochs // _LOST)
+    checkpoint.max_keep_ckpts = 2
+    cfg.default_hooks.logger.interval = _LOG_INTERVAL
+    # The losses are fetched with a line of the log, which takes a GPU's time
+    # of all iterations since the last one: all of these are averaged.
+    cfg.log_processor.window_size = _LOG_INTERVAL
+    cfg.default_hooks.runtime_info = ConfigDict(
+        type='sb_mm.DeferredRuntimeInfoHook'
+    )
+    cfg.visualizer.vis_backends = [ConfigDict(type='LocalVisBackend')]
+
+
+def train_job(job: Job, results: Path) -> Record:
+    """Train a job, or what is left of it, and record it.
+
+    While another process trains it, wait, and see what that leaves.
+
+    Args:
+        job: To be trained.
+        results: Folder of the records.
+
+    Raises:
+        UserInputError: If its input cannot be used.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(job.folder):
+        if not is_finished(job.folder):
+            try:
+                train(job.config(), resume='auto')
+            except DivergedError as error:
+                print(error)
+                note_divergence(job.folder)
+        return append_record(read_record(job.folder), results)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / 'job.lock')
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        print(f'waits for another process that trains in {folder}')
+        held = lock.acquire()
+    with held:
+        yield

@@ -1,1 +1,0 @@
-"""Whole tables of the paper: many trainings, started, resumed, recorded."""

@@ -1,0 +1,75 @@
+"""Records, and trainings that take a second, of ten classes of noise."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sb_mm.paper.cells import find_cell
+from sb_mm.paper.job import Execution, Job
+from sb_mm.paper.records import Record
+
+CLASSES = 10
+
+
+@pytest.fixture(scope='session')
+def make_record():
+    """Return a function that makes the record of a full training."""
+
+    def make(cell_id, final=91.0, **changes):
+        spec = find_cell(cell_id).spec
+        environment = dict(hardware='GPU', commit='abc')
+        fields = dict(
+            cell=cell_id,
+            seed=0,
+            options={},
+            train=dict(images=spec.train_images, classes=spec.classes),
+            val=dict(images=spec.val_images, classes=spec.classes),
+            epochs=200,
+            batch=128,
+            parameters=1_440_510,
+            starts=[
+                dict(
+                    epoch=0,
+                    date='2026-01-01T10:00:00+00:00',
+                    environment=environment,
+                )
+            ],
+            history=[[199, 90.0], [200, final]],
+            final=final,
+            hours=1.0,
+        )
+        return Record(**{**fields, **changes})
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def cifar(tmp_path_factory):
+    """Folder of a CIFAR-10 of 20 and 10 images in class folders."""
+    root = tmp_path_factory.mktemp('cifar')
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 2), ('test', 1)):
+        for label in range(CLASSES):
+            folder = root / split / f'class{label}'
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f'{i}.png')
+    return str(root)
+
+
+@pytest.fixture
+def make_job(cifar, tmp_path):
+    """Return a function that makes a short job with batches of 8 images."""
+
+    def make(cell='t6-x0.35-static', seed=0, epochs=1, how=None, **options):
+        options = {
+            'train_dataloader.batch_size': 8,
+            'train_cfg.max_epochs': epochs,
+            **options,
+        }
+        execution = Execution(**{'data_root': cifar, **(how or {})})
+        root = tmp_path / 'out'
+        return Job(find_cell(cell), seed, options, execution, root)
+
+    return make
