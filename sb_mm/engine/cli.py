@@ -66,6 +66,17 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
+def add_check_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--no-check``, as ``check``."""
+    parser.add_argument(
+        '--no-check',
+        dest='check',
+        action='store_false',
+        help='start at once, without a look at every file of the data and at '
+        'the checkpoint',
+    )
+
+
 def parse_arguments(
     parser: argparse.ArgumentParser, argv: list[str] | None = None
 ) -> argparse.Namespace:

@@ -1,6 +1,5 @@
 """The network that a finished run left, and images to show it."""
 
-import argparse
 from pathlib import Path
 
 from mmengine.config import Config
@@ -70,11 +69,7 @@ def _config_of(work_dir: str | Path, data_root: str | None) -> Config:
             f'{work_dir} holds no config (*.py), which a training run writes '
             'there: give the work directory of one.'
         )
-    options = dict(work_dir=None, cfg_options=None, launcher='none')
-    args = argparse.Namespace(
-        config=str(files[-1]), data_root=data_root, **options
-    )
-    cfg = load_config(args)
+    cfg = load_config(str(files[-1]), data_root=data_root)
     if not cfg.get('val_dataloader'):
         raise UserInputError(
             f'The config {files[-1]} has no val_dataloader, whose images '

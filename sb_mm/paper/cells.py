@@ -8,7 +8,7 @@ attention, and the ablations differ from a leaf by an argument or two.
 import copy
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -21,6 +21,8 @@ from mmengine.config import Config
 from sb_mm.engine.config import read_config
 from sb_mm.engine.overrides import apply_overrides
 from sb_mm.errors import UserInputError, first_few
+
+from .datasets import DATASETS, DatasetSpec
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -41,11 +43,6 @@ _DEFAULTS = dict(
 )
 # The printed numbers, and what the rest of a row is called.
 _NUMBERS = ('params_m', 'madds_m', 'top1', 'std', 'runs', 'map_percent')
-_LEAVES = {
-    'imagenet': 'imagenet/{net}-{attention}-w{width}_1xb256-300e_in1k.py',
-    'cifar10': 'cifar10/{net}-{attention}-w{width}_1xb128-200e_cifar10.py',
-    'voc0712': 'voc/{net}-{attention}-w{width}_1xb32-200e_voc0712.py',
-}
 _FILE_NAMES = {
     'mobilenet_v2': 'mobilenetv2',
     'mobilenet_v2_cifar': 'mobilenetv2',
@@ -90,19 +87,21 @@ class Cell:
         return f't{self.table}-{slug}'
 
     @property
-    def metric(self) -> str:
-        """Key of the result in ``printed``."""
-        return 'map_percent' if self.dataset == 'voc0712' else 'top1'
+    def spec(self) -> DatasetSpec:
+        """What it is trained on."""
+        return DATASETS[self.dataset]
+
+    @property
+    def result(self) -> float | None:
+        """The paper's result in percent, None for "/", a failed training."""
+        return self.printed[self.spec.printed]
 
     @property
     def config(self) -> str:
         """Config file, relative to the repository."""
-        leaf = _LEAVES[self.dataset].format(
-            net=_FILE_NAMES[self.network],
-            attention=self.attention.lower(),
-            width=self.width,
-        )
-        return f'configs/{leaf}'
+        name = f'{_FILE_NAMES[self.network]}-{self.attention.lower()}'
+        name += f'-w{self.width}{self.spec.suffix}'
+        return f'configs/{self.spec.folder}/{name}'
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -124,11 +123,7 @@ class Cell:
     @property
     def experiment(self) -> str:
         """What is trained: equal for cells that several tables repeat."""
-        return ' '.join([self.config, *self.options()])
-
-    def options(self) -> list[str]:
-        """Return the overrides as ``--cfg-options`` takes them."""
-        return [f'{k}={_as_option(v)}' for k, v in self.overrides.items()]
+        return ' '.join([self.config, *as_options(self.overrides)])
 
     def resolve(self) -> Config:
         """Return the config with the overrides merged in.
@@ -147,8 +142,13 @@ def _leaf(config: str) -> Config:
     return read_config(str(REPOSITORY / config))
 
 
+def as_options(overrides: Mapping[str, Any]) -> list[str]:
+    """Return overrides as ``--cfg-options`` takes them."""
+    return [f'{k}={_as_option(v)}' for k, v in overrides.items()]
+
+
 def _as_option(value: object) -> str:
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return f'[{",".join(map(str, value))}]'
     return str(value)
 
@@ -194,28 +194,44 @@ def find_cell(cell_id: str) -> Cell:
 
 
 def select_cells(
-    table: int | None = None, width: float | None = None
+    tables: Sequence[int] = (),
+    widths: Sequence[float] = (),
+    attentions: Sequence[str] = (),
+    ids: Sequence[str] = (),
 ) -> list[Cell]:
-    """Return the cells of one table, of one width, or both.
+    """Return cells in the paper's order, and behind them those of ``ids``.
+
+    Args:
+        tables: Numbers; all tables if neither they nor ids are given.
+        widths: Of the tables' cells; all if empty.
+        attentions: The same, such as ``'SB'``.
+        ids: Of further cells.
 
     Raises:
-        UserInputError: If there is no such table, or no such width in it;
-            lists what exists.
+        UserInputError: If something named does not exist, or nothing is left.
     """
-    cells = list(load_cells())
-    if table is not None:
-        _check_exists('table', table, (c.table for c in cells))
-        cells = [c for c in cells if c.table == table]
-    if width is not None:
-        _check_exists('width', width, (c.width for c in cells))
-        cells = [c for c in cells if c.width == width]
-    return cells
-
-
-def _check_exists(name: str, value: float, existing: Iterable[float]) -> None:
-    known = sorted(set(existing))
-    if value not in known:
+    if ids and not tables and (widths or attentions):
         raise UserInputError(
-            f'There is no {name} {value}: choose from '
-            f'{", ".join(map(str, known))}.'
+            'Width and attention select from tables, and only cells are '
+            'named: name a table, or leave them out.'
         )
+    cells = [] if ids and not tables else list(load_cells())
+    for name, wanted in (
+        ('table', tables),
+        ('width', widths),
+        ('attention', attentions),
+    ):
+        if wanted:
+            known = sorted({getattr(cell, name) for cell in cells})
+            _check_exist(name, wanted, known)
+            cells = [c for c in cells if getattr(c, name) in wanted]
+    return cells + [find_cell(name) for name in ids]
+
+
+def _check_exist(name: str, wanted: Sequence, known: Sequence) -> None:
+    for value in wanted:
+        if value not in known:
+            raise UserInputError(
+                f'There is no {name} {value}: choose from '
+                f'{", ".join(map(str, known))}.'
+            )

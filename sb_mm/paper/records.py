@@ -1,87 +1,67 @@
-"""Result records: one JSON line for one finished training."""
+"""Records: one JSON line for one finished training.
+
+A record is what the job wrote down when it was launched, see
+:class:`~sb_mm.paper.train.JobHook`, with its validations.
+"""
 
 import hashlib
 import json
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from sb_mm.errors import UserInputError, first_few
+from sb_mm.errors import UserInputError, first_line
 
-from .cells import REPOSITORY, Cell, find_cell
-from .runs import Start, deviations, execution, read_history, read_starts
-
-RESULTS = REPOSITORY / 'results'
-# Fields that the training itself wrote down.
-_FROM_RUN_INFO = (
-    'seed',
-    'processes',
-    'parameters',
-    'hardware',
-    'versions',
-    'commit',
-    'date',
-)
-# What may change with a resume.
-_OF_A_START = ('start_epoch', 'hardware', 'versions', 'commit', 'date')
-# Classes, of which a network that learnt nothing names the right one by
-# chance, and the images on which it is measured. A mean AP has no such
-# value.
-_CHANCE = {'imagenet': (1000, 50_000), 'cifar10': (10, 10_000)}
+from .cells import Cell, as_options, find_cell
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one training gave.
+    """A finished training.
 
     Attributes:
         cell: Id of the cell, see :mod:`sb_mm.paper.cells`.
-        config: Config file, relative to the repository.
-        overrides: Overrides of the cell, as ``key=value``.
-        deviations: What the run did otherwise, as ``key=value``: settings,
-            data, batch; empty if it is the paper's recipe. A run that
-            deviates is never put beside the paper's number.
         seed: Random seed.
-        processes: That trained together.
-        epochs: Epochs trained, or planned if it diverged.
-        history: ``[epoch, metric]`` of every validation, in percent.
-        final: The metric of the last epoch, in percent; None if the loss
-            became infinite or NaN before it.
+        options: What differs from the cell's config, by dotted keys.
+        train: What was trained on, see
+            :func:`~sb_mm.paper.datasets.describe_data`.
+        val: The same of the images that the metric was measured on.
+        epochs: Of the whole training.
+        batch: Images in a step.
         parameters: Learnable numbers.
-        hours: Wall time of the training's iterations, without validation.
-        hardware: GPU, or processor.
-        versions: Of Python and the packages.
-        commit: Of this repository, with ``+`` if its code was changed.
-        date: Of the last (re)start, ISO.
-        execution: How it was computed, see
-            :func:`~sb_mm.paper.runs.execution`; empty where that was not
-            noted.
-        earlier_starts: Of a resumed run: what it was computed on and with
-            before, start by start, each with its ``start_epoch``.
+        starts: Where and when it was computed: ``epoch`` at the start,
+            ``date``, ``execution`` and ``environment``. Several if it was
+            resumed.
+        history: ``[epoch, metric]`` of every validation, in percent.
+        final: The metric of the last epoch; None if the loss became infinite
+            or NaN before it.
+        hours: Wall time of the training, without validation.
+        note: What must be known of it besides.
     """
 
     cell: str
-    config: str
-    overrides: list[str]
-    deviations: list[str]
     seed: int
-    processes: int
+    options: dict[str, Any]
+    train: dict[str, Any]
+    val: dict[str, Any]
     epochs: int
+    batch: int
+    parameters: int
+    starts: list[dict[str, Any]]
     history: list[list[float]]
     final: float | None
-    parameters: int
     hours: float
-    hardware: str
-    versions: dict[str, str]
-    commit: str
-    date: str
-    execution: dict[str, Any] = field(default_factory=dict)
-    earlier_starts: list[dict[str, Any]] = field(default_factory=list)
+    note: str = ''
+
+    @property
+    def identity(self) -> tuple:
+        """What no two records share; cells that tables repeat are one."""
+        return identity(find_cell(self.cell), self.seed, self.options)
 
     @property
     def experiment(self) -> str:
@@ -89,27 +69,25 @@ class Record:
         return find_cell(self.cell).experiment
 
     @property
-    def diverged(self) -> bool:
-        """Whether the training failed, which the paper prints as "/".
+    def is_full(self) -> bool:
+        """Whether it is the paper's recipe on the paper's data."""
+        spec = find_cell(self.cell).spec
+        sizes = self.train['images'], self.val['images'], self.train['classes']
+        paper = spec.train_images, spec.val_images, spec.classes
+        return not self.options and sizes == paper
+
+    @property
+    def failed(self) -> bool:
+        """Whether it failed to train, which the paper prints as "/".
 
         The loss was not finite at some time, or the network names no more
         classes right than chance does (5 standard deviations above it).
         """
-        dataset = find_cell(self.cell).dataset
-        if self.final is None or dataset not in _CHANCE:
+        chance = find_cell(self.cell).spec.chance
+        if self.final is None or chance is None:
             return self.final is None
-        classes, images = _CHANCE[dataset]
-        images = self._val_images() or images
-        share = 1 / classes
-        spread = math.sqrt(share * (1 - share) / images)
-        return self.final < 100 * (share + 5 * spread)
-
-    def _val_images(self) -> int | None:
-        """Return how many there were, if not the paper's."""
-        for changed in self.deviations:
-            if changed.startswith('val images='):
-                return int(changed.split('=')[1])
-        return None
+        spread = math.sqrt(chance * (1 - chance) / self.val['images'])
+        return self.final < 100 * (chance + 5 * spread)
 
     def to_line(self) -> str:
         """Return the JSON line, without the line break.
@@ -118,6 +96,11 @@ class Record:
         """
         content = asdict(self)
         return json.dumps({**content, 'digest': _digest(content)})
+
+
+def identity(cell: Cell, seed: int, options: dict[str, Any]) -> tuple:
+    """Return what no two records share."""
+    return cell.experiment, seed, tuple(sorted(as_options(options)))
 
 
 def _digest(content: dict) -> str:
@@ -130,54 +113,39 @@ class Results(NamedTuple):
 
     Attributes:
         records: Those that can be used.
-        refused: A sentence for each line that cannot: it is in no table.
+        refused: A sentence for each line that cannot.
     """
 
     records: list[Record]
     refused: list[str]
 
 
-def read_results(folder: Path = RESULTS) -> Results:
+def read_results(folder: Path) -> Results:
     """Return what a folder's ``*.jsonl`` files hold.
 
     Raises:
-        UserInputError: If two lines are of one run (cell, deviations and
-            seed); names both.
+        UserInputError: If two lines are of one training; names both.
     """
     places: dict[tuple, str] = {}
     results = Results([], [])
     for file in sorted(folder.glob('*.jsonl')):
-        for number, line in enumerate(_lines(file), 1):
+        lines = file.read_text(errors='replace').splitlines()
+        for number, line in enumerate(lines, 1):
             place = f'{file.name} line {number}'
             try:
                 record = _parse(line, place)
             except UserInputError as error:
                 results.refused.append(str(error))
                 continue
-            key = _key(record)
-            if key in places:
+            if record.identity in places:
                 raise UserInputError(
-                    f'{place} repeats the run of {places[key]} (cell '
-                    f'{record.cell}, seed {record.seed}): remove one of them.'
+                    f'{place} repeats the training of '
+                    f'{places[record.identity]} (cell {record.cell}, seed '
+                    f'{record.seed}): remove one of them.'
                 )
-            places[key] = place
+            places[record.identity] = place
             results.records.append(record)
     return results
-
-
-def _lines(file: Path) -> list[str]:
-    # What is no text is refused as a line that is no JSON.
-    return file.read_text(errors='replace').splitlines()
-
-
-def read_records(folder: Path = RESULTS) -> list[Record]:
-    """Return the usable records of a folder, see :func:`read_results`."""
-    return read_results(folder).records
-
-
-def _key(record: Record) -> tuple:
-    """Return what no two records may share; tables repeat experiments."""
-    return record.experiment, tuple(record.deviations), record.seed
 
 
 def _parse(line: str, place: str) -> Record:
@@ -186,162 +154,79 @@ def _parse(line: str, place: str) -> Record:
         digest = content.pop('digest')
         record = Record(**content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        names = ', '.join(f.name for f in fields(Record))
         raise UserInputError(
-            f'{place} is not a record of one training ({error}): it needs '
-            f'exactly {names} and digest.'
+            f'{place} is not a record ({first_line(error)}): remove it.'
         ) from error
+    what = f'{place} ({record.cell}, seed {record.seed})'
     if digest != _digest(content):
         raise UserInputError(
-            f'{place} ({record.cell}, seed {record.seed}) was edited after '
-            'the run: record it again from its work directory.'
+            f'{what} was edited after the training: remove it and train again.'
         )
-    cell = find_cell(record.cell)
-    if (record.config, record.overrides) != (cell.config, cell.options()):
-        raise UserInputError(
-            f'{place} is not of the cell {record.cell} as it is now: its '
-            f'config is {record.config} {record.overrides}.'
-        )
+    find_cell(record.cell)
     last = record.history[-1] if record.history else [0, None]
     if record.final is not None and last != [record.epochs, record.final]:
         raise UserInputError(
-            f'{place} ({record.cell}, seed {record.seed}) is unfinished: its '
-            f'last validation is {last} and not of epoch {record.epochs}.'
+            f'{what} is unfinished: its last validation is {last} and not of '
+            f'epoch {record.epochs}.'
         )
+    return record
+
+
+def append_record(record: Record, folder: Path) -> Record:
+    """Add a record to ``<folder>/table<N>.jsonl``.
+
+    Returns:
+        The record; the one that is there, if another process was faster.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / '.lock'):
+        for other in read_results(folder).records:
+            if other.identity == record.identity:
+                return other
+        file = folder / f'table{find_cell(record.cell).table}.jsonl'
+        # Behind a line that was cut, it is whole on one of its own.
+        cut = file.is_file() and not file.read_bytes().endswith(b'\n')
+        with file.open('a') as stream:
+            stream.write(('\n' if cut else '') + record.to_line() + '\n')
     return record
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Runs of one experiment and one recipe, over seeds."""
+    """Trainings that differ in the seed alone."""
 
     records: list[Record]
 
     @property
     def finals(self) -> list[float]:
-        """The results of those that did not diverge, in percent."""
-        return [r.final for r in self.records if not r.diverged]
-
-    @property
-    def diverged(self) -> int:
-        """How many did."""
-        return len(self.records) - len(self.finals)
+        """The results of those that did not fail, in percent."""
+        return [r.final for r in self.records if not r.failed]
 
     @property
     def mean(self) -> float | None:
-        """Mean of the final metric, in percent; None if all diverged."""
+        """Of the results, in percent; None if all failed."""
         return statistics.fmean(self.finals) if self.finals else None
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation; None for less than two runs."""
+        """Sample standard deviation; None for less than two results."""
         return statistics.stdev(self.finals) if len(self.finals) > 1 else None
+
+    def __str__(self) -> str:
+        """Return mean and standard deviation, and how many failed."""
+        if self.mean is None:
+            return '/'
+        text = f'{self.mean:.3f}'
+        text += '' if self.std is None else f' ± {self.std:.3f}'
+        failed = len(self.records) - len(self.finals)
+        if failed:
+            text += f' ({failed} of {len(self.records)} runs: /)'
+        return text
 
 
 def summarize(cell: Cell, records: Iterable[Record]) -> Summary | None:
-    """Return the runs of a cell's experiment with the paper's recipe.
-
-    Cells that several tables repeat share their runs.
-    """
+    """Return the full trainings of a cell, shared by cells that repeat it."""
     same = [
-        r
-        for r in records
-        if r.experiment == cell.experiment and not r.deviations
+        r for r in records if r.experiment == cell.experiment and r.is_full
     ]
     return Summary(same) if same else None
-
-
-def reduced_runs(cell: Cell, records: Iterable[Record]) -> list[Record]:
-    """Return the runs of a cell's experiment with another recipe."""
-    return [
-        r for r in records if r.experiment == cell.experiment and r.deviations
-    ]
-
-
-def record_run(cell: Cell, work_dir: Path, variant: bool = False) -> Record:
-    """Make the record of a finished training.
-
-    Args:
-        cell: What was trained.
-        work_dir: Where ``tools/train.py`` wrote the run.
-        variant: Accept a network that is meant to differ from the cell's.
-
-    Raises:
-        UserInputError: If the folder holds no finished run of this cell.
-    """
-    starts = read_starts(work_dir)
-    last = starts[-1]
-    changed = deviations(cell, last)
-    if not variant:
-        _check_network(cell, work_dir, changed)
-    history, hours = read_history(starts, cell)
-    epochs = last.config.train_cfg.max_epochs
-    finished = history and history[-1][0] == epochs
-    if not finished and not last.diverged:
-        raise UserInputError(
-            f'The run in {work_dir} has no validation of its last epoch '
-            f'({epochs}): finish it with --resume.'
-        )
-    return Record(
-        cell=cell.id,
-        config=cell.config,
-        overrides=cell.options(),
-        deviations=changed,
-        epochs=epochs,
-        history=history,
-        final=None if last.diverged else history[-1][1],
-        hours=round(hours, 3),
-        **{k: last.info[k] for k in _FROM_RUN_INFO},
-        execution=execution(last.config),
-        earlier_starts=[_describe(start) for start in starts[:-1]],
-    )
-
-
-def _describe(start: Start) -> dict[str, Any]:
-    known = {key: start.info[key] for key in _OF_A_START}
-    return dict(known, execution=execution(start.config))
-
-
-def _check_network(cell: Cell, work_dir: Path, changed: list[str]) -> None:
-    """Raise if the run is of another network, but for the data's classes."""
-    other = [
-        c
-        for c in changed
-        if c.startswith('model.')
-        and '.num_classes=' not in c
-        and not c.startswith('model.data_preprocessor.')
-    ]
-    if other:
-        raise UserInputError(
-            f'The run in {work_dir} is of another network than {cell.id} '
-            f'({first_few(other)}): record it under its own cell.'
-        )
-
-
-def append_record(record: Record, folder: Path = RESULTS) -> Path:
-    """Add a record to ``<folder>/table<N>.jsonl``.
-
-    Raises:
-        UserInputError: If the run is there already.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    # Several processes may finish their runs at once.
-    with FileLock(folder / '.lock'):
-        for other in read_records(folder):
-            if _key(other) == _key(record):
-                raise UserInputError(
-                    f'{_file(folder, other)} has the run with seed '
-                    f'{record.seed} already, as {other.cell} '
-                    f'({first_few(record.deviations) or "full recipe"}): to '
-                    'record it again, delete that line first.'
-                )
-        file = _file(folder, record)
-        # A line that was cut stays one of its own.
-        cut = file.is_file() and not file.read_bytes().endswith(b'\n')
-        with file.open('a') as stream:
-            stream.write(('\n' if cut else '') + record.to_line() + '\n')
-    return file
-
-
-def _file(folder: Path, record: Record) -> Path:
-    return folder / f'table{find_cell(record.cell).table}.jsonl'

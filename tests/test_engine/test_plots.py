@@ -521,12 +521,7 @@ val_dataloader = dict(
     ),
 )
 """)
-    options = dict(work_dir=None, cfg_options=None, launcher='none')
-    cfg = load_config(
-        argparse.Namespace(
-            config=str(tmp_path / 'classifier.py'), data_root=None, **options
-        )
-    )
+    cfg = load_config(str(tmp_path / 'classifier.py'))
     init_default_scope('mmpretrain')
     state = MODELS.build(cfg.model).state_dict()
     weights = str(tmp_path / 'weights.pth')

@@ -1,6 +1,8 @@
 """Training and testing through MMEngine's runner."""
 
-import argparse
+# The linter takes `test` for one of pytest.
+# ruff: noqa: PT028
+
 import os.path as osp
 
 import torch
@@ -11,37 +13,49 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from sb_mm.checkpoint import load_checkpoint_file, weights_only
 from sb_mm.errors import UserInputError
 
-from .config import load_config
 from .memory import keep_freed_memory
 from .preflight import check_checkpoint, check_data, pretrained_files
 from .run_info import RunInfoHook
 
 
-def train(args: argparse.Namespace) -> dict:
-    """Train as ``tools/train.py`` is told to.
+def train(
+    cfg: Config,
+    *,
+    resume: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    trust: bool = False,
+    check: bool = True,
+) -> dict:
+    """Train a model.
 
     Args:
-        args: ``config``, the common options, ``amp``, ``auto_scale_lr`` and
-            ``resume``.
+        cfg: Of :func:`~sb_mm.engine.config.load_config`; changed in place.
+        resume: Checkpoint to go on from; ``'auto'`` for the newest in the
+            work directory.
+        amp: Automatic mixed precision.
+        auto_scale_lr: Scale the learning rate with the total batch size.
+        trust: Run the code that a checkpoint may bring with it.
+        check: Look at data and checkpoint before the model is built.
 
     Returns:
         The last validation's metrics, if any.
 
     Raises:
-        UserInputError: Before the model is built, if anything that the run
-            needs is missing or does not fit.
+        UserInputError: Before the model is built, if anything that the
+            training needs is missing or does not fit.
     """
-    cfg = load_config(args)
-    if args.amp:
+    if amp:
         _use_amp(cfg)
-    if args.auto_scale_lr:
+    if auto_scale_lr:
         _scale_lr(cfg)
-    if args.resume is not None:
+    if resume is not None:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-    check_data(cfg, ('train_dataloader', 'val_dataloader'))
-    _check_start(cfg, args.trust_checkpoint)
-    with weights_only(not args.trust_checkpoint):
+        cfg.load_from = None if resume == 'auto' else resume
+    if check:
+        check_data(cfg, ('train_dataloader', 'val_dataloader'))
+        _check_start(cfg, trust)
+    with weights_only(not trust):
         runner = build_runner(cfg)
         runner.register_hook(RunInfoHook())
         runner.train()
@@ -49,45 +63,53 @@ def train(args: argparse.Namespace) -> dict:
     return last_metrics(runner)
 
 
-def test(args: argparse.Namespace) -> dict:
-    """Test as ``tools/test.py`` is told to.
+def test(
+    cfg: Config,
+    checkpoint: str,
+    *,
+    out: str | None = None,
+    show: bool = False,
+    show_dir: str | None = None,
+    wait_time: float = 2,
+    trust: bool = False,
+    check: bool = True,
+) -> dict:
+    """Test a checkpoint.
 
     Args:
-        args: ``config``, ``checkpoint``, the common options, ``out``,
-            ``show``, ``show_dir`` and ``wait_time``.
+        cfg: Of :func:`~sb_mm.engine.config.load_config`; changed in place.
+        checkpoint: File or URL.
+        out: The predictions are written there, a ``.pkl``.
+        show: Show the predictions in a window.
+        show_dir: Write images with the predictions there.
+        wait_time: Seconds that a window stays.
+        trust: Run the code that the checkpoint may bring with it.
+        check: Look at data and checkpoint before the model is built.
 
     Returns:
         The metrics.
 
     Raises:
-        UserInputError: Before the model is built, if anything that the run
+        UserInputError: Before the model is built, if anything that the test
             needs is missing or does not fit.
     """
-    with weights_only(not args.trust_checkpoint):
-        metrics = test_runner(args).test()
+    if out is not None and not out.endswith(('.pkl', '.pickle')):
+        raise UserInputError(
+            f'--out must end in .pkl or .pickle, but got {out}.'
+        )
+    cfg.load_from = checkpoint
+    if show or show_dir:
+        _show(cfg, show, show_dir, wait_time)
+    if check:
+        check_data(cfg, ('test_dataloader',))
+        check_checkpoint(cfg, checkpoint, trust)
+    with weights_only(not trust):
+        runner = build_runner(cfg)
+        if out is not None:
+            _dump_predictions(cfg, runner, out)
+        metrics = runner.test()
     _leave_processes()
     return metrics
-
-
-def test_runner(args: argparse.Namespace) -> Runner:
-    """Check the input of a test and return the runner that will do it.
-
-    See :func:`test` for the arguments and errors.
-    """
-    if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
-        raise UserInputError(
-            f'--out must end in .pkl or .pickle, but got {args.out}.'
-        )
-    cfg = load_config(args)
-    cfg.load_from = args.checkpoint
-    if args.show or args.show_dir:
-        _show(cfg, args)
-    check_data(cfg, ('test_dataloader',))
-    check_checkpoint(cfg, args.checkpoint, args.trust_checkpoint)
-    runner = build_runner(cfg)
-    if args.out is not None:
-        _dump_predictions(cfg, runner, args.out)
-    return runner
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -168,7 +190,9 @@ def _scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def _show(cfg: Config, args: argparse.Namespace) -> None:
+def _show(
+    cfg: Config, show: bool, folder: str | None, wait_time: float
+) -> None:
     """Draw predictions, through the config's visualisation hook."""
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
@@ -177,11 +201,11 @@ def _show(cfg: Config, args: argparse.Namespace) -> None:
             'config.'
         )
     # mmpretrain's hook has another word for it, and one folder option.
-    drawn = 'enable' if cfg.get('default_scope') == 'mmpretrain' else 'draw'
-    folder = 'out_dir' if drawn == 'enable' else 'test_out_dir'
-    hook.update({drawn: True, 'show': args.show, 'wait_time': args.wait_time})
-    if args.show_dir:
-        hook[folder] = args.show_dir
+    classifies = cfg.get('default_scope') == 'mmpretrain'
+    drawn = 'enable' if classifies else 'draw'
+    hook.update({drawn: True, 'show': show, 'wait_time': wait_time})
+    if folder:
+        hook['out_dir' if classifies else 'test_out_dir'] = folder
 
 
 def _dump_predictions(cfg: Config, runner: Runner, path: str) -> None:
