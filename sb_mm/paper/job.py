@@ -360,7 +360,9 @@ def read_job(folder: Path) -> dict | None:
 
 def read_history(folder: Path) -> list[list[float]]:
     """Return ``[epoch, percent]`` of every validation so far."""
-    found = {e['epoch']: e['percent'] for e in _lines(folder) if 'percent' in e}
+    found = {
+        e['epoch']: e['percent'] for e in _lines(folder) if 'percent' in e
+    }
     return [[epoch, value] for epoch, value in sorted(found.items())]
 
 
@@ -371,7 +373,9 @@ def finished_record(folder: Path) -> Record | None:
     last = history[-1] if history else [0, None]
     if job is None or not (diverged or last[0] == job['epochs']):
         return None
-    seconds = {e['epoch']: e['seconds'] for e in _lines(folder) if 'seconds' in e}
+    seconds = {
+        e['epoch']: e['seconds'] for e in _lines(folder) if 'seconds' in e
+    }
     return Record(
         **job,
         history=history,

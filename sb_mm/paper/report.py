@@ -75,7 +75,11 @@ def generate(results: Results | None = None) -> dict[Path, str]:
     records = results.records
     files = {REPOSITORY / 'docs/results.md': results_page(results)}
     files[REPOSITORY / 'model-index.yml'] = _yaml(
-        dict(Import=[f'configs/{name}/metafile.yml' for name in _FOLDERS])
+        dict(
+            Import=[
+                f'configs/{name}/metafile.yml' for name in (*_FOLDERS, 'coco')
+            ]
+        )
     )
     for folder in _FOLDERS:
         path = REPOSITORY / 'configs' / folder

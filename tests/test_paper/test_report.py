@@ -90,7 +90,7 @@ def test_metafiles_hold_every_leaf_with_its_size(folder, count, files):
 def test_the_index_names_every_metafile(files):
     index = yaml.safe_load(files[REPOSITORY / 'model-index.yml'])
     assert all((REPOSITORY / name).is_file() for name in index['Import'])
-    assert len(index['Import']) == 3
+    assert len(index['Import']) == 4
 
 
 def test_a_changed_file_is_stale(files, tmp_path):
