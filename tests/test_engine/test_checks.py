@@ -150,6 +150,8 @@ def test_all_loaders_need_the_classes_in_one_order(
     message = error_of(cfg)
     assert_says(message, f'({", ".join(names)})', f'({", ".join(swapped)})')
     assert f'{split}_dataloader' in message
+    tested = 'val' if split == 'test' else 'test'
+    check_data(cfg, (f'{tested}_dataloader',))  # alone
 
 
 def _loader(*datasets, kind):
