@@ -18,6 +18,7 @@ model = dict(
 )
 
 env_cfg = dict(cudnn_benchmark=False)  # images differ in size
+find_unused_parameters = True  # the backbone's last stage, on several GPUs
 
 # On one GPU: a gate normalises over the images of a batch, for which mmdet's
 # 2 a GPU are too few.
