@@ -13,10 +13,11 @@ import torch._dynamo
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import EpochBasedTrainLoop, Runner
-from mmpretrain.registry import DATASETS, LOOPS, MODELS
+from mmpretrain.registry import DATASETS, LOOPS
 from torch import nn
 from torch.utils.data import DataLoader
 
+from sb_mm.engine.build import build_model
 from sb_mm.paper.cells import find_cell
 from sb_mm.paper.job import Execution, Job
 
@@ -218,7 +219,7 @@ def _prepared(what: str, cfg: Config, device: str) -> Callable[[], None]:
     if what == STEP:
         return prepared_epoch(cfg)
     loader = build_loader(cfg)
-    preprocess = _build(cfg).to(device).data_preprocessor
+    preprocess = build_model(cfg).to(device).data_preprocessor
 
     def run() -> None:
         for data in loader:
@@ -238,11 +239,3 @@ def build_loader(cfg: Config) -> DataLoader:
     """Return the loader of a config of :func:`config`."""
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         return Runner.build_dataloader(cfg.train_dataloader, seed=0)
-
-
-def _build(cfg: Config) -> nn.Module:
-    """Return the model as MMEngine's runner builds it."""
-    if cfg.get('data_preprocessor'):
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        return MODELS.build(cfg.model)

@@ -8,7 +8,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from sb_mm.deploy import fold
-from sb_mm.deploy.exportable import Normalise, exportable, wrap
+from sb_mm.deploy.onnx import Normalise, exportable, wrap
 
 from .measurement import Measurement, Settings, one_thread, take_turns
 from .networks import (
@@ -157,7 +157,7 @@ def _without_gradient(
 
 
 def _onnx(folded: nn.Module, images: Tensor) -> Iterator[tuple[str, Callable]]:
-    from sb_mm.deploy.onnx_file import to_onnx
+    from sb_mm.deploy.onnx import to_onnx
     from sb_mm.deploy.this_cpu import for_this_cpu
 
     both = torch.cat([images, images])

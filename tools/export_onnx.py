@@ -8,12 +8,14 @@ from pathlib import Path
 # Python puts tools/ on the path, not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sb_mm.deploy.export import ExportFailedError, export
+from sb_mm.deploy.agreement import ExportFailedError
+from sb_mm.deploy.export import export
 from sb_mm.engine.cli import (
     add_common_options,
     parse_arguments,
     run_tool,
 )
+from sb_mm.engine.config import load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,8 +58,22 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Export, and print what was done."""
+    args = parse_args()
+    cfg = load_config(
+        args.config, args.cfg_options, args.data_root, args.work_dir
+    )
+    out = f'{Path(args.config).stem}.onnx' if args.out is None else args.out
     try:
-        for line in export(parse_args()):
+        for line in export(
+            cfg,
+            args.checkpoint,
+            out,
+            nms=args.nms,
+            this_cpu=args.this_cpu,
+            check_images=args.check_images,
+            evaluate=args.evaluate,
+            trust=args.trust_checkpoint,
+        ):
             print(line, flush=True)
     except ExportFailedError as error:
         sys.exit(f'error: {error}')

@@ -1,8 +1,8 @@
-"""What ``tools/export_onnx.py`` does: export a network, and check the file."""
+"""Export a network to ONNX, and check the file before it is written."""
 
-import argparse
 import contextlib
 import copy
+import json
 import os
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -12,46 +12,50 @@ import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner
+from mmengine.registry import init_default_scope
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sb_mm.arguments import check_number
 from sb_mm.checkpoint import state_dict_of
+from sb_mm.engine.build import build_loader, build_model
 from sb_mm.engine.checkpoints import check_checkpoint
 from sb_mm.engine.checks import check_data
-from sb_mm.engine.config import load_config
 from sb_mm.engine.quiet import quiet_logger
 from sb_mm.errors import UserInputError, first_line
+from sb_mm.files import DRAFT_SUFFIX, write_in_one_step
 from sb_mm.version import __version__
 
-from .agreement import ExportFailedError, compare
-from .exportable import (
-    ExportedDetector,
-    check_model_type,
-    exportable,
-    wrap,
-)
+from .agreement import compare
 from .fold import fold
-from .onnx_file import (
-    add_metadata,
-    check_writable,
-    require_packages,
-    to_onnx,
-)
+from .nms import SuppressingDetector
+from .onnx import exportable, require_packages, to_onnx, wrap, wrapper_of
 from .onnx_runner import OnnxRunner
 
-__all__ = ['ExportFailedError', 'evaluate', 'export']
 
-
-def export(args: argparse.Namespace) -> Iterator[str]:
-    """Export as ``tools/export_onnx.py`` is told to.
+def export(
+    cfg: Config,
+    checkpoint: str | None,
+    out: str | Path,
+    *,
+    nms: bool = False,
+    this_cpu: bool = False,
+    check_images: int = 8,
+    evaluate: bool = False,
+    trust: bool = False,
+) -> Iterator[str]:
+    """Export a network, and write the file if it gives what PyTorch gives.
 
     Args:
-        args: ``config``, ``checkpoint``, ``out``, ``nms``, ``this_cpu``,
-            ``check_images``, ``evaluate`` and the common options.
+        cfg: Of :func:`~sb_mm.engine.config.load_config`.
+        checkpoint: File; random weights if None.
+        out: The file to write.
+        nms: Let the file suppress overlapping boxes.
+        this_cpu: See :func:`~sb_mm.deploy.this_cpu.for_this_cpu`.
+        check_images: Test images on which file and network are compared.
+        evaluate: Compute the metrics of the test set with both.
+        trust: Run the code that the checkpoint may bring with it.
 
     Yields:
         Lines that say what was done.
@@ -60,39 +64,57 @@ def export(args: argparse.Namespace) -> Iterator[str]:
         UserInputError: Before the export, if anything that it needs is
             missing or does not fit; then, if a layer has no ONNX form.
         ExportFailedError: If the file's outputs are not the network's.
+        OSError: If the file cannot be written.
     """
     require_packages()
-    check_number('--check-images', args.check_images, 1, integer=True)
-    out = Path(args.out or f'{Path(args.config).stem}.onnx')
-    check_writable(out)
-    cfg = load_config(
-        args.config, args.cfg_options, args.data_root, args.work_dir
-    )
-    model = _build(cfg, args.nms)
+    check_number('--check-images', check_images, 1, integer=True)
+    out = Path(out)
+    _check_writable(out)
+    model = _build(cfg, nms)
     check_data(cfg, ('test_dataloader',))
-    evaluator = _evaluator(cfg) if args.evaluate else None
-    yield _load(model, cfg, args)
-    loader = _loader(cfg)
-    samples = _samples(loader, args.check_images)
+    evaluator = _evaluator(cfg) if evaluate else None
+    yield _load(model, cfg, checkpoint, trust)
+    loader = build_loader(cfg, 'test_dataloader')
+    samples = _samples(loader, check_images)
     reference = wrap(model, tuple(samples[0][0].shape[1:]))
-    if hasattr(model, 'bbox_head') and (args.nms or args.evaluate):
-        _check_suppression(reference)
-    # Next to the file, so that it gets its name in one step.
-    draft = out.with_name(f'.{out.name}.{os.getpid()}')
+    if hasattr(model, 'bbox_head') and (nms or evaluate):
+        SuppressingDetector(reference)  # raises if it cannot be
+    image = samples[0][0][None].float()
+    file = _to_file(model, image, nms, this_cpu, loader)
+    runner = OnnxRunner(file)
+    for value in (*runner.session.get_inputs(), *runner.session.get_outputs()):
+        yield f'{value.name} {value.shape} {value.type}'
+    batches = [
+        _batch(samples[i : i + size])
+        for size in ((1,) if this_cpu else (1, 2))
+        for i in range(0, len(samples), size)
+    ]
+    yield from compare(runner, reference, model, batches)
+    if evaluator:
+        for name, predict in (
+            ('PyTorch', model.test_step),
+            ('ONNX Runtime', runner.predict),
+        ):
+            metrics = _metrics(predict, evaluator, loader)
+            shown = ', '.join(f'{k} {v:.4f}' for k, v in metrics.items())
+            yield f'{name}: {shown}'
+    write_in_one_step(out, file)
+    yield f'{out}: {len(file) / 2**20:.1f} MiB'
+
+
+def _check_writable(path: Path) -> None:
+    """Raise unless a file can be written there, as it will be."""
     try:
-        _write(draft, model, samples[0][0][None].float(), args, loader)
-        yield from _compare(draft, reference, model, samples)
-        if evaluator:
-            yield from _evaluate(draft, model, evaluator, loader)
-        draft.replace(out)
-    except OSError as error:
+        if path.is_dir() or path.suffix != '.onnx':
+            raise ValueError('no name of a file in .onnx')
+        draft = path.with_name(f'.{path.name}.{os.getpid()}{DRAFT_SUFFIX}')
+        draft.touch()
+        draft.unlink()
+    except (OSError, ValueError) as error:
         raise UserInputError(
-            f'{out} cannot be written ({first_line(error)}): make room or '
-            'choose another --out.'
+            f"--out '{path}' cannot be written ({first_line(error)}): give "
+            'the name of a file in .onnx, in a folder that is there.'
         ) from error
-    finally:
-        draft.unlink(missing_ok=True)
-    yield f'{out}: {out.stat().st_size / 2**20:.1f} MiB'
 
 
 def _build(cfg: Config, nms: bool) -> BaseModel:
@@ -102,34 +124,24 @@ def _build(cfg: Config, nms: bool) -> BaseModel:
             'The config has no test_dataloader, with whose images the file '
             'is checked: add one.'
         )
-    # As MMEngine's runner does, for the configs of mmpretrain.
-    if cfg.get('data_preprocessor'):
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    model = MODELS.build(cfg.model).eval()
-    check_model_type(model)
+    model = build_model(cfg).eval()
+    wrapper_of(model)  # raises if there is none
     if nms and not hasattr(model, 'bbox_head'):
         raise UserInputError('--nms is for detectors: leave it out.')
     return model
 
 
-def _load(model: BaseModel, cfg: Config, args: argparse.Namespace) -> str:
-    if args.checkpoint is None:
+def _load(
+    model: BaseModel, cfg: Config, checkpoint: str | None, trust: bool
+) -> str:
+    if checkpoint is None:
         with quiet_logger():
             model.init_weights()
         return 'no checkpoint given: the weights are random'
-    trust = args.trust_checkpoint
-    content = check_checkpoint(cfg, args.checkpoint, trust)
+    content = check_checkpoint(cfg, checkpoint, trust)
     model.load_state_dict(state_dict_of(content), strict=False)
-    return f'weights of {args.checkpoint}'
-
-
-def _loader(cfg: Config) -> DataLoader:
-    settings = dict(
-        cfg.test_dataloader, num_workers=0, persistent_workers=False
-    )
-    settings.pop('prefetch_factor', None)  # of the dataloader workers
-    return Runner.build_dataloader(settings, seed=0)
+    return f'weights of {checkpoint}'
 
 
 def _samples(
@@ -159,40 +171,36 @@ def _samples(
     return samples
 
 
-def _check_suppression(detector: ExportedDetector) -> None:
-    """Raise if the head's suppression cannot be exported."""
-    from .suppression import SuppressingDetector
-
-    SuppressingDetector(detector)
+def _batch(samples: list[tuple[Tensor, BaseDataElement]]) -> dict:
+    images, data_samples = zip(*samples, strict=True)
+    return dict(inputs=list(images), data_samples=list(data_samples))
 
 
-def _write(
-    path: Path,
+def _to_file(
     model: BaseModel,
-    one: Tensor,
-    args: argparse.Namespace,
+    image: Tensor,
+    nms: bool,
+    this_cpu: bool,
     loader: DataLoader,
-) -> None:
-    import onnx
-
-    from .suppression import SuppressingDetector
+) -> bytes:
+    from onnx.helper import set_model_props
 
     folded = copy.deepcopy(model)
     # It may have no norm of the kind that folds, and no attention.
     with contextlib.suppress(UserInputError):
         fold(folded)
-    module = exportable(folded, tuple(one.shape[2:]))
+    module = exportable(folded, tuple(image.shape[2:]))
     metadata = _metadata(module, loader)
-    if args.nms:
+    if nms:
         module = SuppressingDetector(module)
-    example = one if args.this_cpu else torch.cat([one, one])
-    file = to_onnx(module, example, dynamic=not args.this_cpu)
-    if args.this_cpu:
+    example = image if this_cpu else torch.cat([image, image])
+    file = to_onnx(module, example, dynamic=not this_cpu)
+    if this_cpu:
         from .this_cpu import for_this_cpu
 
         file = for_this_cpu(file)
-    add_metadata(file, **metadata)
-    onnx.save(file, str(path))
+    set_model_props(file, {k: json.dumps(v) for k, v in metadata.items()})
+    return file.SerializeToString()
 
 
 def _metadata(module: nn.Module, loader: DataLoader) -> dict:
@@ -214,30 +222,6 @@ def _metadata(module: nn.Module, loader: DataLoader) -> dict:
     )
 
 
-def _compare(
-    path: Path,
-    reference: nn.Module,
-    model: BaseModel,
-    samples: list[tuple[Tensor, BaseDataElement]],
-) -> Iterator[str]:
-    """Yield the file's inputs and outputs, and how far it is off."""
-    runner = OnnxRunner(path)
-    for group in (runner.session.get_inputs, runner.session.get_outputs):
-        for value in group():
-            yield f'{value.name} {value.shape} {value.type}'
-    batches = [
-        _batch(samples[i : i + size])
-        for size in ((1,) if runner.batch == 1 else (1, 2))
-        for i in range(0, len(samples), size)
-    ]
-    yield from compare(runner, reference, model, batches)
-
-
-def _batch(samples: list[tuple[Tensor, BaseDataElement]]) -> dict:
-    images, data_samples = zip(*samples, strict=True)
-    return dict(inputs=list(images), data_samples=list(data_samples))
-
-
 def _evaluator(cfg: Config) -> Evaluator:
     if not cfg.get('test_evaluator'):
         raise UserInputError(
@@ -247,32 +231,12 @@ def _evaluator(cfg: Config) -> Evaluator:
     return Evaluator(cfg.test_evaluator)
 
 
-def _evaluate(
-    path: Path, model: BaseModel, evaluator: Evaluator, loader: DataLoader
-) -> Iterator[str]:
-    """Compute the test set's metrics with the file and with PyTorch."""
-    runner = OnnxRunner(path)
-    for name, predict in (
-        ('PyTorch', model.test_step),
-        ('ONNX Runtime', runner.predict),
-    ):
-        metrics = evaluate(predict, evaluator, loader)
-        shown = ', '.join(f'{k} {v:.4f}' for k, v in metrics.items())
-        yield f'{name}: {shown}'
-
-
-def evaluate(
+def _metrics(
     predict: Callable[[dict], list],
     evaluator: Evaluator,
     loader: DataLoader,
 ) -> dict[str, float]:
-    """Return the metrics of an evaluator.
-
-    Args:
-        predict: Maps a loader's batch to samples with predictions.
-        evaluator: It is left empty.
-        loader: Of the test data.
-    """
+    """Return the metrics of what ``predict`` makes of the test data."""
     evaluator.dataset_meta = loader.dataset.metainfo
     for batch in loader:
         with torch.no_grad():

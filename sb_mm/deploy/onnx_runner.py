@@ -16,7 +16,7 @@ class OnnxRunner:
     """An exported classifier or detector, on the CPU.
 
     Args:
-        path: File that ``tools/export_onnx.py`` wrote.
+        file: What ``tools/export_onnx.py`` wrote: its path, or its bytes.
         threads: Of ONNX Runtime; 0 for as many as there are cores.
 
     Raises:
@@ -24,24 +24,27 @@ class OnnxRunner:
             sb_mm's.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0) -> None:
+    def __init__(self, file: str | Path | bytes, threads: int = 0) -> None:
         import onnxruntime
 
+        name = 'The file' if isinstance(file, bytes) else file
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         try:
             self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=['CPUExecutionProvider']
+                file if isinstance(file, bytes) else str(file),
+                options,
+                providers=['CPUExecutionProvider'],
             )
         except Exception as error:  # ONNX Runtime has no common base class
             raise UserInputError(
-                f'{path} cannot be loaded ({first_line(error)}): give a file '
+                f'{name} cannot be loaded ({first_line(error)}): give a file '
                 'that tools/export_onnx.py wrote.'
             ) from error
         texts = self.session.get_modelmeta().custom_metadata_map
         if 'sb_mm' not in texts:
             raise UserInputError(
-                f'{path} was not written by tools/export_onnx.py: give a file '
+                f'{name} was not written by tools/export_onnx.py: give a file '
                 'that was.'
             )
         self.test_cfg = json.loads(texts['test_cfg'])
@@ -83,7 +86,7 @@ class OnnxRunner:
     def _detections(self, outputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         if 'image' in outputs:
             return tuple(outputs.values())
-        from .suppression import Suppression
+        from .nms import Suppression
 
         boxes, scores = outputs['boxes'], outputs['scores']
         suppression = Suppression(

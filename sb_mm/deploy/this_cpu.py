@@ -10,13 +10,12 @@ out, and then let go: the blocked convolution itself takes any bias.
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import numpy as np
-import onnx
 import onnxruntime
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
-from onnx import numpy_helper as numbers
+from onnx import ModelProto
+from onnxscript import ir
+from onnxscript.ir.passes.common import RemoveUnusedNodesPass
 
 from sb_mm.errors import UserInputError
 
@@ -24,16 +23,11 @@ from sb_mm.errors import UserInputError
 _MARK = 1 << 20
 
 
-class _Held(NamedTuple):
-    name: str
-    channels: int
-
-
 def for_this_cpu(model: ModelProto) -> ModelProto:
     """Lay a file out for ONNX Runtime on this kind of CPU.
 
     Args:
-        model: A file for batches of one; changed.
+        model: A file for batches of one.
 
     Returns:
         A file of the same inputs and outputs. It has operations of ONNX
@@ -43,68 +37,49 @@ def for_this_cpu(model: ModelProto) -> ModelProto:
         UserInputError: If this version of ONNX Runtime does something else
             with the biases.
     """
-    outputs = list(model.graph.output)
-    _pool_globally(model.graph)
-    held = _hold_biases(model.graph)
-    model = _optimised(model)
-    _let_go(model.graph, held)
-    _sort(model.graph)
-    _drop_unused(model.graph)
-    del model.graph.output[:]
-    model.graph.output.extend(outputs)
-    return model
+    plain = ir.from_proto(model)
+    outputs = len(plain.graph.outputs)
+    _pool_globally(plain.graph)
+    _hold_biases(plain.graph)
+    blocked = _laid_out(plain)
+    _let_go(blocked.graph, blocked.graph.outputs[outputs:])
+    del blocked.graph.outputs[outputs:]
+    blocked.graph.sort()
+    RemoveUnusedNodesPass()(blocked)  # the marks, of which it would warn
+    return ir.to_proto(blocked)
 
 
-def _constants(graph: GraphProto) -> dict[str, np.ndarray]:
-    return {t.name: numbers.to_array(t) for t in graph.initializer}
-
-
-def _pool_globally(graph: GraphProto) -> None:
+def _pool_globally(graph: ir.Graph) -> None:
     """Write means over the pixels as pooling, which has a blocked form."""
-    constants = _constants(graph)
-    nodes = list(graph.node)
-    del graph.node[:]
-    for node in nodes:
-        axes = constants.get(node.input[1]) if len(node.input) > 1 else None
-        pools = node.op_type == 'ReduceMean' and axes is not None
-        if pools and sorted(axes.tolist()) == [2, 3]:
-            graph.node.extend(_pooling(node))
-        else:
-            graph.node.append(node)
-
-
-def _pooling(mean: NodeProto) -> list[NodeProto]:
-    source, out = mean.input[0], mean.output[0]
-    keeps = all(a.i for a in mean.attribute if a.name == 'keepdims')
-    if keeps:
-        return [helper.make_node('GlobalAveragePool', [source], [out])]
-    pooled = f'{out}.pooled'
-    return [
-        helper.make_node('GlobalAveragePool', [source], [pooled]),
-        helper.make_node('Flatten', [pooled], [out]),
-    ]
-
-
-def _hold_biases(graph: GraphProto) -> list[_Held]:
-    """Replace computed biases by marks, and keep what computes them."""
-    constants = _constants(graph)
-    held = []
-    for node in graph.node:
-        if node.op_type != 'Conv' or len(node.input) < 3:
+    for mean in [n for n in graph if n.op_type == 'ReduceMean']:
+        axes = mean.inputs[1].const_value if len(mean.inputs) > 1 else None
+        if axes is None or sorted(axes.numpy().tolist()) != [2, 3]:
             continue
-        bias, weight = node.input[2], constants.get(node.input[1])
-        if bias in constants or weight is None:
+        pool = ir.node('GlobalAveragePool', mean.inputs[:1])
+        graph.insert_before(mean, pool)
+        keeps = mean.attributes.get_int('keepdims', 1)
+        mean.op_type = 'Identity' if keeps else 'Flatten'
+        mean.attributes.clear()
+        mean.resize_inputs(1)
+        mean.replace_input_with(0, pool.outputs[0])
+
+
+def _hold_biases(graph: ir.Graph) -> None:
+    """Replace computed biases by marks, and give them out."""
+    for conv in [n for n in graph if n.op_type == 'Conv']:
+        bias = conv.inputs[2] if len(conv.inputs) > 2 else None
+        weight = conv.inputs[1].const_value
+        if bias is None or bias.const_value is not None or weight is None:
             continue
-        mark = np.full(len(weight), _MARK + len(held), np.float32)
-        node.input[2] = f'held.{len(held)}'
-        graph.initializer.append(numbers.from_array(mark, node.input[2]))
-        kept = helper.make_tensor_value_info(bias, TensorProto.FLOAT, None)
-        graph.output.append(kept)
-        held.append(_Held(bias, len(weight)))
-    return held
+        number = len(graph.outputs)
+        mark = np.full(weight.shape[0], _MARK + number, np.float32)
+        held = ir.val(f'held.{number}', const_value=ir.tensor(mark))
+        graph.register_initializer(held)
+        conv.replace_input_with(2, held)
+        graph.outputs.append(bias)
 
 
-def _optimised(model: ModelProto) -> ModelProto:
+def _laid_out(model: ir.Model) -> ir.Model:
     """Return the file as ONNX Runtime would run it."""
     with TemporaryDirectory() as folder:
         path = str(Path(folder, 'laid_out.onnx'))
@@ -112,67 +87,40 @@ def _optimised(model: ModelProto) -> ModelProto:
         options.optimized_model_filepath = path
         options.log_severity_level = 3  # not that the file is for this CPU
         onnxruntime.InferenceSession(
-            model.SerializeToString(),
+            ir.to_proto(model).SerializeToString(),
             options,
             providers=['CPUExecutionProvider'],
         )
-        return onnx.load(path)
+        return ir.load(path)
 
 
-def _let_go(graph: GraphProto, held: list[_Held]) -> None:
+def _let_go(graph: ir.Graph, biases: list[ir.Value]) -> None:
     """Put the computed biases where the marks are."""
-    constants = _constants(graph)
     found = 0
-    for node in list(graph.node):
-        bias = constants.get(node.input[2]) if len(node.input) > 2 else None
-        marked = bias is not None and bias.ndim == 1 and bias[0] >= _MARK
-        if not marked or node.op_type not in ('Conv', 'FusedConv'):
+    first = len(graph.outputs) - len(biases)
+    for conv in [n for n in graph if n.op_type in ('Conv', 'FusedConv')]:
+        held = conv.inputs[2] if len(conv.inputs) > 2 else None
+        if held is None or held.const_value is None:
             continue
-        name, channels = held[int(bias[0]) - _MARK]
-        node.input[2] = _padded(graph, name, len(bias) - channels)
+        mark = held.const_value.numpy()
+        if mark[0] < _MARK:
+            continue
+        bias = biases[int(mark[0]) - _MARK - first]
+        # Blocks of channels end in zeros.
+        if zeros := int((mark == 0).sum()):
+            rest = ir.val(
+                f'{held.name}.zeros',
+                const_value=ir.tensor(np.zeros(zeros, np.float32)),
+            )
+            graph.register_initializer(rest)
+            padded = ir.node('Concat', [bias, rest], dict(axis=0))
+            graph.append(padded)
+            bias = padded.outputs[0]
+        conv.replace_input_with(2, bias)
         found += 1
-    if found != len(held):
+    if found != len(biases):
         raise UserInputError(
             f'ONNX Runtime {onnxruntime.__version__} keeps {found} of '
-            f'{len(held)} biases: leave --this-cpu out, or install the '
-            'version of requirements/export.txt.'
+            f'{len(biases)} biases: leave --this-cpu out, or install another '
+            'version.'
         )
-
-
-def _padded(graph: GraphProto, name: str, channels: int) -> str:
-    """Return the name of a bias with as many zeros behind it."""
-    if not channels:
-        return name
-    zeros, padded = f'{name}.zeros', f'{name}.padded'
-    graph.initializer.append(
-        numbers.from_array(np.zeros(channels, np.float32), zeros)
-    )
-    graph.node.append(
-        helper.make_node('Concat', [name, zeros], [padded], axis=0)
-    )
-    return padded
-
-
-def _drop_unused(graph: GraphProto) -> None:
-    """Remove the marks, of which ONNX Runtime would warn."""
-    used = {name for node in graph.node for name in node.input}
-    kept = [t for t in graph.initializer if t.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-
-
-def _sort(graph: GraphProto) -> None:
-    """Put every node behind those whose outputs it takes."""
-    ready = {'', *(t.name for t in (*graph.initializer, *graph.input))}
-    waiting = list(graph.node)
-    del graph.node[:]
-    while waiting:
-        behind = []
-        for node in waiting:
-            if ready.issuperset(node.input):
-                graph.node.append(node)
-                ready.update(node.output)
-            else:
-                behind.append(node)
-        assert len(behind) < len(waiting), 'the graph has a circle'
-        waiting = behind

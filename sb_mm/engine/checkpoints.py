@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.fileio import list_from_file
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
@@ -19,6 +19,7 @@ from sb_mm.checkpoint import (
 )
 from sb_mm.errors import UserInputError, first_few
 
+from .build import build_model
 from .classes import dataset_class
 from .config import dataset_configs
 
@@ -176,7 +177,7 @@ def _skeleton(cfg: Config) -> nn.Module:
     """Build the network without memory for its weights."""
     try:
         with torch.device('meta'):
-            return MODELS.build(cfg.model)
+            return build_model(cfg)
     except (NotImplementedError, RuntimeError):
         # A constructor computes with tensor values, which meta has none of.
-        return MODELS.build(cfg.model)
+        return build_model(cfg)

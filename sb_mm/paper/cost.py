@@ -16,9 +16,9 @@ from functools import cache
 import torch
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
+from sb_mm.engine.build import build_model
 from sb_mm.models.layers import ChannelAttention, ShiftBalance
 
 from .cells import Cell, load_cells
@@ -49,12 +49,6 @@ class Cost:
         return self.convolution + self.linear + self.mixing
 
 
-def build_network(cfg: Config) -> nn.Module:
-    """Build the model of a config, with whatever weights."""
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        return MODELS.build(cfg.model).eval()
-
-
 def network_cost(cfg: Config, image_size: int) -> Cost:
     """Count a config's network for one image ``(1, 3, size, size)``.
 
@@ -73,7 +67,7 @@ def _without_free(value: object) -> object:
 @cache
 def _cost(model: str, scope: str, image_size: int) -> Cost:
     cfg = Config(dict(model=json.loads(model), default_scope=scope))
-    network = build_network(cfg)
+    network = build_model(cfg).eval()
     images = torch.zeros(1, 3, image_size, image_size)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # tracing shapes with Python numbers
@@ -248,7 +242,7 @@ def _attention_shapes(
             trunk[0, 0].numel(),
         )
 
-    model = build_network(cell.resolve())
+    model = build_model(cell.resolve()).eval()
     for name, module in model.named_modules():
         if isinstance(module, kind):
             module.register_forward_pre_hook(

@@ -23,7 +23,7 @@ from rich.progress import (
 )
 
 from sb_mm.engine.cli import exit_on_sigterm
-from sb_mm.engine.preflight import check_data
+from sb_mm.engine.checks import check_data
 from sb_mm.errors import UserInputError, first_line
 
 from .cells import Cell

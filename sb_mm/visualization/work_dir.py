@@ -5,10 +5,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS
-from mmengine.runner import Runner
 
 from sb_mm.checkpoint import state_dict_of
+from sb_mm.engine.build import build_loader, build_model
 from sb_mm.engine.checkpoints import check_checkpoint, newest_checkpoint
 from sb_mm.engine.checks import check_data
 from sb_mm.engine.config import load_config
@@ -47,11 +46,9 @@ def load_trained(
             f'{work_dir} holds no checkpoint: give one with --checkpoint.'
         )
     content = check_checkpoint(cfg, checkpoint, trust)
-    model = MODELS.build(cfg.model).eval()
+    model = build_model(cfg).eval()
     model.load_state_dict(state_dict_of(content), strict=False)
-    loader = dict(cfg.val_dataloader, num_workers=0, persistent_workers=False)
-    loader.pop('prefetch_factor', None)  # of the dataloader workers
-    return model, next(iter(Runner.build_dataloader(loader, seed=0)))
+    return model, next(iter(build_loader(cfg, 'val_dataloader')))
 
 
 def check_work_dir(work_dir: str | Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sb_mm.engine.build import build_model
 from sb_mm.models import DynamicConv2d
 from sb_mm.models.layers import ChannelAttention
 from sb_mm.paper import commands
@@ -13,7 +14,6 @@ from sb_mm.paper.cells import find_cell, load_cells
 from sb_mm.paper.cost import (
     Comparison,
     Shape,
-    build_network,
     check_cell,
     layer_overheads,
     network_cost,
@@ -64,7 +64,7 @@ def test_the_counter_agrees_with_hooks_on_every_layer(cell_id):
     found = {
         k: getattr(counted, k) for k in ('convolution', 'linear', 'mixing')
     }
-    assert found == _by_hooks(build_network(cell.resolve()), size)
+    assert found == _by_hooks(build_model(cell.resolve()).eval(), size)
     assert counted.multiply_adds == sum(found.values())
 
 
@@ -139,7 +139,7 @@ def test_the_overhead_is_that_of_equations_10_to_17():
 def test_the_overhead_of_a_network_is_that_of_its_layers(cell_id):
     cell = find_cell(cell_id)
     layers = layer_overheads(cell)
-    model = build_network(cell.resolve())
+    model = build_model(cell.resolve()).eval()
     gates = {
         n: m
         for n, m in model.named_modules()

@@ -1,15 +1,48 @@
-"""Networks in the form in which they are exported: tensors in and out."""
+"""From a network to an ONNX file: tensors in, tensors out."""
 
+import contextlib
 import copy
+import io
+import warnings
+from importlib.util import find_spec
+from inspect import signature
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from sb_mm.errors import UserInputError
+from sb_mm.errors import UserInputError, first_line, root_cause
 
 from ..models.layers import DynamicConv2d
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+OPSET = 18
+_PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
+
+
+def require_packages() -> None:
+    """Raise unless what the export needs is installed.
+
+    Raises:
+        UserInputError: Names the packages that are missing, or PyTorch if it
+            is too old.
+    """
+    parameters = signature(torch.onnx.export).parameters
+    if 'custom_translation_table' not in parameters:
+        raise UserInputError(
+            f'Export needs PyTorch 2.6 or later, but this is '
+            f'{torch.__version__}.'
+        )
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UserInputError(
+            f'Export needs {", ".join(missing)}: '
+            f'pip install {" ".join(_PACKAGES)}.'
+        )
 
 
 class Normalise(nn.Module):
@@ -212,23 +245,30 @@ def wrap(
     Raises:
         UserInputError: If there is no export of this kind of network.
     """
-    return _wrapper_of(model)(model, size).eval()
+    return wrapper_of(model)(model, size).eval()
 
 
-def check_model_type(model: BaseModel) -> None:
-    """Raise unless there is an export of this kind of network.
+def wrapper_of(model: BaseModel) -> type[nn.Module]:
+    """Return the class that :func:`wrap` makes of a network.
 
     Raises:
-        UserInputError: Names the type.
+        UserInputError: If there is no export of this kind of network.
     """
-    _wrapper_of(model)
+    with contextlib.suppress(ImportError):
+        from mmdet.models import AnchorHead, SingleStageDetector
 
+        if isinstance(model, SingleStageDetector) and isinstance(
+            model.bbox_head, AnchorHead
+        ):
+            return ExportedDetector
+    with contextlib.suppress(ImportError):
+        from mmpretrain.models import ClsHead, ImageClassifier
 
-def _wrapper_of(model: BaseModel) -> type:
-    if _is_detector(model):
-        return ExportedDetector
-    if _is_classifier(model):
-        return ExportedClassifier
+        # A multi-label head is no ClsHead.
+        if isinstance(model, ImageClassifier) and isinstance(
+            model.head, ClsHead
+        ):
+            return ExportedClassifier
     parts = [model, *(getattr(model, n, None) for n in ('bbox_head', 'head'))]
     names = [type(p).__name__ for p in parts if p is not None]
     raise UserInputError(
@@ -238,22 +278,55 @@ def _wrapper_of(model: BaseModel) -> type:
     )
 
 
-def _is_detector(model: BaseModel) -> bool:
+def to_onnx(module: nn.Module, images: Tensor, dynamic: bool) -> 'ModelProto':
+    """Return an exportable network as ONNX.
+
+    Args:
+        module: See :func:`exportable`.
+        images: An example input.
+        dynamic: Whether the file takes any number of images, not only as
+            many as there are here.
+
+    Raises:
+        UserInputError: If an operation has no ONNX form; names it.
+    """
+    from .nms import translations
+
+    shapes = ({0: torch.export.Dim('batch')},) if dynamic else None
     try:
-        from mmdet.models import AnchorHead, SingleStageDetector
-    except ImportError:
-        return False
-    return isinstance(model, SingleStageDetector) and isinstance(
-        model.bbox_head, AnchorHead
-    )
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            warnings.simplefilter('ignore')
+            # Here and not by the exporter, which then tries a slower way too.
+            traced = torch.export.export(
+                module, (images,), dynamic_shapes=shapes, strict=False
+            )
+            file = torch.onnx.export(
+                traced,
+                (images,),
+                dynamo=True,
+                input_names=['images'],
+                output_names=list(module.output_names),
+                opset_version=OPSET,
+                custom_translation_table=translations(),
+                verbose=False,
+            ).model_proto
+    except Exception as error:  # of any kind, from any step of the exporter
+        raise UserInputError(
+            'The network cannot be exported to ONNX '
+            f'({first_line(root_cause(error))}): replace that operation.'
+        ) from error
+    _name_batch(file)
+    return file
 
 
-def _is_classifier(model: BaseModel) -> bool:
-    try:
-        from mmpretrain.models import ClsHead, ImageClassifier
-    except ImportError:
-        return False
-    # A multi-label head is none of these.
-    return isinstance(model, ImageClassifier) and isinstance(
-        model.head, ClsHead
-    )
+def _name_batch(model: 'ModelProto') -> None:
+    """Name the free dimension, which PyTorch gives a number."""
+    graph = model.graph
+    free = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if free and dim.dim_param == free:
+                dim.dim_param = 'batch'

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sb_mm.errors import UserInputError
 
-from .exportable import ExportedDetector
+from .onnx import ExportedDetector
 
 
 @torch.library.custom_op('sb_mm::suppress', mutates_args=())

@@ -1,0 +1,38 @@
+"""Parts of a config outside of a runner."""
+
+import copy
+
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+
+def build_model(cfg: Config) -> BaseModel:
+    """Return a config's model, with whatever weights, as the runner builds it.
+
+    Args:
+        cfg: A whole config; not changed.
+    """
+    model = copy.deepcopy(cfg.model)
+    # In the configs of mmpretrain it stands beside the model.
+    if cfg.get('data_preprocessor'):
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    scope = cfg.get('default_scope') or 'mmengine'
+    with DefaultScope.overwrite_default_scope(scope):
+        return MODELS.build(model)
+
+
+def build_loader(cfg: Config, name: str) -> DataLoader:
+    """Return a config's dataloader, without dataloader workers.
+
+    Args:
+        cfg: A whole config.
+        name: Such as ``'test_dataloader'``.
+    """
+    settings = dict(cfg[name], num_workers=0, persistent_workers=False)
+    settings.pop('prefetch_factor', None)  # of the dataloader workers
+    scope = cfg.get('default_scope') or 'mmengine'
+    with DefaultScope.overwrite_default_scope(scope):
+        return Runner.build_dataloader(settings, seed=0)
