@@ -148,10 +148,11 @@ def unexplained(
     bboxes = found.bboxes * found.bboxes.new_tensor(scale).repeat(2)
     corner = boxes.new_tensor([*shape[::-1]] * 2)
     clipped = boxes.clamp(min=0).minimum(corner)
-    rounding = TOLERANCES['scores']['rtol'] * scores
+    # As of a logit: next to 0 and 1 it matters less.
+    rounding = TOLERANCES['scores']['rtol'] * scores * (1 - scores)
     rounding += TOLERANCES['scores']['atol']
+    distance = (clipped[:, None] - bboxes).abs().amax(-1)
     off = (scores[:, found.labels] - found.scores).abs()
-    distance = torch.cdist(clipped, bboxes, p=torch.inf)
     distance[~(off <= rounding[:, found.labels])] = torch.inf
     distance, prior = distance.min(0)
     here = distance <= TOLERANCES['boxes']['atol']
@@ -159,10 +160,11 @@ def unexplained(
     mine[prior[here], found.labels[here]] = True
     selected = _select(boxes, scores + 2 * rounding * mine, head, shape)
     # At the threshold and at a class's last candidate, rounding decides.
-    last = min(cfg.get('candidates_per_class') or len(scores), len(scores))
-    last = scores.topk(last, 0).values[-1]
     clear = (scores - cfg.get('score_thr', 0)).abs() > rounding
-    clear &= (scores - last).abs() > 2 * rounding
+    last = cfg.get('candidates_per_class') or len(scores)
+    if last < len(scores):
+        floor = scores.topk(last, 0).values[-1]
+        clear &= (scores - floor).abs() > 2 * rounding
     return int((~here).sum() + ((selected != mine) & clear).sum())
 
 
