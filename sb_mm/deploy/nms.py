@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from sb_mm.errors import UserInputError
 
-from .onnx import ExportedDetector
-
 
 @torch.library.custom_op('sb_mm::suppress', mutates_args=())
 def suppress(
@@ -47,15 +45,9 @@ def translations() -> dict[Callable, Callable]:
     """Return what :func:`suppress` is in ONNX."""
     from onnxscript import opset18 as op
 
-    def in_onnx(
-        boxes: object,
-        scores: object,
-        iou_threshold: float,
-        score_threshold: float,
-    ) -> object:
+    def in_onnx(boxes: object, scores: object, *limits: float) -> object:
         every = op.Constant(value_ints=[2**31 - 1])
-        iou = op.Constant(value_floats=[iou_threshold])
-        score = op.Constant(value_floats=[score_threshold])
+        iou, score = (op.Constant(value_floats=[x]) for x in limits)
         return op.NonMaxSuppression(boxes, scores, every, iou, score)
 
     return {torch.ops.sb_mm.suppress.default: in_onnx}
@@ -85,11 +77,22 @@ class Suppression(nn.Module):
         size: tuple[int, int],
     ) -> None:
         super().__init__()
-        _check(test_cfg, num_priors * num_classes)
+        nms, first = test_cfg['nms'], test_cfg.get('nms_pre', -1)
+        if nms.get('type', 'nms') != 'nms' or nms.get('class_agnostic'):
+            raise UserInputError(
+                f'test_cfg.nms={dict(nms)} cannot be exported: use '
+                "type='nms', class by class, or leave --nms out."
+            )
+        if 0 < first < num_priors * num_classes:
+            raise UserInputError(
+                f'test_cfg.nms_pre={first} keeps only some of the '
+                f'{num_priors * num_classes} scores of an image, which cannot '
+                'be exported: use candidates_per_class, or leave --nms out.'
+            )
         wanted = test_cfg.get('candidates_per_class') or num_priors
         self.candidates = min(wanted, num_priors)
         self.min_side = test_cfg.get('min_bbox_size', -1)
-        self.iou_threshold = test_cfg['nms']['iou_threshold']
+        self.iou_threshold = nms['iou_threshold']
         self.score_threshold = float(test_cfg.get('score_thr', 0))
         corner = torch.tensor([size[1], size[0]] * 2, dtype=torch.float32)
         self.register_buffer('corner', corner)
@@ -131,7 +134,7 @@ class SuppressingDetector(nn.Module):
     """A detector from pixels to detections.
 
     Args:
-        detector: From pixels to the boxes and scores of all priors.
+        detector: An :class:`~sb_mm.deploy.onnx.ExportedDetector`.
 
     Raises:
         UserInputError: If its ``test_cfg`` asks for what cannot be exported.
@@ -139,7 +142,7 @@ class SuppressingDetector(nn.Module):
 
     output_names = ('image', 'label', 'box', 'score')
 
-    def __init__(self, detector: ExportedDetector) -> None:
+    def __init__(self, detector: nn.Module) -> None:
         super().__init__()
         self.detector = detector
         head = detector.model.bbox_head
@@ -153,19 +156,3 @@ class SuppressingDetector(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Map images ``(N, 3, H, W)`` to the rows of :class:`Suppression`."""
         return self.suppression(*self.detector(images))
-
-
-def _check(cfg: dict, scores: int) -> None:
-    nms = dict(cfg['nms'])
-    if nms.get('type', 'nms') != 'nms' or nms.get('class_agnostic'):
-        raise UserInputError(
-            f'test_cfg.nms={nms} cannot be exported: use '
-            "type='nms', class by class, or leave --nms out."
-        )
-    before = cfg.get('nms_pre', -1)
-    if 0 < before < scores:
-        raise UserInputError(
-            f'test_cfg.nms_pre={before} keeps only some of the {scores} '
-            'scores of an image, which cannot be exported: use '
-            'candidates_per_class, or leave --nms out.'
-        )

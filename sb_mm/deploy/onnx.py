@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sb_mm.errors import UserInputError, first_line, root_cause
 
 from ..models.layers import DynamicConv2d
+from .nms import translations
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -121,13 +122,20 @@ class ExportedDetector(nn.Module):
         self.model = model
         self.size = size
         head = model.bbox_head
+        images = torch.zeros(1, 3, *size)
         with torch.no_grad():
-            images = self.normalise(torch.zeros(1, 3, *size))
-            features = model.extract_feat(images)
-            _check_outputs(head, head(features))
-        sizes = [tuple(f.shape[2:]) for f in features]
-        priors = head.prior_generator.grid_priors(sizes, device='cpu')
-        self.register_buffer('priors', torch.cat(priors))
+            features = model.extract_feat(self.normalise(images))
+            sizes = [tuple(f.shape[2:]) for f in features]
+            priors = head.prior_generator.grid_priors(sizes, device='cpu')
+            self.register_buffer('priors', torch.cat(priors))
+            try:
+                self(images)
+            except (ValueError, RuntimeError) as error:
+                raise UserInputError(
+                    f'{type(head).__name__} cannot be exported '
+                    f'({first_line(error)}): give a head of a score a class '
+                    "and a box's four numbers for each prior."
+                ) from error
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images ``(N, 3, H, W)`` to boxes and scores of the priors.
@@ -137,41 +145,20 @@ class ExportedDetector(nn.Module):
             clipped to it if the ``bbox_coder`` does so, and scores
             ``(N, P, classes)``, 0 to 1.
         """
-        head = self.model.bbox_head
+        head, n = self.model.bbox_head, images.size(0)
         features = self.model.extract_feat(self.normalise(images))
         logits, deltas = head(features)
         logits = _by_prior(logits, head.cls_out_channels)
-        deltas = _by_prior(deltas, head.bbox_coder.encode_size)
-        n = images.size(0)
+        deltas = _by_prior(deltas, 4)
         priors = self.priors.expand(n, -1, -1).reshape(-1, 4)
         boxes = head.bbox_coder.decode(
             priors, deltas.flatten(0, 1), max_shape=self.size
         )
-        return boxes.reshape(n, -1, 4), self._scores(logits)
-
-    def _scores(self, logits: Tensor) -> Tensor:
-        head = self.model.bbox_head
         if head.use_sigmoid_cls:
-            return logits.sigmoid()
-        return logits.softmax(-1)[..., : head.num_classes]
-
-
-def _check_outputs(head: nn.Module, outputs: tuple) -> None:
-    """Raise unless these are the levels' logits and deltas."""
-    coder = getattr(head.bbox_coder, 'encode_size', 0)
-    numbers = (head.cls_out_channels, coder)
-    priors = head.prior_generator.num_base_priors
-    fits = len(outputs) == len(numbers) and all(
-        level.size(1) == each * number
-        for levels, number in zip(outputs, numbers, strict=True)
-        for level, each in zip(levels, priors, strict=True)
-    )
-    if not fits:
-        raise UserInputError(
-            f'{type(head).__name__} cannot be exported: besides a score a '
-            "class and a box's four numbers, it gives something else of the "
-            'prior boxes.'
-        )
+            scores = logits.sigmoid()
+        else:
+            scores = logits.softmax(-1)[..., : head.num_classes]
+        return boxes.reshape(n, -1, 4), scores
 
 
 def _by_prior(levels: list[Tensor], numbers: int) -> Tensor:
@@ -290,8 +277,6 @@ def to_onnx(module: nn.Module, images: Tensor, dynamic: bool) -> 'ModelProto':
     Raises:
         UserInputError: If an operation has no ONNX form; names it.
     """
-    from .nms import translations
-
     shapes = ({0: torch.export.Dim('batch')},) if dynamic else None
     try:
         with (

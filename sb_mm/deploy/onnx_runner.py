@@ -11,6 +11,8 @@ from torch import Tensor
 
 from sb_mm.errors import UserInputError, first_line
 
+from .nms import Suppression
+
 
 class OnnxRunner:
     """An exported classifier or detector, on the CPU.
@@ -79,38 +81,24 @@ class OnnxRunner:
             for sample, scores in zip(samples, outputs['scores'], strict=True):
                 sample.set_pred_score(scores).set_pred_label(scores.argmax())
             return
-        rows = self._detections(outputs)
+        if 'image' not in outputs:
+            boxes, scores = outputs['boxes'], outputs['scores']
+            suppression = Suppression(
+                self.test_cfg, boxes.size(1), scores.size(2), self.size
+            )
+            rows = suppression(boxes, scores)
+        else:
+            rows = tuple(outputs.values())
         for i, sample in enumerate(samples):
-            sample.pred_instances = self._instances(sample, i, *rows)
-
-    def _detections(self, outputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        if 'image' in outputs:
-            return tuple(outputs.values())
-        from .nms import Suppression
-
-        boxes, scores = outputs['boxes'], outputs['scores']
-        suppression = Suppression(
-            self.test_cfg, boxes.size(1), scores.size(2), self.size
-        )
-        return suppression(boxes, scores)
-
-    def _instances(
-        self,
-        sample: BaseDataElement,
-        index: int,
-        image: Tensor,
-        label: Tensor,
-        box: Tensor,
-        score: Tensor,
-    ) -> InstanceData:
-        """Return one image's detections, the best first."""
-        rows = (image == index).nonzero()[:, 0]
-        order = score[rows].argsort(descending=True, stable=True)
-        limit = self.test_cfg.get('max_per_img', -1)
-        rows = rows[order][: limit if limit > 0 else None]
-        scale = sample.metainfo.get('scale_factor', (1, 1))
-        # From pixels of the input to pixels of the image.
-        boxes = box[rows] / torch.tensor(scale, dtype=box.dtype).repeat(2)
-        return InstanceData(
-            bboxes=boxes, labels=label[rows], scores=score[rows]
-        )
+            here = rows[0] == i
+            label, box, score = (values[here] for values in rows[1:])
+            order = score.argsort(descending=True, stable=True)
+            limit = self.test_cfg.get('max_per_img', -1)
+            order = order[: limit if limit > 0 else None]
+            # From pixels of the input to pixels of the image.
+            scale = box.new_tensor(sample.metainfo.get('scale_factor', (1, 1)))
+            sample.pred_instances = InstanceData(
+                bboxes=box[order] / scale.repeat(2),
+                labels=label[order],
+                scores=score[order],
+            )

@@ -9,7 +9,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import sb_mm.models
 from sb_mm.deploy import fold
 from sb_mm.errors import UserInputError
-from sb_mm.models.backbones.blocks import ShuffleBlock
 from sb_mm.models.layers import AttentionConvModule
 from sb_mm.registry import MODELS
 
@@ -70,28 +69,20 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize(('name', 'kwargs'), NETWORKS)
-@pytest.mark.parametrize('batch', [1, 3])
 @torch.no_grad()
-def test_a_folded_backbone_gives_the_same_outputs(name, kwargs, batch):
+def test_a_folded_backbone_gives_the_same_outputs(name, kwargs):
     model = backbone(name, **kwargs)
-    x = torch.randn(batch, 3, 64, 64)
-    expected = model(x)[-1]
+    inputs = [torch.randn(batch, 3, 64, 64) for batch in (1, 3)]
+    expected = [model(x)[-1] for x in inputs]
 
-    out = fold(model)(x)[-1]
+    fold(model)
 
-    scale = expected.abs().max()
-    assert (out - expected).abs().max() <= 1e-4 * max(scale, 1)
-
-
-@pytest.mark.parametrize(
-    ('name', 'kwargs'), [n for n in NETWORKS if 'conv' not in n[1].values()]
-)
-def test_no_batch_norm_and_no_dropout_is_left(name, kwargs):
-    model = fold(backbone(name, **kwargs))
-
-    left = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    assert not left
-    assert not [m for m in model.modules() if isinstance(m, nn.Dropout)]
+    for x, wanted in zip(inputs, expected, strict=True):
+        scale = max(wanted.abs().max(), 1)
+        assert (model(x)[-1] - wanted).abs().max() <= 1e-4 * scale
+    if 'conv' not in kwargs.values():
+        left = (_BatchNorm, nn.Dropout)
+        assert not [m for m in model.modules() if isinstance(m, left)]
 
 
 @pytest.mark.parametrize('batch', [1, 3])
@@ -204,13 +195,6 @@ def test_a_folded_backbone_is_switched_and_can_be_put_into_a_mode():
     torch.testing.assert_close(model(x)[-1], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_training_mode_is_refused():
-    model = backbone('SBMobileNetV2').train()
-    with pytest.raises(UserInputError, match='SBMobileNetV2 is in training'):
-        fold(model)
-    assert [m for m in model.modules() if isinstance(m, _BatchNorm)]
-
-
 @pytest.mark.parametrize(
     'part', [nn.Dropout(), nn.ReLU(), nn.Sequential(nn.Dropout())]
 )
@@ -223,6 +207,7 @@ def test_training_mode_of_any_part_is_refused(part):
     model.training = True
     with pytest.raises(UserInputError, match='is in training mode: call'):
         fold(model)
+    assert [m for m in model.modules() if isinstance(m, _BatchNorm)]
 
 
 def test_folding_twice_is_refused():
@@ -238,34 +223,6 @@ def test_folding_twice_is_refused():
 def test_nothing_to_fold_is_refused():
     with pytest.raises(UserInputError, match='nothing to fold'):
         fold(nn.Conv2d(3, 4, 1).eval())
-
-
-@torch.no_grad()
-def test_a_classifier_folds():
-    pytest.importorskip('mmpretrain')
-    from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
-
-    model = trained(
-        MMPRETRAIN_MODELS.build(
-            dict(
-                type='ImageClassifier',
-                backbone=dict(type='sb_mm.SBMobileNetV2', widen_factor=0.35),
-                neck=dict(type='sb_mm.AveragePoolDropout', dropout=0.2),
-                head=dict(
-                    type='LinearClsHead', num_classes=7, in_channels=1280
-                ),
-            )
-        )
-    )
-    x = torch.randn(2, 3, 64, 64)
-    expected = model(x, mode='tensor')
-
-    out = fold(model)(x, mode='tensor')
-
-    for a, b in zip(out, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    left = (_BatchNorm, nn.Dropout)
-    assert not [m for m in model.modules() if isinstance(m, left)]
 
 
 @torch.no_grad()
@@ -292,11 +249,3 @@ def test_a_detector_folds():
             scale = max(b.abs().max().item(), 1)
             assert (a - b).abs().max() <= 1e-4 * scale
     assert not [m for m in model.modules() if isinstance(m, _BatchNorm)]
-
-
-@torch.no_grad()
-def test_a_shuffle_block_folds_in_both_branches():
-    block = trained(ShuffleBlock(8, 12, 2, attention=SB))
-    x = torch.randn(2, 8, 6, 6)
-    expected = block(x)
-    torch.testing.assert_close(fold(block)(x), expected, rtol=1e-4, atol=1e-5)
