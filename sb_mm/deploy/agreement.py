@@ -79,6 +79,11 @@ def _outputs(reference: nn.Module, batch: dict) -> dict[str, Tensor]:
     """Return the outputs of the exported form by name."""
     outputs = reference(_images(batch))
     outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    if not all(o.isfinite().all() for o in outputs):
+        raise ExportFailedError(
+            'What the network itself gives is not finite: check the '
+            'checkpoint; no file was written.'
+        )
     return dict(zip(reference.output_names, outputs, strict=True))
 
 
@@ -116,7 +121,7 @@ def _compare_detections(
         f'{differ} of {total} detections of the file and of test_step do not '
         "follow from the network's boxes and scores"
     )
-    if not total or differ > MAY_DIFFER * total:
+    if differ > MAY_DIFFER * total:
         raise ExportFailedError(f'{line}: no file was written.')
     return line
 
