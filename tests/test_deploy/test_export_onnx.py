@@ -362,13 +362,20 @@ def test_a_file_of_another_network_is_refused(alter, kind, shared):
         list(compare(file, wrap(model, (SIDE, SIDE)), model, batches))
 
 
-def test_a_network_that_finds_nothing_is_no_fault(shared):
+def test_a_network_that_finds_nothing_is_no_fault(shared, monkeypatch):
     cfg = dict(TEST_CFG, score_thr=1.1)
     file, model = runner(detector_file(shared, 'raw'), cfg), detector(cfg)
     reference = wrap(model, (SIDE, SIDE))
     batches = [image_batch(2, image_sample)]
     lines = list(compare(file, reference, model, batches))
     assert lines[-1].startswith('0 of 0 detections')
+    # Then boxes and scores alone tell.
+    run = file.run
+    monkeypatch.setattr(
+        file, 'run', lambda x: FAULTS['raw, a pixel off'](run(x))
+    )
+    with pytest.raises(ExportFailedError, match='The boxes differ from'):
+        list(compare(file, reference, model, batches))
 
 
 def test_an_exported_form_that_decodes_otherwise_is_refused(shared):
