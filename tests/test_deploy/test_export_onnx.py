@@ -343,7 +343,7 @@ def other_weights(model):
 
 
 def other_overlap(model):
-    model.bbox_head.test_cfg['nms'] = dict(type='nms', iou_threshold=0.6)
+    model.bbox_head.test_cfg['nms'] = dict(type='nms', iou_threshold=0.3)
 
 
 def no_number(model):
