@@ -240,7 +240,7 @@ def test_a_missing_source_is_named(tool, tmp_path):
 @pytest.mark.parametrize(
     ('content', 'words'),
     [
-        ([torch.ones(1)], ('holds a list',)),
+        ([torch.ones(1)], ('a list, is no dictionary',)),
         ({}, ('holds none of the networks', 'but no tensors')),
         (
             {'layer1.0.conv1.weight': torch.ones(1)},
