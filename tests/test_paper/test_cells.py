@@ -105,7 +105,9 @@ def test_an_override_that_names_nothing_is_an_error():
 
 
 def test_selection_is_by_table_width_attention_and_id():
-    found = select_cells([6, 8], [0.5], ['SB', 'static'], ['t4-ssd-mobilenetv2-x0.5-se'])
+    found = select_cells(
+        [6, 8], [0.5], ['SB', 'static'], ['t4-ssd-mobilenetv2-x0.5-se']
+    )
     assert [c.id for c in found] == [
         't6-x0.5-static', 't6-x0.5-sb', 't8-x0.5-lambda_init-0.01',
         't8-x0.5-lambda_init-0.05', 't8-x0.5-lambda_init-0.1',

@@ -87,7 +87,9 @@ def test_a_line_that_is_cut_spoils_no_other(record, tmp_path):
     cut = record().to_line()[:-20]
     (tmp_path / 'table8.jsonl').write_text(cut)
     append_record(record(seed=1), tmp_path)
-    _write(tmp_path, *(tmp_path / 'table8.jsonl').read_text().split('\n'), '[]')
+    _write(
+        tmp_path, *(tmp_path / 'table8.jsonl').read_text().split('\n'), '[]'
+    )
     found = read_results(tmp_path)
     assert found.records == [record(seed=1)]
     assert 'line 1 is not a record' in found.refused[0]
