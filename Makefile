@@ -14,6 +14,9 @@ ifeq ($(VENV),)
 $(error FAMILY is "$(FAMILY)"; set it to onedl or openmmlab)
 endif
 PY := $(VENV)/bin/python
+# uv takes pip's index, where one is set.
+UV = UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$($(PY) -m pip config get \
+	global.index-url 2>/dev/null)}" VIRTUAL_ENV=$(VENV) $(VENV)/bin/uv pip
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test bench lint format clean
@@ -22,8 +25,44 @@ help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' \
 		Makefile
 
-env: ## make or complete the pinned environment (FAMILY=onedl|openmmlab)
-	@$(PYTHON) tools/setup_env.py --family $(FAMILY)
+env: $(VENV)/ready ## make the pinned environment (FAMILY=onedl|openmmlab)
+
+# One shell, so that it can be timed and stops at the first failure. A folder
+# of ours is begun again after an interruption; anybody else's is left alone.
+.ONESHELL:
+.SHELLFLAGS := -ec
+$(VENV)/ready: $(wildcard requirements/*.txt) setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || {
+		echo 'Python 3.10 to 3.13 is needed: choose one, such as make env PYTHON=python3.11.' >&2
+		exit 2
+	}
+	if [ -e $(VENV) ] && [ ! -e $(VENV)/sb_mm ]; then
+		echo '$(VENV) was not made here: move it away, or install into it by pip install -e .' >&2
+		exit 2
+	fi
+	begin=$$(date +%s); last=$$begin
+	done_with() {
+		now=$$(date +%s)
+		printf '%-44s %4d s\n' "$$1" $$((now - last))
+		last=$$now
+	}
+	$(PYTHON) -m venv --clear $(VENV)
+	touch $(VENV)/sb_mm
+	$(PY) -m pip --disable-pip-version-check install --quiet uv
+	done_with 'virtual environment in $(VENV), with uv'
+	$(UV) install --quiet -r requirements/torch.txt
+	done_with 'torch and torchvision'
+	$(UV) install --quiet -r requirements/torch.txt -r requirements/$(FAMILY).txt \
+		opencv-python-headless --overrides requirements/overrides.txt \
+		--build-constraints requirements/build.txt
+	done_with 'OpenMMLab ($(FAMILY))'
+	$(UV) install --quiet -c requirements/torch.txt -e . \
+		$(foreach name,dev export bench cluster,-r requirements/$(name).txt)
+	done_with 'sb_mm and its tools'
+	$(PY) -W ignore -c 'import mmcv.ops, mmdet, mmpretrain, sb_mm.models'
+	done_with 'first import'
+	echo "ready after $$((last - begin)) s"
+	touch $@
 
 demo: env ## train and evaluate the SB-SSDLite detector on drawn images
 	$(PY) tools/demo.py $(ARGS)

@@ -30,7 +30,7 @@ def limits(found: dict[str, Result]) -> str:
 
 
 def missed(found: dict[str, Result], benchmark: str, words: str) -> bool:
-    """Tell whether a target of a benchmark, its name with words, was missed."""
+    """Tell whether a target of a benchmark with these words was missed."""
     return any(
         target.benchmark == benchmark
         and words in target.what

@@ -9,14 +9,9 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 import sb_mm.models  # noqa: F401  fills the registry
-from sb_mm.models.layers.shifted_norm import (
-    can_shift_in_norm,
-    shifted_batch_norm,
-)
 
 STATIC, SE, SB = 'static', 'SE', 'SB'
 CLASSES = 1000  # of ImageNet
-SAME_NORM = 'static with the norm of SB'
 LAYER_WISE = dict(attention_layers=('expand', 'depthwise', 'project'))
 ATTENTION = {
     STATIC: {},
@@ -40,26 +35,6 @@ def build_cifar(kind: str, width: float) -> nn.Module:
     config = dict(type='sb_mm.AttentionMobileNetV2CIFAR', widen_factor=width)
     attention = {k: v for k, v in ATTENTION[kind].items() if k == 'attention'}
     return MODELS.build({**config, **attention})
-
-
-def build_same_norm(width: float) -> nn.Module:
-    """Return the static one with the batch normalisation of an SB layer."""
-    network = build(STATIC, width)
-    for module in network.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.forward = _shift_of_zero(module)
-    return network
-
-
-def _shift_of_zero(norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
-    plain = norm.forward
-
-    def forward(x: Tensor) -> Tensor:
-        if not can_shift_in_norm(norm, x):
-            return plain(x)
-        return shifted_batch_norm(norm, x, x.new_zeros(x.shape[:2]))
-
-    return forward
 
 
 def build_mmpretrain(width: float) -> nn.Module:

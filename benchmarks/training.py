@@ -8,11 +8,9 @@ from torch import nn
 from .measurement import Measurement, Settings, memory_in_turns, take_turns
 from .networks import (
     OURS,
-    SAME_NORM,
     SB,
     STATIC,
     build_cifar,
-    build_same_norm,
     last_features,
     others,
 )
@@ -22,11 +20,7 @@ NCHW, NHWC = 'NCHW', 'channels_last'
 
 def training_step(settings: Settings) -> Iterator[Measurement]:
     """Measure a training step of MobileNetV2 at ImageNet's size."""
-    contenders = {
-        **OURS,
-        SAME_NORM: build_same_norm,
-        **others(settings.notes),
-    }
+    contenders = {**OURS, **others(settings.notes)}
     for width in (0.35,) if settings.tiny else (0.35, 1.0):
         for batch in (1,) if settings.tiny else (16, 32):
             for layout in (NCHW, NHWC):

@@ -6,32 +6,15 @@ which only handle files start without torch.
 """
 
 import sys
-from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+from . import models
 from .version import __version__
 
-_CLASSES = (
-    'AttentionConvModule',
-    'AttentionMnasNet',
-    'AttentionMobileNetV2',
-    'AttentionMobileNetV2CIFAR',
-    'AttentionShuffleNetV2',
-    'AveragePoolDropout',
-    'DyConvMobileNetV2',
-    'DynamicConv2d',
-    'SBMobileNetV2',
-    'SEMobileNetV2',
-    'SSDLiteHead',
-    'SSDLiteNeck',
-    'SSDLitePriorGenerator',
-    'ShiftBalance',
-    'SqueezeExcite',
-)
-__all__ = ['__version__', *_CLASSES]
+__all__ = ['__version__', *models.__all__]
 
 
 class OperatorFinder:
@@ -57,10 +40,10 @@ sys.meta_path.append(OperatorFinder)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _CLASSES:
-        return getattr(import_module('.models', __name__), name)
+    if name in models.__all__:
+        return getattr(models, name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_CLASSES])
+    return sorted([*globals(), *models.__all__])

@@ -1,11 +1,14 @@
-"""Loading of checkpoints without running code from them."""
+"""Checkpoints are data: no code of theirs is run."""
 
 import os
+import os.path as osp
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pickle import UnpicklingError
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -13,28 +16,162 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from .errors import UserInputError, first_few
+from .errors import UserInputError, first_few, first_line
 
-_FORCE_SAFE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
-_FORCE_UNSAFE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
-
-
-_MARK = 'WeightsUnpickler error:'
 # How PyTorch says that a file wants more than it allows; any other complaint
 # of its unpickler means damage.
 _NEEDS_MORE = re.compile(
-    r'unsupported (global|class)|is blocked|call reduce'
-    r'|can only (build|create)',
-    re.IGNORECASE,
+    r'[^:\n]*(unsupported (global|class)|is blocked|call reduce'
+    r'|can only (build|create)).*?(?=\. |$)',
+    re.IGNORECASE | re.MULTILINE,
 )
+# They decide what `torch.load` does: not here.
+_VARIABLES = dict(
+    TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='0', TORCH_FORCE_WEIGHTS_ONLY_LOAD='0'
+)
+_GETATTR = (getattr, (getattr, 'builtins.getattr'))
+_host_load = CheckpointLoader.load_checkpoint
+_torch_load = torch.load
+_trusted = ContextVar('trusted', default=False)
+
+
+@contextmanager
+def weights_only(enabled: bool = True) -> Iterator[None]:
+    """Have MMEngine load its checkpoints with :func:`load_checkpoint_file`.
+
+    Those of ``load_from``, ``resume`` and ``init_cfg`` are data then. A
+    ``torch.load`` of the user's own code stays what it is.
+
+    Args:
+        enabled: If false, all that are loaded inside are trusted.
+    """
+    before = _trusted.set(not enabled)
+    try:
+        with patch.object(
+            CheckpointLoader, 'load_checkpoint', load_checkpoint_file
+        ):
+            yield
+    finally:
+        _trusted.reset(before)
+
+
+def load_checkpoint_file(
+    path: str,
+    map_location: Any = 'cpu',
+    logger: Any = 'silent',
+    trust: bool = False,
+) -> dict:
+    """Read a checkpoint file or URL.
+
+    Args:
+        path: Anything that MMEngine's ``CheckpointLoader`` understands.
+        map_location: See ``torch.load``.
+        logger: Where MMEngine says what it loads.
+        trust: Run the code that the file may bring with it; so does an
+            enclosing ``weights_only(False)``, and nothing else.
+
+    Raises:
+        UserInputError: If there is no such file, if it is not a checkpoint, or
+            if it needs more than tensors and MMEngine's classes and is not
+            trusted.
+    """
+    trust = trust or _trusted.get()
+
+    def read(file: Any, map_location: Any = None, **_) -> object:
+        return _read(path, file, map_location, trust)
+
+    try:
+        # MMEngine finds or fetches the file, by the scheme of its address.
+        with patch.object(torch, 'load', read):
+            content = _host_load(path, map_location, logger)
+    except UserInputError:
+        raise
+    except FileNotFoundError as error:
+        fault = 'is a folder' if osp.isdir(path) else 'does not exist'
+        raise UserInputError(
+            f'The checkpoint {path} {fault}: give the path or the address of '
+            'a file.'
+        ) from error
+    except Exception as error:  # of a network, a server, a storage's client
+        raise UserInputError(
+            f'The checkpoint {path} cannot be opened ({first_line(error)}): '
+            'check the path and its permissions, or the address and the '
+            'network.'
+        ) from error
+    _check_form(path, content)
+    if not trust and isinstance(content.get('meta'), dict):
+        # A Python config of old checkpoints, which `Runner.resume` runs.
+        content['meta'].pop('config', None)
+    return content
+
+
+def _read(path: str, file: Any, map_location: Any, trust: bool) -> object:
+    """Stand in for ``torch.load`` where MMEngine loads a checkpoint."""
+    if torch.__version__ < '2.6':
+        raise UserInputError(
+            f'Loading checkpoints safely needs torch 2.6 or later, but this '
+            f'is {torch.__version__}: upgrade torch.'
+        )
+    try:
+        with patch.dict(os.environ, _VARIABLES), _mmengine_classes():
+            return _torch_load(file, map_location, weights_only=not trust)
+    except PermissionError:
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        if (found := _NEEDS_MORE.search(str(error))) and not trust:
+            raise UserInputError(
+                f"The checkpoint {path} holds more than tensors and MMEngine's"
+                f' records ({found[0].strip()}), and loading it could run '
+                'code from it: if you trust its source, add '
+                '--trust-checkpoint.'
+            ) from error
+        # The unpickler's message is a page of advice.
+        pickled = isinstance(error, UnpicklingError)
+        reason = type(error).__name__ if pickled else first_line(error)
+        # PyTorch keeps what it has downloaded.
+        fetched = isinstance(file, str) and file != osp.expanduser(path)
+        remedy = f'; delete {file} to fetch it again' if fetched else ''
+        raise UserInputError(
+            f'The checkpoint {path} cannot be read ({reason}): it is damaged '
+            f'or no checkpoint{remedy}.'
+        ) from error
+
+
+@contextmanager
+def _mmengine_classes() -> Iterator[None]:
+    """Allow what MMEngine keeps in a checkpoint besides tensors.
+
+    Its log history: ``HistoryBuffer`` objects, which hold NumPy arrays and
+    refer to their own methods by ``getattr``. MMEngine 0.10.7 allows nothing
+    of it; the maintained one allows the real ``getattr``, a way to run code:
+    from any allowed object it reaches the ``__globals__`` of PyTorch's own
+    functions.
+    """
+    core = getattr(np, '_core', None) or np.core
+    dtypes = {type(np.dtype(t)) for t in ('f4', 'f8', 'i4', 'i8', 'u4', '?')}
+    before = torch.serialization.get_safe_globals()
+    allowed = [
+        *(item for item in before if item not in _GETATTR),
+        HistoryBuffer,
+        (_history_method, 'builtins.getattr'),
+        slice,
+        np.ndarray,
+        np.dtype,
+        core.multiarray._reconstruct,
+        core.multiarray.scalar,
+        *dtypes,
+    ]
+    try:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(allowed)
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def _history_method(owner: object, name: str) -> Any:
-    """Stand in for ``getattr``, for the one use that MMEngine makes of it.
-
-    The real one would be a way to run code: from any allowed object it
-    reaches the ``__globals__`` of PyTorch's own functions.
-    """
+    """Stand in for ``getattr``, for the one use that MMEngine makes of it."""
     if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
         return getattr(owner, name)
     raise UnpicklingError(
@@ -42,126 +179,21 @@ def _history_method(owner: object, name: str) -> Any:
     )
 
 
-def allow_mmengine_classes() -> None:
-    """Let ``torch.load(weights_only=True)`` read MMEngine's checkpoints.
-
-    MMEngine keeps its log history in a checkpoint: ``HistoryBuffer`` objects,
-    which hold NumPy arrays and refer to their own methods. MMEngine 0.10.7
-    does not tell torch >= 2.6 about them, and therefore cannot load its own
-    checkpoints.
-    """
-    if torch.__version__ < '2.6':
-        raise UserInputError(
-            f'Loading checkpoints safely needs torch 2.6 or later, but this '
-            f'is {torch.__version__}: upgrade torch.'
-        )
-    core = getattr(np, '_core', None) or np.core
-    dtypes = {type(np.dtype(t)) for t in ('f4', 'f8', 'i4', 'i8', 'u4', '?')}
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            (_history_method, 'builtins.getattr'),
-            slice,
-            np.ndarray,
-            np.dtype,
-            core.multiarray._reconstruct,
-            core.multiarray.scalar,
-            *dtypes,
-        ]
-    )
-
-
-@contextmanager
-def weights_only(enabled: bool = True) -> Iterator[None]:
-    """Force every ``torch.load`` inside to be weights-only, or to be not.
-
-    The maintained MMEngine falls back to an unsafe load when a safe one
-    fails; inside this context the fall-back fails too.
-    """
-    allow_mmengine_classes()
-    saved = {k: os.environ.pop(k, None) for k in (_FORCE_SAFE, _FORCE_UNSAFE)}
-    os.environ[_FORCE_SAFE if enabled else _FORCE_UNSAFE] = '1'
-    try:
-        yield
-    finally:
-        os.environ.pop(_FORCE_SAFE if enabled else _FORCE_UNSAFE, None)
-        os.environ.update({k: v for k, v in saved.items() if v is not None})
-
-
-def load_checkpoint_file(
-    path: str, map_location: str = 'cpu', trust: bool = False
-) -> dict:
-    """Read a checkpoint file or URL.
-
-    Args:
-        path: Anything that MMEngine's ``CheckpointLoader`` understands.
-        map_location: See ``torch.load``.
-        trust: Run the code that the file may bring with it; so does an
-            enclosing ``weights_only(False)``.
-
-    Raises:
-        UserInputError: If there is no such file, if it is not a checkpoint, or
-            if it needs more than tensors and MMEngine's classes and is not
-            trusted.
-    """
-    trust = trust or os.environ.get(_FORCE_UNSAFE) == '1'
-    try:
-        with weights_only(not trust):
-            content = _read(path, map_location)
-    except FileNotFoundError as error:
-        raise UserInputError(
-            f'The checkpoint {path} does not exist: check the path.'
-        ) from error
-    except Exception as error:  # a damaged file can raise anything
-        raise _refusal(path, error, trust) from error
-    if not isinstance(content, dict):
-        raise UserInputError(
-            f'The checkpoint {path} holds a {type(content).__name__} instead '
-            'of a dictionary of tensors: give a checkpoint of MMEngine or a '
-            'state_dict.'
-        )
-    return content
-
-
-def _read(path: str, map_location: str) -> object:
-    # Not through MMEngine's loader for local files: the maintained one allows
-    # `getattr`, and tries again after a refusal.
-    if '://' not in path:
-        return torch.load(os.path.expanduser(path), map_location)
-    return CheckpointLoader.load_checkpoint(path, map_location, 'silent')
-
-
-def _refusal(path: str, error: Exception, trusted: bool) -> UserInputError:
-    reason = _reason(error)
-    if '://' in path:
-        return UserInputError(
-            f'The checkpoint {path} cannot be fetched or read ({reason}): '
-            'check the address and the network, or give a local file.'
-        )
-    if os.path.isdir(path):
-        return UserInputError(
-            f'The checkpoint {path} is a folder: give a file in it.'
-        )
-    if _NEEDS_MORE.search(reason) and not trusted:
-        return UserInputError(
-            f"The checkpoint {path} holds more than tensors and MMEngine's "
-            f'records ({reason}), and loading it could run code from it: if '
-            'you trust its source, add --trust-checkpoint.'
-        )
-    return UserInputError(
-        f'The checkpoint {path} cannot be read ({reason}): it is damaged or '
-        'no checkpoint.'
-    )
-
-
-def _reason(error: Exception) -> str:
-    """Return the line that matters of PyTorch's page-long message."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    marked = [line for line in lines if _MARK in line]
-    wanted = [line for line in lines if _NEEDS_MORE.search(line)]
-    line = [*wanted, *marked, *lines, type(error).__name__][0]
-    line = line.split(_MARK)[-1].strip().split('. ')[0].rstrip('.')
-    return line or type(error).__name__
+def _check_form(path: str, content: object) -> None:
+    """Raise unless what is read by name is a dictionary of names."""
+    parts = {'content': content}
+    if isinstance(content, dict) and 'state_dict' in content:
+        meta = content.get('meta') or {}
+        parts |= {'state_dict': content['state_dict'], 'meta': meta}
+        if isinstance(meta, dict):
+            parts['dataset_meta'] = meta.get('dataset_meta') or {}
+    for key, part in parts.items():
+        if not isinstance(part, dict) or {type(name) for name in part} - {str}:
+            raise UserInputError(
+                f'The {key} of the checkpoint {path}, a '
+                f'{type(part).__name__}, is no dictionary with names as keys: '
+                'give a checkpoint of MMEngine or a state_dict.'
+            )
 
 
 def state_dict_of(content: dict) -> dict[str, Tensor]:

@@ -1,8 +1,6 @@
-"""From torchvision's published weights to checkpoints for our backbones."""
+"""From torchvision's and timm's published weights to our backbones'."""
 
 import os
-import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,40 +15,38 @@ from .models.backbones import (
     AttentionMobileNetV2,
     AttentionShuffleNetV2,
 )
-from .models.backbones.base_backbone import AttentionBackbone
+from .models.backbones.base import AttentionBackbone
+from .models.backbones.mobilenet_v2 import InvertedResidualNet
 
 
 @dataclass(frozen=True)
 class _Network:
-    r"""How torchvision names a network that we have too.
+    """A network that another library has under other names.
 
     Attributes:
-        name: Of torchvision's class.
-        backbone: Ours.
-        width_layer: Layer whose output channels tell the width; no other
-            network of torchvision has one of that name.
-        width_of: Maps these channels to the nearest ``widen_factor``.
-        classifier: Name of the last Linear layer.
-        rules: Patterns of the other layers' names, and what they become;
-            ``\1`` stands for what the pattern's first group matched.
+        name: Whose it is, and how it is called there.
+        backbone: Our class.
+        layers: Its convolutions, each before its norm, and its classifier, in
+            the order in which ours are built.
     """
 
     name: str
     backbone: type[AttentionBackbone]
-    width_layer: str
-    width_of: Callable[[int], float]
-    classifier: str
-    rules: dict[str, str]
+    layers: tuple[str, ...]
 
-    def rename(self, tensor: str) -> str | None:
-        """Return our name of a tensor, or None if no rule knows it."""
-        layer, _, kind = tensor.rpartition('.')
-        if layer == self.classifier:
-            return f'head.fc.{kind}'
-        for pattern, template in self.rules.items():
-            if match := re.fullmatch(pattern, layer):
-                return f'backbone.{match.expand(template)}.{kind}'
-        return None
+    @property
+    def width_layer(self) -> str:
+        """The last convolution but one, whose outputs tell the width."""
+        return self.layers[-5]
+
+    def widen_factor(self, channels: int) -> float:
+        """Return the width at which ``width_layer`` has so many outputs."""
+        if self.backbone is AttentionShuffleNetV2:
+            # A branch has half of the last stage's channels.
+            widths = AttentionShuffleNetV2.widths
+            return min(widths, key=lambda w: abs(widths[w][2] - 2 * channels))
+        # The last stage has 320 channels at width 1, in steps of 8.
+        return channels / 320
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,8 @@ class Converted:
     """A classifier's weights under our names.
 
     Attributes:
-        source: Name of torchvision's class.
+        source: Name of the network that it was, such as
+            ``"torchvision's MobileNetV2"``.
         backbone: Name of our class.
         widen_factor: Its width.
         num_classes: Outputs of the classifier.
@@ -73,166 +70,122 @@ class Converted:
     state_dict: dict[str, Tensor]
 
 
-def _conv_rules(pairs: dict[str, str]) -> dict[str, str]:
-    """Return the rules of convolutions, each with its norm.
-
-    Args:
-        pairs: Maps the two patterns, separated by a space, to the name of our
-            convolution module.
-    """
-    rules = {}
-    for patterns, ours in pairs.items():
-        conv, norm = patterns.split()
-        rules |= {conv: f'{ours}.conv', norm: f'{ours}.bn'}
-    return rules
+def _names(*parts: tuple[str, str]) -> tuple[str, ...]:
+    """Return the names that pairs (prefix, endings in one string) spell."""
+    return tuple(f'{p}{end}' for p, ends in parts for end in ends.split())
 
 
-def _numbered(
-    theirs: str, ours: str, numbers: Sequence[tuple[str, str]]
-) -> dict[str, str]:
-    """Return the pairs of the convolutions in one ``nn.Sequential``.
-
-    Args:
-        theirs: Pattern of torchvision's name.
-        ours: Our name.
-        numbers: Positions of each convolution and its norm in torchvision's.
-    """
-    return {
-        rf'{theirs}\.{conv} {theirs}\.{norm}': f'{ours}.{i}'
-        for i, (conv, norm) in enumerate(numbers)
-    }
+def _blocks(backbone: type[InvertedResidualNet]) -> list[tuple[int, int]]:
+    """Return (stage, number) of each block with an expand convolution."""
+    stages = list(enumerate(backbone.arch_settings))[1:]
+    return [(stage, i) for stage, row in stages for i in range(row[2])]
 
 
-def _mobilenet_v2_rules() -> dict[str, str]:
-    pairs = {
-        r'features\.0\.0 features\.0\.1': 'conv1',
-        r'features\.18\.0 features\.18\.1': 'conv2',
-    }
-    first = (r'0\.0', r'0\.1')
-    without_expand = (first, ('1', '2'))
-    others = (first, (r'1\.0', r'1\.1'), ('2', '3'))
-    # torchvision counts the blocks through, we count them by stage.
-    number = 1
-    for stage, row in enumerate(AttentionMobileNetV2.arch_settings, 1):
-        for block in range(row[2]):
-            pairs |= _numbered(
-                rf'features\.{number}\.conv',
-                f'layer{stage}.{block}.conv',
-                without_expand if number == 1 else others,
-            )
-            number += 1
-    return _conv_rules(pairs)
+def _timm(name: str, backbone: type[InvertedResidualNet]) -> _Network:
+    """Return what timm builds as an ``EfficientNet``."""
+    block = 'conv_pw bn1 conv_dw bn2 conv_pwl bn3'
+    layers = _names(
+        ('', 'conv_stem bn1'),
+        ('blocks.0.0.', 'conv_dw bn1 conv_pw bn2'),
+        *((f'blocks.{s}.{i}.', block) for s, i in _blocks(backbone)),
+        ('', 'conv_head bn2 classifier'),
+    )
+    return _Network(f"timm's {name}", backbone, layers)
 
 
-def _mnasnet_rules() -> dict[str, str]:
-    pairs = {
-        r'layers\.0 layers\.1': 'conv1',
-        r'layers\.14 layers\.15': 'conv2',
-    }
-    pairs |= _numbered('layers', 'layer1', (('3', '4'), ('6', '7')))
-    for stage in range(2, 8):
-        pairs |= _numbered(
-            rf'layers\.{stage + 6}\.(\d+)\.layers',
-            rf'layer{stage}.\1.conv',
-            (('0', '1'), ('3', '4'), ('6', '7')),
-        )
-    return _conv_rules(pairs)
-
-
-def _shufflenet_v2_rules() -> dict[str, str]:
-    pairs = {
-        r'conv1\.0 conv1\.1': 'conv1',
-        r'conv5\.0 conv5\.1': 'layers.3',
-    }
-    numbers = {
-        'branch1': (('0', '1'), ('2', '3')),
-        'branch2': (('0', '1'), ('3', '4'), ('5', '6')),
-    }
-    for stage in range(3):
-        for branch in numbers:
-            pairs |= _numbered(
-                rf'stage{stage + 2}\.(\d+)\.{branch}',
-                rf'layers.{stage}.\1.{branch}',
-                numbers[branch],
-            )
-    return _conv_rules(pairs)
-
-
-def _inverted_width(channels: int) -> float:
-    # The last stage has 320 channels at width 1, in steps of 8.
-    return channels / 320
-
-
-def _shufflenet_width(channels: int) -> float:
-    # A branch has half of the first stage's channels.
-    widths = AttentionShuffleNetV2.widths
-    return min(widths, key=lambda w: abs(widths[w][0] - 2 * channels))
-
-
+_MOBILENET_V2 = _names(
+    ('features.0.', '0 1'),
+    ('features.1.conv.', '0.0 0.1 1 2'),
+    *((f'features.{i}.conv.', '0.0 0.1 1.0 1.1 2 3') for i in range(2, 18)),
+    ('', 'features.18.0 features.18.1 classifier.1'),
+)
+_MNASNET = _names(
+    ('layers.', '0 1 3 4 6 7'),
+    *(
+        (f'layers.{stage + 7}.{i}.layers.', '0 1 3 4 6 7')
+        for stage, i in _blocks(AttentionMnasNet)
+    ),
+    ('', 'layers.14 layers.15 classifier.1'),
+)
+_SHUFFLENET_V2 = _names(
+    ('conv1.', '0 1'),
+    *(
+        (f'stage{stage}.{i}.branch{branch}.', convs)
+        for stage, blocks in enumerate(AttentionShuffleNetV2.stage_blocks, 2)
+        for i in range(blocks)
+        for branch, convs in ((1, '0 1 2 3'), (2, '0 1 3 4 5 6'))
+        if i == 0 or branch == 2
+    ),
+    ('', 'conv5.0 conv5.1 fc'),
+)
 _NETWORKS = (
+    _Network("torchvision's MobileNetV2", AttentionMobileNetV2, _MOBILENET_V2),
+    _Network("torchvision's MNASNet", AttentionMnasNet, _MNASNET),
     _Network(
-        'MobileNetV2',
-        AttentionMobileNetV2,
-        'features.17.conv.2',
-        _inverted_width,
-        'classifier.1',
-        _mobilenet_v2_rules(),
+        "torchvision's ShuffleNetV2", AttentionShuffleNetV2, _SHUFFLENET_V2
     ),
-    _Network(
-        'MNASNet',
-        AttentionMnasNet,
-        'layers.13.0.layers.6',
-        _inverted_width,
-        'classifier.1',
-        _mnasnet_rules(),
-    ),
-    _Network(
-        'ShuffleNetV2',
-        AttentionShuffleNetV2,
-        'stage2.0.branch1.2',
-        _shufflenet_width,
-        'fc',
-        _shufflenet_v2_rules(),
-    ),
+    _timm('mobilenetv2', AttentionMobileNetV2),
+    _timm('mnasnet', AttentionMnasNet),
 )
 
 
 def convert(state: dict[str, Tensor], origin: str = 'It') -> Converted:
-    """Rename the weights of a torchvision classifier.
+    """Rename the weights of a classifier of torchvision or timm.
 
     The result fits our static network of the same width exactly: nothing is
     missing, nothing is left over, every shape agrees.
 
     Args:
-        state: The ``state_dict`` of a ``MobileNetV2``, ``MNASNet`` or
-            ``ShuffleNetV2``.
+        state: The ``state_dict`` of torchvision's ``MobileNetV2``,
+            ``MNASNet`` or ``ShuffleNetV2``, or of timm's ``mobilenetv2_*`` or
+            ``mnasnet_*``.
         origin: What the error messages call it, such as the file's name.
 
     Raises:
         UserInputError: If it is of no such network, or of a changed one.
     """
     network = _recognise(state, origin)
-    width = network.width_of(_rows(state, network.width_layer))
-    num_classes = _rows(state, network.classifier)
-    ours = _classifier(network, width, num_classes)
-    names = {theirs: network.rename(theirs) for theirs in state}
-    renamed = {names[theirs]: tensor for theirs, tensor in state.items()}
-    label = f"torchvision's {network.name} of widen_factor={width}"
-    _refuse_unknown(origin, label, names, ours)
-    _refuse_missing(origin, label, renamed, ours)
-    _refuse_shapes(origin, label, renamed, ours)
+    width = network.widen_factor(_rows(state, network.width_layer))
+    num_classes = _rows(state, network.layers[-1])
+    ours = _classifier(network.backbone, width, num_classes)
+    layers = dict(zip(network.layers, _layers_of(ours), strict=True))
+    names = {}
+    for name in state:
+        layer, _, kind = name.rpartition('.')
+        names[name] = f'{layers.get(layer)}.{kind}'
+    renamed = {names[name]: tensor for name, tensor in state.items()}
+    own = ours.state_dict()
+    label = f'{origin} comes closest to {network.name} of widen_factor={width}'
+    _refuse(
+        f'{label}, which has no',
+        [name for name in state if names[name] not in own],
+    )
+    _refuse(
+        f'{label}, but lacks what is here named',
+        # Files from before PyTorch 0.4.1 have no such counters.
+        [n for n in own if n not in renamed and not n.endswith('_tracked')],
+    )
+    _refuse(
+        f'{label}, but other shapes have',
+        [
+            f'{name} ({a} instead of {b})'
+            for name, a, b in shape_conflicts(ours, renamed)
+        ],
+    )
     return Converted(
         network.name, network.backbone.__name__, width, num_classes, renamed
     )
 
 
 def _recognise(state: dict[str, Tensor], origin: str) -> _Network:
-    for network in _NETWORKS:
-        if f'{network.width_layer}.weight' in state:
-            return network
+    """Return the network that has most of the layers of ``state``."""
+    layers = {name.rpartition('.')[0] for name in state}
+    found = [n for n in _NETWORKS if n.width_layer in layers]
+    if found:
+        return max(found, key=lambda n: len(layers.intersection(n.layers)))
     known = ', '.join(network.name for network in _NETWORKS)
     raise UserInputError(
-        f'{origin} holds none of the networks {known} of torchvision, but '
+        f'{origin} holds none of {known}, but '
         f'{first_few(list(state)) or "no tensors"}: give the weights of one '
         'of them.'
     )
@@ -245,62 +198,34 @@ def _rows(state: dict[str, Tensor], layer: str) -> int:
 
 
 def _classifier(
-    network: _Network, width: float, num_classes: int
+    backbone: type[AttentionBackbone], width: float, num_classes: int
 ) -> nn.Module:
     """Return our static network, whose tensors have shapes but no values."""
     with torch.device('meta'):
-        backbone = network.backbone(width)
-        channels = backbone.stages[-1].out_channels
-        head = nn.ModuleDict(dict(fc=nn.Linear(channels, num_classes)))
-        return nn.ModuleDict(dict(backbone=backbone, head=head))
+        trunk = backbone(width)
+        fc = nn.Linear(trunk.stages[-1].out_channels, num_classes)
+        head = nn.ModuleDict(dict(fc=fc))
+        return nn.ModuleDict(dict(backbone=trunk, head=head))
 
 
-def _refuse_unknown(
-    origin: str, label: str, names: dict[str, str | None], ours: nn.Module
-) -> None:
-    own = ours.state_dict()
-    unknown = [theirs for theirs, name in names.items() if name not in own]
-    if unknown:
+def _layers_of(network: nn.Module) -> list[str]:
+    """Return the names of the layers with tensors, as they were built."""
+    names = (name.rpartition('.')[0] for name in network.state_dict())
+    return list(dict.fromkeys(names))
+
+
+def _refuse(problem: str, items: list[str]) -> None:
+    if items:
         raise UserInputError(
-            f'{origin} holds tensors that {label} does not have '
-            f'({first_few(unknown)}): give the weights of an unchanged '
-            'network.'
-        )
-
-
-def _refuse_missing(
-    origin: str, label: str, renamed: dict[str, Tensor], ours: nn.Module
-) -> None:
-    missing = [
-        name
-        for name in ours.state_dict()
-        # Files from before PyTorch 0.4.1 have no such counters.
-        if name not in renamed and not name.endswith('num_batches_tracked')
-    ]
-    if missing:
-        raise UserInputError(
-            f'{origin} lacks tensors of {label}, here named '
-            f'{first_few(missing)}: give the weights of a whole classifier.'
-        )
-
-
-def _refuse_shapes(
-    origin: str, label: str, renamed: dict[str, Tensor], ours: nn.Module
-) -> None:
-    conflicts = shape_conflicts(ours, renamed)
-    if conflicts:
-        shown = [f'{n} is {a} instead of {b}' for n, a, b in conflicts]
-        raise UserInputError(
-            f'{origin} comes closest to {label}, but {len(conflicts)} tensors '
-            f'have other shapes ({first_few(shown, "; ")}): give the weights '
-            "of an unchanged network, of MNASNet torchvision's version 2."
+            f'{problem} {first_few(items)}: give the weights of a whole and '
+            'unchanged classifier.'
         )
 
 
 def convert_file(
     src: str, dst: str, force: bool = False, trust: bool = False
 ) -> Converted:
-    """Convert a file of torchvision's weights to a checkpoint of ours.
+    """Convert a file of published weights to a checkpoint of ours.
 
     The checkpoint appears whole or not at all.
 
@@ -315,7 +240,7 @@ def convert_file(
             written.
     """
     target = Path(dst).expanduser()
-    _check_target(src, target, force)
+    _check_target(target, force)
     state = state_dict_of(load_checkpoint_file(src, trust=trust))
     converted = convert(state, f'The checkpoint {src}')
     meta = dict(
@@ -328,27 +253,16 @@ def convert_file(
     return converted
 
 
-def _check_target(src: str, target: Path, force: bool) -> None:
-    source = os.path.expanduser(src)
+def _check_target(target: Path, force: bool) -> None:
     if not os.path.isdir(target.parent):
-        raise UserInputError(
-            f'The folder of {target} does not exist: make it, or give another '
-            'name.'
-        )
-    if os.path.isdir(target):
-        raise UserInputError(
-            f'The target {target} is a folder: give the name of a file in it.'
-        )
-    exists = os.path.exists(target)
-    if exists and os.path.exists(source) and target.samefile(source):
-        raise UserInputError(
-            f'The target {target} is the source itself: give another name.'
-        )
-    if exists and not force:
-        raise UserInputError(
-            f'The target {target} exists: give another name, or --force to '
-            'replace it.'
-        )
+        problem = 'has no folder: make it, or give another name.'
+    elif os.path.isdir(target):
+        problem = 'is a folder: give the name of a file in it.'
+    elif os.path.exists(target) and not force:
+        problem = 'exists: give another name, or --force to replace it.'
+    else:
+        return
+    raise UserInputError(f'The target {target} {problem}')
 
 
 def _save(content: dict, target: Path) -> None:
@@ -369,7 +283,7 @@ def _save(content: dict, target: Path) -> None:
 def summary(converted: Converted, dst: str) -> str:
     """Say what was converted, and how a config uses it."""
     return (
-        f'{dst}: {len(converted.state_dict)} tensors of a '
+        f'{dst}: {len(converted.state_dict)} tensors of '
         f'{converted.source} with widen_factor={converted.widen_factor} '
         f'and {converted.num_classes} classes.\n'
         'Use it in a config, with or without attention:\n'

@@ -1,6 +1,12 @@
 """What the command-line tools say instead of a traceback."""
 
+import re
 from collections.abc import Sequence
+from typing import NoReturn
+
+# Longest message, item of a list, and quotation, in characters.
+_MESSAGE, _ITEM, _QUOTE = 1500, 300, 80
+_CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]+')
 
 
 class UserInputError(ValueError):
@@ -8,7 +14,47 @@ class UserInputError(ValueError):
 
     The message is one sentence that names what was wrong and what to do. The
     command-line tools print it without a traceback and exit with code 2.
+    Whatever it quotes, it is one line without control characters, and is
+    cut in its middle if it is very long.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shorten(message, _MESSAGE))
+
+
+class FileFault(UserInputError):
+    """One file of the dataset cannot be used.
+
+    Args:
+        path: The file.
+        fault: What is wrong with it, to be read after the path.
+        remedy: What the user can do; files with the same remedy are
+            reported together.
+    """
+
+    def __init__(self, path: str, fault: str, remedy: str) -> None:
+        super().__init__(f'{path} {fault}: {remedy}.')
+        self.path = path
+        self.fault = fault
+        self.remedy = remedy
+
+
+def raise_faults(faults: Sequence[FileFault]) -> NoReturn:
+    """Report the first fault and all others with the same remedy.
+
+    Raises:
+        UserInputError: Always; one sentence.
+    """
+    remedy = faults[0].remedy
+    same = [f'{f.path} {f.fault}' for f in faults if f.remedy == remedy]
+    raise UserInputError(f'{first_few(same)}: {remedy}.')
+
+
+def shorten(text: str, limit: int = _QUOTE) -> str:
+    """Return a text on one line, without its middle if it is too long."""
+    line = _CONTROL.sub(' ', text)
+    half = limit // 2
+    return line if len(line) <= limit else f'{line[:half]} ... {line[-half:]}'
 
 
 class DivergedError(RuntimeError):
@@ -21,8 +67,8 @@ class DivergedError(RuntimeError):
 def first_few(
     items: Sequence[str], separator: str = ', ', limit: int = 3
 ) -> str:
-    """Join the first items and say how many more there are."""
-    text = separator.join(items[:limit])
+    """Join the first items, shortened, and say how many more there are."""
+    text = separator.join(shorten(item, _ITEM) for item in items[:limit])
     rest = len(items) - limit
     return f'{text} and {rest} more' if rest > 0 else text
 
@@ -30,7 +76,7 @@ def first_few(
 def first_line(error: Exception) -> str:
     """Return the first line of a host's message, to stand in parentheses."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip('.!')
+    return shorten(lines[0].rstrip('.!'), _ITEM)
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -1,14 +1,58 @@
-"""Files that others may read at any time."""
+"""Where sb_mm's own files are, and files that others may read at any time."""
 
 import os
 from pathlib import Path
 
+# Of what a process that was killed leaves behind.
+DRAFT_SUFFIX = '.partial'
 
-def write_in_one_step(file: Path, text: str) -> None:
-    """Write a text file that is there whole or not at all."""
-    draft = file.with_name(f'.{file.name}.{os.getpid()}')
+_PACKAGE = Path(__file__).resolve().parent
+_WHEEL = _PACKAGE / '.mim'  # as the hosts name it; setup.py fills it
+
+
+def repository() -> Path | None:
+    """Return the folder of the clone; None for what a wheel installed."""
+    return None if _WHEEL.is_dir() else _PACKAGE.parent
+
+
+def product_root() -> Path:
+    """Return the folder of ``configs/`` and ``tools/``, which is read only."""
+    return repository() or _WHEEL
+
+
+def find_config(name: str) -> str:
+    """Return the path of a config, which may be one of sb_mm's own.
+
+    Args:
+        name: Path of a file, or of one in :func:`product_root` if there is
+            none, such as ``configs/ssd_sb_voc.py``; or MMEngine's form of
+            the latter, ``sb_mm::ssd_sb_voc.py``.
+    """
+    own = product_root() / name.replace('sb_mm::', 'configs/', 1)
+    return str(own) if own.is_file() and not Path(name).is_file() else name
+
+
+def write_in_one_step(file: Path, content: str | bytes) -> None:
+    """Write a file that is there whole or not at all.
+
+    The old one, if any, is there until then; also after a power cut.
+
+    Args:
+        file: To be made or replaced.
+        content: Text is written as UTF-8.
+
+    Raises:
+        OSError: If it cannot be written; names the file.
+    """
+    draft = file.with_name(f'.{file.name}.{os.getpid()}{DRAFT_SUFFIX}')
+    data = content.encode() if isinstance(content, str) else content
     try:
-        draft.write_text(text)
+        with draft.open('wb') as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
         draft.replace(file)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from error
     finally:
         draft.unlink(missing_ok=True)

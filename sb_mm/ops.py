@@ -4,31 +4,36 @@
 name (see :class:`sb_mm.OperatorFinder`). Signatures are those of mmcv's
 ``csrc/pytorch/pybind.cpp``; operators write into the tensors that they are
 given, as the compiled ones do. Low-precision input is computed in float32.
+
+They write by ``output[...] = values``: ``output.copy_(values)`` returns
+``output`` a second time, and ``torch.compile`` (2.11) then sends the gradient
+of mmcv's autograd functions to that one, so that it is silently zero.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import NoReturn
 
 import torch
-import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import logsigmoid, pad
+from torchvision.ops import box_iou
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
-_METHODS = ('naive', 'linear', 'gaussian')
 
 
-def __getattr__(name: str) -> Callable:
+def __getattr__(name: str) -> Callable[..., NoReturn]:
     """Return a function that says why the operator ``name`` is not here."""
     if name.startswith('__'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return partial(_refuse, name)
 
-    def missing(*args, **kwargs) -> None:
-        raise NotImplementedError(
-            f"mmcv's operator {name} is not among those that sb_mm brings: "
-            'build mmcv with its operators (MMCV_WITH_OPS=1) to use it.'
-        )
 
-    return missing
+def _refuse(operator: str, *args, **kwargs) -> NoReturn:
+    raise NotImplementedError(
+        f"mmcv's operator {operator} is not among those that sb_mm brings: "
+        'build mmcv with its operators (MMCV_WITH_OPS=1) to use it.'
+    )
 
 
 def get_compiler_version() -> str:
@@ -55,10 +60,10 @@ def nms(
         iou_threshold: Compared in float32, as mmcv's kernels do.
         offset: 0, or 1 where x2 and y2 are the last pixels inside.
     """
-    if offset:  # a side is then x2 - x1 + 1
-        boxes = boxes.float() + boxes.new_tensor([0, 0, offset, offset])
     threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
-    return torch.ops.torchvision.nms(boxes.float(), scores.float(), threshold)
+    return torch.ops.torchvision.nms(
+        _to_corners(boxes, offset), scores.float(), threshold
+    )
 
 
 def softnms(
@@ -72,6 +77,9 @@ def softnms(
     offset: int,
 ) -> Tensor:
     """Lower the scores of overlapping boxes (Soft-NMS, arXiv:1704.04503).
+
+    Of equal scores, the first comes first. Two empty boxes do not overlap;
+    the compiled operator's gaussian makes their scores NaN.
 
     Args:
         boxes: ``(N, 4)``.
@@ -87,40 +95,34 @@ def softnms(
     Returns:
         Indices ``(K,)`` of the boxes that stay.
     """
-    boxes, scores = boxes.float(), scores.float().clone()
-    left = torch.arange(len(boxes))
-    kept = []
+    corners, scores = _to_corners(boxes, offset), scores.float().clone()
+    left, kept = torch.arange(len(boxes)), []
     while len(left):
-        best = int(scores[left].argmax())
-        index = left[best]
-        dets[len(kept), :4] = boxes[index].to(dets)
-        dets[len(kept), 4] = scores[index]
-        kept.append(index)
-        left = torch.cat([left[:best], left[best + 1 :]])
-        overlap = _overlaps(boxes[index], boxes[left], offset)
+        best = int(left[scores[left].argmax()])
+        kept.append(best)
+        left = left[left != best]
+        overlap = box_iou(corners[[best]], corners[left])[0].nan_to_num()
         scores[left] *= _decay(overlap, iou_threshold, sigma, method)
         left = left[scores[left] >= min_score]
-    return torch.stack(kept) if kept else left
+    indices = torch.tensor(kept, dtype=torch.long)
+    dets[: len(kept), :4] = boxes[indices]
+    dets[: len(kept), 4] = scores[indices]
+    return indices
 
 
 def _decay(
     overlap: Tensor, iou_threshold: float, sigma: float, method: int
 ) -> Tensor:
     """Return the factors ``(N,)`` of the scores for IoUs ``(N,)``."""
-    if _METHODS[method] == 'gaussian':
+    if method == 2:
         return torch.exp(-(overlap**2) / sigma)
-    lowered = 1 - overlap if _METHODS[method] == 'linear' else overlap * 0
+    lowered = 1 - overlap if method == 1 else torch.zeros_like(overlap)
     return torch.where(overlap >= iou_threshold, lowered, 1.0)
 
 
-def _overlaps(box: Tensor, boxes: Tensor, offset: int) -> Tensor:
-    """Return the IoUs ``(N,)`` of one box with boxes ``(N, 4)``."""
-    low = torch.maximum(box[:2], boxes[:, :2])
-    high = torch.minimum(box[2:], boxes[:, 2:])
-    inner = (high - low + offset).clamp(min=0).prod(1)
-    area = (box[2:] - box[:2] + offset).prod()
-    areas = (boxes[:, 2:] - boxes[:, :2] + offset).prod(1)
-    return inner / (area + areas - inner)
+def _to_corners(boxes: Tensor, offset: int) -> Tensor:
+    """Return float32 boxes ``(N, 4)`` whose sides are x2 - x1 + offset."""
+    return boxes.float() + boxes.new_tensor([0, 0, offset, offset])
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
@@ -138,7 +140,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     groups = []
     while len(left):
         first, rest = left[0], left[1:]
-        hit = _overlaps(boxes[first], boxes[rest], 0) >= iou_threshold
+        hit = box_iou(boxes[left[:1]], boxes[rest])[0] >= iou_threshold
         groups.append([int(first), *rest[hit].tolist()])
         left = rest[~hit]
     return groups
@@ -176,7 +178,7 @@ def roi_align_forward(
         NotImplementedError: For the maximum, ``pool_mode`` 0.
     """
     if pool_mode != 1:
-        __getattr__("roi_align_forward with pool_mode='max'")()
+        _refuse("roi_align_forward with pool_mode='max'")
     features = _computable(input)
     values = torch.ops.torchvision.roi_align(
         features,
@@ -187,7 +189,7 @@ def roi_align_forward(
         sampling_ratio,
         aligned,
     )
-    output.copy_(values)
+    output[...] = values
 
 
 def roi_align_backward(
@@ -218,7 +220,7 @@ def roi_align_backward(
         sampling_ratio,
         aligned,
     )
-    grad_input.copy_(values)
+    grad_input[...] = values
 
 
 def sigmoid_focal_loss_forward(
@@ -234,19 +236,14 @@ def sigmoid_focal_loss_forward(
     Args:
         input: Logits ``(N, C)``.
         target: Classes ``(N,)``; C is the background.
-        weight: Factors ``(C,)`` of the rows by their class, or empty.
+        weight: Factors ``(C,)`` of the rows by their class, or empty; that
+            of the background is 1.
         output: ``(N, C)``, written.
         gamma: Focusing exponent.
         alpha: Weight of the true class; 1 - alpha that of the others.
     """
-    logits, positive = _computable(input), _one_hot(input, target)
-    log_p, log_q = map(functional.logsigmoid, (logits, -logits))
-    loss = torch.where(
-        positive,
-        -alpha * (gamma * log_q).exp() * log_p,
-        -(1 - alpha) * (gamma * log_p).exp() * log_q,
-    )
-    output.copy_(loss * _row_weights(weight, target))
+    logits = _computable(input)
+    output[...] = _focal_loss(logits, target, weight, gamma, alpha)
 
 
 def sigmoid_focal_loss_backward(
@@ -261,30 +258,28 @@ def sigmoid_focal_loss_backward(
 
     See :func:`sigmoid_focal_loss_forward` for the arguments.
     """
-    logits, positive = _computable(input), _one_hot(input, target)
-    log_p, log_q = map(functional.logsigmoid, (logits, -logits))
-    p, q = log_p.exp(), log_q.exp()
-    slope = torch.where(
-        positive,
-        -alpha * (gamma * log_q).exp() * (q - gamma * p * log_p),
-        -(1 - alpha) * (gamma * log_p).exp() * (gamma * q * log_q - p),
-    )
-    grad_input.copy_(slope * _row_weights(weight, target))
+    with torch.enable_grad():
+        logits = _computable(input).detach().requires_grad_()
+        loss = _focal_loss(logits, target, weight, gamma, alpha).sum()
+    (slope,) = torch.autograd.grad(loss, logits)
+    grad_input[...] = slope
+
+
+def _focal_loss(
+    logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float
+) -> Tensor:
+    """Return the loss ``(N, C)``, finite for every logit."""
+    classes = torch.arange(logits.size(1), device=logits.device)
+    positive = target[:, None] == classes
+    signed = torch.where(positive, logits, -logits)
+    log_p = logsigmoid(signed)  # of the right answer
+    modulation = torch.exp(gamma * logsigmoid(-signed))  # (1 - p)^gamma
+    loss = -torch.where(positive, alpha, 1 - alpha) * modulation * log_p
+    if not weight.numel():
+        return loss
+    return loss * pad(weight, (0, 1), value=1.0)[target][:, None]
 
 
 def _computable(tensor: Tensor) -> Tensor:
     """Return what the kernels can compute with: float32 or float64."""
     return tensor.float() if tensor.dtype in _LOW_PRECISION else tensor
-
-
-def _one_hot(input: Tensor, target: Tensor) -> Tensor:
-    """Return where ``(N, C)`` the class of a column is the row's."""
-    return target[:, None] == torch.arange(input.size(1), device=input.device)
-
-
-def _row_weights(weight: Tensor, target: Tensor) -> Tensor | float:
-    """Return the rows' factors ``(N, 1)``; the background has 1."""
-    if not weight.numel():
-        return 1.0
-    padded = functional.pad(weight, (0, 1), value=1.0)
-    return padded[target.clamp(max=len(weight))][:, None]

@@ -17,30 +17,37 @@ from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-# Whoever classifies only has no mmdet.
-_HAS_MMDET = find_spec('mmdet') is not None
-_NEED_MMDET = ['sb_mm.datasets.voc_devkit'] if _HAS_MMDET else []
+
+def _detection(*locations: str) -> list[str]:
+    """Return what needs mmdet; nothing for whoever classifies only."""
+    return list(locations) if find_spec('mmdet') else []
+
 
 MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope='sb_mm',
-    locations=['sb_mm.models'],
+    locations=[
+        'sb_mm.models.layers',
+        'sb_mm.models.backbones',
+        'sb_mm.models.necks',
+        'sb_mm.models.data_preprocessors',
+        *_detection('sb_mm.models.dense_heads'),
+    ],
 )
 TASK_UTILS = Registry(
     'task util',
     parent=MMENGINE_TASK_UTILS,
     scope='sb_mm',
-    locations=['sb_mm.models'],
+    locations=_detection('sb_mm.models.task_modules'),
 )
 DATASETS = Registry(
     'dataset',
     parent=MMENGINE_DATASETS,
     scope='sb_mm',
     locations=[
-        'sb_mm.datasets.packed_cifar10',
         'sb_mm.datasets.indexed_images',
-        *_NEED_MMDET,
+        *_detection('sb_mm.datasets.voc'),
     ],
 )
 FUNCTIONS = Registry(
@@ -59,17 +66,21 @@ TRANSFORMS = Registry(
     'transform',
     parent=MMENGINE_TRANSFORMS,
     scope='sb_mm',
-    locations=['sb_mm.datasets.transforms'] if _HAS_MMDET else [],
+    locations=_detection('sb_mm.datasets.transforms'),
 )
 METRICS = Registry(
     'metric',
     parent=MMENGINE_METRICS,
     scope='sb_mm',
-    locations=['sb_mm.evaluation.voc_metric'],
+    locations=_detection('sb_mm.evaluation.voc_metric'),
 )
 HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='sb_mm',
-    locations=['sb_mm.engine.hooks', 'sb_mm.paper.job_hook'],
+    locations=[
+        'sb_mm.engine.hooks',
+        'sb_mm.paper.job_hook',
+        *_detection('sb_mm.visualization.drawing_hook'),
+    ],
 )

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+import sb_mm  # noqa: F401  (brings operators before a test imports a host)
+
 CLASSES = ('square', 'disc')
 BACKGROUND = (90, 120, 90)
 COLOURS = {'square': (220, 40, 40), 'disc': (40, 60, 220)}

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert torchvision's MobileNetV2, MNASNet or ShuffleNetV2 weights."""
+"""Convert weights of torchvision or timm into a checkpoint of ours."""
 
 import argparse
 import sys
@@ -16,7 +16,10 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        'src', metavar='SRC', help="file or URL of torchvision's weights"
+        'src',
+        metavar='SRC',
+        help="file or URL of torchvision's MobileNetV2, MNASNet or "
+        "ShuffleNetV2, or of timm's mobilenetv2_* or mnasnet_*",
     )
     parser.add_argument('dst', metavar='DST', help='checkpoint to write')
     parser.add_argument(

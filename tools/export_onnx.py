@@ -11,7 +11,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sb_mm.deploy.export import ExportFailedError, export
 from sb_mm.engine.cli import (
     add_common_options,
-    exit_on_sigterm,
     parse_arguments,
     run_tool,
 )
@@ -57,7 +56,6 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Export, and print what was done."""
-    exit_on_sigterm()
     try:
         for line in export(parse_args()):
             print(line, flush=True)

@@ -1,13 +1,15 @@
+#!/usr/bin/env python
 """Bring PASCAL VOC 2007 and 2012 into a devkit folder."""
 
 import argparse
 import sys
 from pathlib import Path
 
+# Python puts tools/ on the path, not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sb_mm.datasets.prepare_voc import MIRRORS, VOC_YEARS, VOCPreparer
-from sb_mm.errors import UserInputError
+from sb_mm.datasets.download_voc import MIRRORS, VOC_YEARS, prepare_voc
+from sb_mm.engine.cli import run_tool
 
 DESCRIPTION = """\
 Bring PASCAL VOC into OUT/VOC2007 (trainval, test) and OUT/VOC2012 (trainval).
@@ -17,29 +19,18 @@ checked and left alone."""
 
 
 def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION,
-        epilog='Mirrors tried by default: ' + ' '.join(MIRRORS),
-    )
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=DESCRIPTION)
     add = parser.add_argument
     add('--out', default='data/VOCdevkit', help='the devkit (%(default)s)')
     text = 'no download: a folder with the official tar files, or an '
     text += 'unpacked VOCdevkit, whose years are linked, not copied'
     add('--from-dir', help=text)
-    add(
-        '--years',
-        type=int,
-        nargs='+',
-        default=VOC_YEARS,
-        choices=VOC_YEARS,
-        help='the years to bring (all)',
-    )
+    add('--years', type=int, nargs='+', default=VOC_YEARS, choices=VOC_YEARS)
     text = 'web folders with the tar files, tried in this order; {year} in '
     text += 'one becomes 2007 or 2012'
     add('--mirrors', nargs='+', default=MIRRORS, metavar='URL', help=text)
     add('--keep-archives', action='store_true', help='keep OUT/archives')
-    add('--download-dir', help='where tar files go and stay (OUT/archives)')
     add(
         '--expect-counts',
         choices=['official', 'none'],
@@ -50,27 +41,18 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    """Bring the years and return the exit code."""
+def main() -> None:
+    """Bring the years."""
     args = parse_args()
-    try:
-        VOCPreparer(
-            args.out,
-            from_dir=args.from_dir,
-            mirrors=args.mirrors,
-            keep_archives=args.keep_archives,
-            download_dir=args.download_dir,
-            official=args.expect_counts == 'official',
-            years={year: VOC_YEARS[year] for year in args.years},
-        ).run()
-    except UserInputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('Stopped; call it again to go on from here.', file=sys.stderr)
-        return 130
-    return 0
+    prepare_voc(
+        args.out,
+        years={year: VOC_YEARS[year] for year in args.years},
+        from_dir=args.from_dir,
+        mirrors=args.mirrors,
+        keep_archives=args.keep_archives,
+        official=args.expect_counts == 'official',
+    )
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run_tool(main)

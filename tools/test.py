@@ -14,8 +14,6 @@ from sb_mm.engine.cli import (
     parse_arguments,
     run_tool,
 )
-from sb_mm.engine.config import load_config
-from sb_mm.engine.runner import test
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,6 +37,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Test."""
     args = parse_args()
+    # They import the hosts, which takes seconds and may fail.
+    from sb_mm.engine.config import load_config
+    from sb_mm.engine.runner import test
+
     cfg = load_config(
         args.config,
         args.cfg_options,

@@ -14,8 +14,6 @@ from sb_mm.engine.cli import (
     parse_arguments,
     run_tool,
 )
-from sb_mm.engine.config import load_config
-from sb_mm.engine.runner import train
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,6 +46,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Train."""
     args = parse_args()
+    # They import the hosts, which takes seconds and may fail.
+    from sb_mm.engine.config import load_config
+    from sb_mm.engine.runner import train
+
     cfg = load_config(
         args.config,
         args.cfg_options,

@@ -5,6 +5,7 @@
 data_root = 'data/my_devkit/'
 classes = ('cat', 'dog')
 
+# To start from published weights: './ssd_sb_finetune.py'.
 _base_ = '../ssd_sb_voc.py'
 
 model = dict(bbox_head=dict(num_classes=len(classes)))

@@ -1,1 +1,1 @@
-"""Datasets. ``voc_devkit`` is built on mmdet, the others need neither."""
+"""Datasets. ``voc`` is built on mmdet, the others need neither host."""

@@ -1,44 +1,24 @@
 """Reading of PASCAL VOC annotation files, with errors a user can act on."""
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from sb_mm.errors import UserInputError, first_few
+from sb_mm.errors import FileFault, first_line, shorten
+
+from .images import open_regular
 
 _CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
 _COMPLETE = (
     'every <object> needs a <name> and a <bndbox> with xmin, ymin, xmax and '
     'ymax'
 )
-
-
-class FileFault(UserInputError):
-    """One file of the dataset cannot be used.
-
-    Args:
-        path: The file.
-        fault: What is wrong with it, to be read after the path.
-        remedy: What the user can do; files with the same remedy are
-            reported together.
-    """
-
-    def __init__(self, path: str, fault: str, remedy: str) -> None:
-        super().__init__(f'{path} {fault}: {remedy}.')
-        self.path = path
-        self.fault = fault
-        self.remedy = remedy
-
-
-def raise_faults(faults: Sequence[FileFault]) -> NoReturn:
-    """Report the first fault and all others with the same remedy.
-
-    Raises:
-        UserInputError: Always; one sentence.
-    """
-    remedy = faults[0].remedy
-    same = [f'{f.path} {f.fault}' for f in faults if f.remedy == remedy]
-    raise UserInputError(f'{first_few(same)}: {remedy}.')
+_DECLARED = re.compile(rb'<\?xml[^>]*?\bencoding\s*=\s*["\']([\w.:-]+)')
+# Programs that declare these write characters of their successor.
+_SUPERSETS = dict(gb2312='gb18030', gbk='gb18030')
+_TRUE = {'true', 'yes', 't', 'y'}
+_FALSE = {'false', 'no', 'f', 'n', ''}
 
 
 class AnnotatedObject(NamedTuple):
@@ -60,41 +40,72 @@ class Annotation(NamedTuple):
     """One annotation file.
 
     Attributes:
+        filename: What ``<filename>`` says, without folders; may be empty.
         size: (width, height) of the image in pixels; None if the file
             does not give a usable one.
         objects: In the order of the file; the boxes of their ``<part>``
             elements are left out.
     """
 
+    filename: str
     size: tuple[int, int] | None
     objects: list[AnnotatedObject]
 
 
-def read_annotation(path: str) -> Annotation:
+def read_annotation(path: str, max_bytes: int = 1 << 30) -> Annotation:
     """Read a PASCAL VOC annotation.
 
+    Args:
+        path: An XML file in any encoding that it declares and Python knows.
+        max_bytes: Size of a file that is not read any more.
+
     Raises:
-        FileFault: The file is not a VOC annotation, an object lacks its name
-            or box, a coordinate is not a number, or corners are swapped.
+        FileFault: The file is too large or not a VOC annotation, an object
+            lacks its name or box, a coordinate is not a number, corners are
+            swapped, or ``<difficult>`` is neither a number nor yes or no.
     """
-    root = _read_root(path)
+    root = _read_root(path, max_bytes)
+    filename = re.split(r'[/\\]', root.findtext('filename', '').strip())[-1]
     objects = [_read_object(node, path) for node in root.findall('object')]
-    return Annotation(_read_size(root), objects)
+    return Annotation(filename, _read_size(root), objects)
 
 
-def _read_root(path: str) -> ET.Element:
+def _read_root(path: str, max_bytes: int) -> ET.Element:
     remedy = 'restore the annotation or take it out of the image list'
+    with open_regular(path, remedy) as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise FileFault(
+            path,
+            f'is larger than {max_bytes / 1e6:g} MB',
+            f'{remedy}, or raise max_annotation_mb of the dataset if it is '
+            'one image with that many objects',
+        )
     try:
-        root = ET.parse(path).getroot()
-    except OSError as error:
-        fault = f'cannot be read ({error.strerror})'
-        raise FileFault(path, fault, remedy) from None
+        root = _parse(data)
+    except UnicodeDecodeError as error:
+        fault = f'is not in its encoding ({shorten(error.encoding)})'
+        raise FileFault(path, fault, 'save it as UTF-8') from None
     except (ET.ParseError, LookupError, ValueError) as error:
-        raise FileFault(path, f'is not XML ({error})', remedy) from None
+        fault = f'is not XML ({first_line(error)})'
+        raise FileFault(path, fault, remedy) from None
     if root.tag != 'annotation':
-        fault = f'holds <{root.tag}> in place of a VOC <annotation>'
+        fault = f'holds <{shorten(root.tag)}> in place of a VOC <annotation>'
         raise FileFault(path, fault, remedy)
     return root
+
+
+def _parse(data: bytes) -> ET.Element:
+    """Parse XML, also in encodings and spellings that expat lacks."""
+    try:
+        return ET.fromstring(data)
+    except (ET.ParseError, LookupError, ValueError):
+        if not data.removeprefix(b'\xef\xbb\xbf').lstrip().startswith(b'<'):
+            raise
+    declared = _DECLARED.search(data)
+    encoding = declared[1].decode().lower() if declared else 'utf-8'
+    text = data.decode(_SUPERSETS.get(encoding, encoding))
+    return ET.fromstring(text.removeprefix('\ufeff'))
 
 
 def _read_size(root: ET.Element) -> tuple[int, int] | None:
@@ -113,9 +124,23 @@ def _read_object(node: ET.Element, path: str) -> AnnotatedObject:
     # `find` sees direct children only: not the boxes of nested <part>s
     corners = node.find('bndbox')
     if corners is None:
-        raise FileFault(path, f"has a '{name}' without <bndbox>", _COMPLETE)
-    difficult = (node.findtext('difficult') or '').strip() == '1'
-    return AnnotatedObject(name, _read_box(corners, name, path), difficult)
+        fault = f"has a '{shorten(name)}' without <bndbox>"
+        raise FileFault(path, fault, _COMPLETE)
+    box = _read_box(corners, name, path)
+    return AnnotatedObject(name, box, _read_difficult(node, name, path))
+
+
+def _read_difficult(node: ET.Element, name: str, path: str) -> bool:
+    text = (node.findtext('difficult') or '').strip()
+    word = text.lower()
+    if word in _TRUE or word in _FALSE:
+        return word in _TRUE
+    try:
+        return int(float(text)) != 0 or float(text) != 0
+    except (ValueError, OverflowError):
+        fault = f"has a '{shorten(name)}' with difficult '{shorten(text)}'"
+        remedy = 'write 1 for objects that do not count, 0 for all others'
+        raise FileFault(path, fault, remedy) from None
 
 
 def _read_box(
@@ -125,7 +150,7 @@ def _read_box(
     values = [_read_corner(texts, key, name, path) for key in _CORNERS]
     xmin, ymin, xmax, ymax = values
     if xmax < xmin or ymax < ymin:
-        fault = f"has an inverted '{name}' box ({_as_text(values)})"
+        fault = f"has an inverted '{shorten(name)}' box ({_as_text(values)})"
         remedy = (
             'xmin may not exceed xmax, nor ymin ymax; swap the corners back'
         )
@@ -137,13 +162,14 @@ def _read_corner(
     texts: dict[str, str | None], key: str, name: str, path: str
 ) -> float:
     if key not in texts:
-        fault = f"has a '{name}' box without <{key}>"
+        fault = f"has a '{shorten(name)}' box without <{key}>"
         raise FileFault(path, fault, _COMPLETE)
+    text = texts[key] or ''
     try:
-        value = float(texts[key] or '')
+        value = float(text)
         int(value)  # neither nan nor inf
     except (ValueError, OverflowError):
-        fault = f"has a '{name}' box with {key} '{texts[key] or ''}'"
+        fault = f"has a '{shorten(name)}' box with {key} '{shorten(text)}'"
         remedy = 'coordinates are finite numbers, in pixels'
         raise FileFault(path, fault, remedy) from None
     return value

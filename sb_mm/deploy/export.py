@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sb_mm.arguments import check_number
-from sb_mm.checkpoint import load_checkpoint_file, state_dict_of
+from sb_mm.checkpoint import state_dict_of
+from sb_mm.engine.checkpoints import check_checkpoint
+from sb_mm.engine.checks import check_data
 from sb_mm.engine.config import load_config
-from sb_mm.engine.preflight import check_checkpoint, check_data
 from sb_mm.engine.quiet import quiet_logger
 from sb_mm.errors import UserInputError, first_line
 from sb_mm.version import __version__
@@ -118,8 +119,7 @@ def _load(model: BaseModel, cfg: Config, args: argparse.Namespace) -> str:
             model.init_weights()
         return 'no checkpoint given: the weights are random'
     trust = args.trust_checkpoint
-    check_checkpoint(cfg, args.checkpoint, trust)
-    content = load_checkpoint_file(args.checkpoint, trust=trust)
+    content = check_checkpoint(cfg, args.checkpoint, trust)
     model.load_state_dict(state_dict_of(content), strict=False)
     return f'weights of {args.checkpoint}'
 

@@ -101,7 +101,8 @@ class ExportedDetector(nn.Module):
 
         Returns:
             Boxes ``(N, P, 4)`` as x1, y1, x2, y2 in pixels of the input,
-            clipped to it, and scores ``(N, P, classes)``, 0 to 1.
+            clipped to it if the ``bbox_coder`` does so, and scores
+            ``(N, P, classes)``, 0 to 1.
         """
         head = self.model.bbox_head
         features = self.model.extract_feat(self.normalise(images))

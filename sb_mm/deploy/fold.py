@@ -20,7 +20,7 @@ from ..models.layers import (
     NoAttention,
     ShiftBalance,
 )
-from .folded_layers import FoldedGate, ShiftedConv2d
+from .folded_layers import Folded, FoldedGate, ShiftedConv2d
 
 # Not their subclasses, which may do more with the weight than convolve.
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, ConvOfEmpty)
@@ -44,8 +44,8 @@ def fold(model: nn.Module) -> nn.Module:
 
     Returns:
         The same network. The names in its ``state_dict`` are others than
-        before, so that weights are to be loaded first; and it is no longer
-        one to train, since what is left of a norm is a constant.
+        before, so that weights are to be loaded first; and ``train()``
+        raises, since what is left of a norm is a constant.
 
     Raises:
         UserInputError: If it is in training mode, or was folded before, or
@@ -89,7 +89,7 @@ def _fold_gates(module: nn.Module) -> bool:
 
 
 def _drop_dropout(module: nn.Module) -> bool:
-    return _replace(module, _DropoutNd, lambda _: nn.Identity())
+    return _replace(module, _DropoutNd, lambda _: Folded())
 
 
 def _replace(
@@ -115,7 +115,7 @@ def _fold_sequence(module: nn.Module) -> bool:
             first,
             _merged(getattr(module, first), getattr(module, norm)),
         )
-        setattr(module, norm, nn.Identity())
+        setattr(module, norm, Folded())
     return bool(pairs)
 
 
@@ -167,7 +167,7 @@ def _fold_conv_module(module: nn.Module) -> bool:
     if _steps(module)[0] == 'attention':
         module.attention.lambda_ *= _scale(module.norm)
     module.conv = _merged(module.conv, module.norm)
-    setattr(module, module.norm_name, nn.Identity())
+    setattr(module, module.norm_name, Folded())
     # What the forward of the module asks.
     module.with_norm = False
     if isinstance(module, AttentionConvModule):

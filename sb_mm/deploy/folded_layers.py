@@ -1,15 +1,40 @@
 """What stands in a folded network instead of gates and shifts."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
+from sb_mm.errors import UserInputError
+
 from ..models.layers import ChannelGate, ShiftBalance
 
 
-class FoldedGate(nn.Module):
-    """A :class:`~sb_mm.models.layers.gate.ChannelGate` without its norms.
+class _FoldedMixin:
+    """What is folded does not train."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """Stay in evaluation mode.
+
+        Raises:
+            UserInputError: If ``mode`` is True.
+        """
+        if mode:
+            raise UserInputError(
+                'This network is folded, and its norms are constants: train '
+                'one that is not folded.'
+            )
+        return super().train(mode)
+
+
+class Folded(_FoldedMixin, nn.Identity):
+    """Stands where a norm or dropout was."""
+
+
+class FoldedGate(_FoldedMixin, nn.Module):
+    """A :class:`~sb_mm.models.layers.ChannelGate` without its norms.
 
     Args:
         gate: The gate, in evaluation mode; it is not changed.
@@ -19,6 +44,7 @@ class FoldedGate(nn.Module):
         super().__init__()
         self.fc1 = _with_norm(gate.fc1, gate.bn1)
         self.fc2 = _with_norm(gate.fc2, gate.bn2)
+        self.fc2.bias += gate.offset
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` of shape ``(N, Cin, H, W)`` to logits ``(N, Cout)``."""
@@ -27,7 +53,7 @@ class FoldedGate(nn.Module):
 
 def _with_norm(linear: nn.Linear, norm: nn.Module) -> nn.Linear:
     if isinstance(norm, nn.Identity):
-        return linear
+        return copy.deepcopy(linear)
     return fuse_linear_bn_eval(linear, norm)
 
 

@@ -46,7 +46,7 @@ class OnnxRunner:
             )
         self.test_cfg = json.loads(texts['test_cfg'])
         self.names = [o.name for o in self.session.get_outputs()]
-        self.batch = self.session.get_inputs()[0].shape[0]
+        self.batch, _, *self.size = self.session.get_inputs()[0].shape
 
     def run(self, images: Tensor) -> dict[str, Tensor]:
         """Return the outputs by name.
@@ -86,7 +86,9 @@ class OnnxRunner:
         from .suppression import Suppression
 
         boxes, scores = outputs['boxes'], outputs['scores']
-        suppression = Suppression(self.test_cfg, boxes.size(1), scores.size(2))
+        suppression = Suppression(
+            self.test_cfg, boxes.size(1), scores.size(2), self.size
+        )
         return suppression(boxes, scores)
 
     def _instances(

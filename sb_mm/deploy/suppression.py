@@ -64,19 +64,25 @@ def translations() -> dict[Callable, Callable]:
 class Suppression(nn.Module):
     """What mmdet does to the boxes and scores of all priors.
 
+    Boxes are clipped to the image afterwards, as by ``SSDLiteHead``.
     ``max_per_img`` is left to whoever uses the result.
 
     Args:
         test_cfg: The head's.
         num_priors: Prior boxes of an image.
         num_classes: Classes without the background.
+        size: Height and width of the input in pixels.
 
     Raises:
         UserInputError: If ``test_cfg`` asks for what cannot be exported.
     """
 
     def __init__(
-        self, test_cfg: dict, num_priors: int, num_classes: int
+        self,
+        test_cfg: dict,
+        num_priors: int,
+        num_classes: int,
+        size: tuple[int, int],
     ) -> None:
         super().__init__()
         _check(test_cfg, num_priors * num_classes)
@@ -85,6 +91,8 @@ class Suppression(nn.Module):
         self.min_side = test_cfg.get('min_bbox_size', -1)
         self.iou_threshold = test_cfg['nms']['iou_threshold']
         self.score_threshold = float(test_cfg.get('score_thr', 0))
+        corner = torch.tensor([size[1], size[0]] * 2, dtype=torch.float32)
+        self.register_buffer('corner', corner)
 
     def forward(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
         """Return one row a detection.
@@ -114,7 +122,7 @@ class Suppression(nn.Module):
         return (
             group // classes,
             group % classes,
-            boxes.flatten(0, 1)[flat],
+            boxes.flatten(0, 1)[flat].clamp(min=0).minimum(self.corner),
             scores.flatten()[flat],
         )
 
@@ -136,7 +144,10 @@ class SuppressingDetector(nn.Module):
         self.detector = detector
         head = detector.model.bbox_head
         self.suppression = Suppression(
-            head.test_cfg, len(detector.priors), head.num_classes
+            head.test_cfg,
+            len(detector.priors),
+            head.num_classes,
+            detector.size,
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

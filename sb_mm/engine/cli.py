@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -15,8 +16,18 @@ from mmengine.config import DictAction
 from sb_mm.errors import DivergedError, UserInputError, root_cause
 
 _DIVERGED = 4
-# Shell convention: 128 + SIGINT.
-_INTERRUPTED = 130
+# Shell convention: 128 + the signal.
+_INTERRUPTED = 128 + signal.SIGINT
+_TERMINATED = 128 + signal.SIGTERM
+# A disk that is full, or a folder that is not the user's.
+_UNWRITABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+}
 
 
 class Options(DictAction):
@@ -116,20 +127,34 @@ def parse_arguments(
 
 def exit_on_sigterm() -> None:
     """Let SIGTERM end this process as Ctrl-C does, with all cleaning up."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    # Not the workers of a pool, which is how a pool ends them: one that waits
-    # for a lock would never come to run a handler.
-    os.register_at_fork(
-        after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    )
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(*_) -> NoReturn:
+    sys.exit(_TERMINATED)
+
+
+def _forget_sigterm() -> None:
+    """Leave the workers of a pool, which a pool ends so, as they are.
+
+    One that waits for a lock would never come to run a handler.
+    """
+    if signal.getsignal(signal.SIGTERM) is _terminate:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_forget_sigterm)
 
 
 def run_tool(main: Callable[[], None]) -> NoReturn:
     """Run ``main``; one sentence instead of a traceback, where there is one.
 
-    Exit codes: 0; 2 for unusable input; 4 for a training that diverged; 130
-    for an interrupt.
+    Exit codes: 0; 2 for unusable input and what cannot be written; 4 for a
+    training that diverged; 130 for an interrupt; 143 for SIGTERM.
     """
+    # One of several processes may wait for the others, deaf to a handler.
+    if os.environ.get('WORLD_SIZE', '1') == '1':
+        exit_on_sigterm()
     try:
         main()
     except UserInputError as error:
@@ -138,6 +163,18 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
         _leave(f'error: {error}', _DIVERGED)
     except KeyboardInterrupt:
         _leave('interrupted', _INTERRUPTED)
+    except SystemExit as end:
+        if end.code == _TERMINATED:
+            print('terminated', file=sys.stderr)
+        raise
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        _leave(
+            f'error: {error.filename or "A file"} cannot be opened or written '
+            f'({error.strerror}): make room, or choose another folder.',
+            2,
+        )
     except TypeError as error:
         if sentence := _sentence(error):
             _leave(f'error: {sentence}', 2)

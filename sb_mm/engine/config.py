@@ -7,10 +7,10 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 
 from sb_mm.errors import UserInputError, first_line, root_cause
+from sb_mm.files import find_config, product_root
 
 from .options import apply_options, check_own_arguments
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -62,7 +62,8 @@ def read_config(path: str) -> Config:
         UserInputError: If it does not exist, is not Python, JSON or YAML, or
             names a base or an import that is not there.
     """
-    if not osp.isfile(path) and '::' not in str(path):
+    path = find_config(str(path))
+    if not osp.isfile(path) and '::' not in path:
         raise UserInputError(
             f'The config {path} does not exist: give the path of a config '
             'file, such as configs/ssd_sb_voc.py.'
@@ -70,10 +71,9 @@ def read_config(path: str) -> Config:
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is code, and can raise anything
-        reason = first_line(error)
-        # Of a module in custom_imports, MMEngine says that it fails only.
-        if isinstance(error, ImportError) and error.__context__:
-            reason += f': {first_line(root_cause(error))}'
+        # Of custom_imports, MMEngine says that they fail, and not why.
+        failed = isinstance(error, ImportError)
+        reason = first_line(root_cause(error) if failed else error)
         raise UserInputError(
             f'The config {path} cannot be read ({reason}): '
             'correct it and the files and packages that it names.'
@@ -133,6 +133,6 @@ def resolve_data_roots(cfg: Config) -> None:
     """
     for _, dataset in dataset_configs(cfg):
         root = dataset.get('data_root')
-        if root and not osp.exists(root) and (_REPOSITORY / root).exists():
-            dataset.data_root = str(_REPOSITORY / root)
+        if root and not osp.exists(root) and (product_root() / root).exists():
+            dataset.data_root = str(product_root() / root)
             _move_annotations(cfg, root, dataset.data_root)

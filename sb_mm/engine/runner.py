@@ -4,20 +4,22 @@
 # ruff: noqa: PT028
 
 import os
-import os.path as osp
+from contextlib import nullcontext
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.evaluator import DumpResults
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
-from sb_mm.checkpoint import load_checkpoint_file, weights_only
+from sb_mm.checkpoint import weights_only
 from sb_mm.errors import UserInputError
 
+from .checkpoints import check_checkpoint, check_start, newest_checkpoint
+from .checks import check_data
 from .hooks import ResumedScheduleHook, RunInfoHook
-from .preflight import check_checkpoint, check_data, pretrained_files
+from .work_dir import lock_work_dir
 
 
 def train(
@@ -54,11 +56,15 @@ def train(
     if resume is not None:
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else resume
+    if cfg.get('resume') and cfg.get('load_from') is None:
+        cfg.load_from = newest_checkpoint(cfg.work_dir)
     _check_device(cfg)
     if check and _is_first_process(cfg):
         check_data(cfg, ('train_dataloader', 'val_dataloader'))
-        _check_start(cfg, trust)
-    with weights_only(not trust):
+        check_start(cfg, trust)
+    first = _is_first_process(cfg)
+    lock = lock_work_dir(cfg.work_dir) if first else nullcontext()
+    with lock, weights_only(not trust):
         runner = build_runner(cfg)
         runner.register_hook(RunInfoHook())
         runner.register_hook(ResumedScheduleHook())
@@ -157,22 +163,6 @@ def last_metrics(runner: Runner) -> dict:
         for name, history in scalars.items()
         if name.startswith('val/')
     }
-
-
-def _check_start(cfg: Config, trust: bool) -> None:
-    """Check the checkpoints that a run continues or starts from."""
-    path = cfg.get('load_from')
-    if not cfg.get('resume'):
-        # Fine-tuning: another head is what the user wants, so only that the
-        # files can be loaded is checked; MMEngine logs what does not fit.
-        for file in [path, *pretrained_files(cfg.model)]:
-            if file and '://' not in file:
-                load_checkpoint_file(file, trust=trust)
-        return
-    if path is None and osp.isdir(cfg.work_dir):
-        path = find_latest_checkpoint(cfg.work_dir)
-    if path is not None:
-        check_checkpoint(cfg, path, trust)
 
 
 def _use_amp(cfg: Config) -> None:

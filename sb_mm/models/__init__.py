@@ -1,12 +1,38 @@
-"""Networks. The detector's parts need mmdet, the others do not."""
+"""Networks, imported on first use: those of detectors need mmdet."""
 
-from importlib.util import find_spec
+from importlib import import_module
+from typing import Any
 
-from .backbones import *  # noqa: F403
-from .data_preprocessors import *  # noqa: F403
-from .layers import *  # noqa: F403
-from .necks import *  # noqa: F403
+_CLASSES = {
+    'backbones': (
+        'AttentionMnasNet',
+        'AttentionMobileNetV2',
+        'AttentionMobileNetV2CIFAR',
+        'AttentionShuffleNetV2',
+        'DyConvMobileNetV2',
+        'SBMobileNetV2',
+        'SEMobileNetV2',
+    ),
+    'data_preprocessors': ('OnDeviceAugmentation',),
+    'dense_heads': ('SSDLiteHead',),
+    'layers': (
+        'AttentionConvModule',
+        'DynamicConv2d',
+        'ShiftBalance',
+        'SqueezeExcite',
+    ),
+    'necks': ('AveragePoolDropout', 'SSDLiteNeck'),
+    'task_modules': ('SSDLitePriorGenerator',),
+}
+_FOLDERS = {name: part for part, names in _CLASSES.items() for name in names}
+__all__ = sorted(_FOLDERS)
 
-if find_spec('mmdet') is not None:
-    from .dense_heads import *  # noqa: F403
-    from .task_modules import *  # noqa: F403
+
+def __getattr__(name: str) -> Any:
+    if name not in _FOLDERS:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'.{_FOLDERS[name]}', __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

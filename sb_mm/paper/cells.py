@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -21,10 +20,11 @@ from mmengine.config import Config
 from sb_mm.engine.config import read_config
 from sb_mm.engine.options import apply_options
 from sb_mm.errors import UserInputError, first_few
+from sb_mm.files import product_root
 
 from .datasets import DATASETS, DatasetSpec
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = product_root()
 
 # What the paper means, in the words of the backbones.
 _PLACEMENTS = {

@@ -71,13 +71,14 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def generate(results: Results) -> dict[Path, str]:
     """Return the text of every generated file, by its path."""
     records = results.records
+    folders = [spec.folder for spec in DATASETS.values()]
     files = {
         REPOSITORY / 'docs/results.md': results_page(results),
         REPOSITORY / 'model-index.yml': _yaml(
             dict(
                 Import=[
-                    f'configs/{spec.folder}/metafile.yml'
-                    for spec in DATASETS.values()
+                    f'configs/{folder}/metafile.yml'
+                    for folder in (*folders, 'coco')
                 ]
             )
         ),
@@ -87,8 +88,6 @@ def generate(results: Results) -> dict[Path, str]:
         readme, table = folder / 'README.md', _leaf_table(spec, records)
         files[folder / 'metafile.yml'] = _metafile(spec, records)
         files[readme] = fill(readme.read_text(), 'configs', table, readme)
-    readme, table = REPOSITORY / 'README.md', _overview(records)
-    files[readme] = fill(readme.read_text(), 'tables', table, readme)
     return files
 
 
@@ -337,33 +336,3 @@ def _model(
 def _yaml(content: dict) -> str:
     text = yaml.safe_dump(content, sort_keys=False, width=79)
     return f'# {_HEADER.replace("`", "")}\n{text}'
-
-
-def _overview(records: list[Record]) -> str:
-    """Return the table of tables: what was checked and what was run."""
-    header = [
-        'table', 'cells', 'printed parameter counts', 'equal here',
-        'cells run in full',
-    ]  # fmt: skip
-    rows = []
-    for number, title in _TITLES.items():
-        cells = [c for c in load_cells() if c.table == number]
-        checked = [check_cell(c) for c in cells if 'params_m' in c.printed]
-        equal = sum(c.parameters.matches for c in checked)
-        run = sum(summarize(c, records) is not None for c in cells)
-        rows.append(
-            [
-                f'{number}: [{title}](docs/results.md#{_anchor(number)})',
-                str(len(cells)),
-                str(len(checked) or '-'),
-                str(equal if checked else '-'),
-                str(run or NOT_RUN),
-            ]
-        )
-    return markdown(header, rows)
-
-
-def _anchor(number: int) -> str:
-    """Return GitHub's anchor of a table's heading."""
-    text = f'table {number}: {_TITLES[number]}'.lower()
-    return re.sub(r'[^a-z0-9 -]', '', text).replace(' ', '-')

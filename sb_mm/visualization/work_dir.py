@@ -6,12 +6,13 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
-from sb_mm.checkpoint import load_checkpoint_file, state_dict_of
+from sb_mm.checkpoint import state_dict_of
+from sb_mm.engine.checkpoints import check_checkpoint, newest_checkpoint
+from sb_mm.engine.checks import check_data
 from sb_mm.engine.config import load_config
 from sb_mm.engine.hooks.run_info import start_folders
-from sb_mm.engine.preflight import check_checkpoint, check_data
 from sb_mm.errors import UserInputError
 
 
@@ -40,10 +41,13 @@ def load_trained(
     check_work_dir(work_dir)
     cfg = _config_of(work_dir, data_root)
     check_data(cfg, ('val_dataloader',))
-    checkpoint = checkpoint or _newest_checkpoint(work_dir)
-    check_checkpoint(cfg, checkpoint, trust)
+    checkpoint = checkpoint or newest_checkpoint(work_dir)
+    if checkpoint is None:
+        raise UserInputError(
+            f'{work_dir} holds no checkpoint: give one with --checkpoint.'
+        )
+    content = check_checkpoint(cfg, checkpoint, trust)
     model = MODELS.build(cfg.model).eval()
-    content = load_checkpoint_file(checkpoint, trust=trust)
     model.load_state_dict(state_dict_of(content), strict=False)
     loader = dict(cfg.val_dataloader, num_workers=0, persistent_workers=False)
     loader.pop('prefetch_factor', None)  # of the dataloader workers
@@ -80,17 +84,6 @@ def _config_of(work_dir: str | Path, data_root: str | None) -> Config:
     if cfg.get('data_preprocessor'):
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     return cfg
-
-
-def _newest_checkpoint(work_dir: str | Path) -> str:
-    found = find_latest_checkpoint(str(work_dir))
-    if found is None:
-        raise UserInputError(
-            f'{work_dir} holds no checkpoint: give one with --checkpoint.'
-        )
-    # The run wrote the path as it was then; the folder may have moved.
-    moved = Path(work_dir, Path(found).name)
-    return str(moved) if moved.is_file() else found
 
 
 def _modified(path: Path) -> float:

@@ -189,13 +189,6 @@ def test_a_form_that_computes_something_else_is_refused(monkeypatch):
         inference._check_equal('file', torch.zeros(2), torch.full((2,), 2e-4))
 
 
-def test_the_static_network_with_the_norm_of_sb_is_the_static_one():
-    images = torch.randn(4, 3, 96, 96)
-    ours = networks.build_same_norm(0.35).train()(images)[-1]
-    plain = networks.build(networks.STATIC, 0.35).train()(images)[-1]
-    torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4)
-
-
 def test_a_package_that_is_not_there_is_noted_and_left_out():
     notes = []
     assert not networks.installed('no_such_package', notes)

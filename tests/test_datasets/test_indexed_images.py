@@ -237,7 +237,7 @@ def test_a_loader_with_workers_says_how_to_do_without():
     ],
     ids=['size', 'channels', 'float', 'first'],
 )
-def test_a_image_unlike_the_others_is_named(index, image, message):
+def test_an_image_unlike_the_others_is_named(index, image, message):
     dataset = indexed(changes={index: image})
     with pytest.raises(UserInputError, match=message):
         dataset.full_init()

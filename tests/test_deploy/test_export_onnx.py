@@ -442,7 +442,7 @@ def test_what_rounding_does_not_decide_is_counted(mine, others, count):
         assert number == count
 
 
-def test_rounding_decides_which_is_the_last_of_a_image():
+def test_rounding_decides_which_is_the_last_of_an_image():
     cfg = dict(TEST_CFG, max_per_img=2)
     far = (200.0, 0.0, 220.0, 20.0)
     mine = found((0, 0.9, *BOX), (0, 0.4, *far))

@@ -9,7 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import sb_mm.models
 from sb_mm.deploy import fold
 from sb_mm.errors import UserInputError
-from sb_mm.models.layers import AttentionConvModule, ShuffleBlock
+from sb_mm.models.backbones.blocks import ShuffleBlock
+from sb_mm.models.layers import AttentionConvModule
 from sb_mm.registry import MODELS
 
 ALL = ('expand', 'depthwise', 'project')

@@ -1,11 +1,13 @@
 """An override that names nothing is an error, with the closest name."""
 
+import argparse
 import copy
 
 import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
+from sb_mm.engine.cli import Options
 from sb_mm.engine.options import (
     apply_options,
     check_own_arguments,
@@ -182,3 +184,36 @@ def test_every_config_gives_known_arguments():
     assert len(configs) > 10
     for path in configs:
         check_own_arguments(Config.fromfile(path))
+
+
+@pytest.mark.parametrize(
+    ('text', 'value'),
+    [
+        (
+            "custom_hooks=[dict(type='EMAHook', begin=-1)]",
+            [dict(type='EMAHook', begin=-1)],
+        ),
+        (
+            "model.train_cfg.augments=dict(type='Mixup', alpha=0.8)",
+            dict(type='Mixup', alpha=0.8),
+        ),
+        ("a={'b': [dict(), (1, None)]}", dict(b=[{}, (1, None)])),
+        # As MMEngine reads them.
+        ('a=[x,(1,2)]', ['x', (1, 2)]),
+        ('a=1,2', [1, 2]),
+        ('a=x=y', 'x=y'),
+    ],
+)
+def test_an_option_may_be_written_as_in_a_config(text, value):
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=Options)
+    first = parser.parse_args(['--cfg-options', 'x=1', '--cfg-options', text])
+    assert first.cfg_options == {'x': 1, text.split('=')[0]: value}
+
+
+@pytest.mark.parametrize('text', ['a=dict(x())', 'a=dict(b=c)', 'a=dict('])
+def test_an_option_runs_no_code(text):
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument('--cfg-options', nargs='+', action=Options)
+    with pytest.raises(argparse.ArgumentError, match='write key=value'):
+        parser.parse_args(['--cfg-options', text])

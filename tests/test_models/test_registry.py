@@ -23,6 +23,7 @@ PUBLIC = [*COMMON, 'SSDLiteHead']
 SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
+exec(open({root!r} + '/sb_mm_ops.pth').read())  # as Python does at its start
 from {host}.registry import DATASETS, HOOKS, METRICS, MODELS, TASK_UTILS
 assert 'sb_mm' not in sys.modules
 priors = TASK_UTILS.get('sb_mm.SSDLitePriorGenerator')
@@ -54,15 +55,15 @@ def test_public_names_resolve_without_importing_sb_mm(host, tmp_path):
 def test_without_mmdet_the_backbones_still_resolve(tmp_path):
     """Whoever classifies only has no mmdet."""
     code = (
-        'import importlib.util as util, sys\n'
-        'find = util.find_spec\n'
-        'util.find_spec = lambda name, *a: '
-        "None if name == 'mmdet' else find(name, *a)\n"
+        'import sys\n'
         "sys.modules['mmdet'] = None\n"
         f'sys.path.insert(0, {str(ROOT)!r})\n'
         'from mmengine.registry import MODELS\n'
         f'print([n for n in {COMMON!r} if not MODELS.get("sb_mm." + n)])\n'
         "assert MODELS.get('sb_mm.SSDLiteHead') is None\n"
+        'from mmengine.registry import METRICS, TASK_UTILS, TRANSFORMS\n'
+        'for registry in (METRICS, TASK_UTILS, TRANSFORMS):\n'
+        "    assert registry.get('sb_mm.Misspelt') is None\n"
     )
     done = subprocess.run(
         [sys.executable, '-c', code],
@@ -72,6 +73,17 @@ def test_without_mmdet_the_backbones_still_resolve(tmp_path):
     )
     assert done.stdout.strip().endswith('[]'), done.stderr
     assert done.returncode == 0, done.stderr
+
+
+def test_a_layer_is_imported_without_a_host(tmp_path):
+    code = (
+        f'import sys\nsys.path.insert(0, {str(ROOT)!r})\n'
+        'from sb_mm import ShiftBalance\n'
+        "print({'mmdet', 'mmpretrain', 'sb_mm'} & set(sys.modules))\n"
+    )
+    command = [sys.executable, '-c', code]
+    printed = subprocess.check_output(command, cwd=tmp_path, text=True)
+    assert printed == "{'sb_mm'}\n"
 
 
 def test_no_public_name_is_one_of_the_hosts():

@@ -3,8 +3,10 @@ data_root = 'data/VOCdevkit/'
 dataset_type = 'sb_mm.VOCDevkitDataset'
 input_size = (300, 300)  # pixels, width and height
 
+# Images are read as they are stored, which is what boxes belong to; with
+# color_type='color' they and the boxes are turned by EXIF tags.
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImageFromFile', color_type='color_ignore_orientation'),
     dict(type='LoadAnnotations', with_bbox=True),
     # PhotoMetricDistortion, Expand, MinIoURandomCrop, Resize and RandomFlip.
     dict(
@@ -23,7 +25,7 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImageFromFile', color_type='color_ignore_orientation'),
     dict(type='Resize', scale=input_size, keep_ratio=False),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(

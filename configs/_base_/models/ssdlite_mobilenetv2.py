@@ -38,6 +38,7 @@ model = dict(
         ),
         bbox_coder=dict(
             type='DeltaXYWHBBoxCoder',
+            clip_border=False,  # the head does, after the suppression
             target_means=[0.0, 0.0, 0.0, 0.0],
             target_stds=[0.1, 0.1, 0.2, 0.2],
         ),

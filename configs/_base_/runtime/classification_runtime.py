@@ -1,16 +1,7 @@
 _base_ = './common_runtime.py'
 
-# An import error inside sb_mm would otherwise read "not in the registry".
-custom_imports = dict(
-    imports=[
-        'sb_mm.models',
-        'sb_mm.datasets.packed_cifar10',
-        'sb_mm.datasets.indexed_images',
-        'sb_mm.engine.hooks',
-        'sb_mm.engine.loops',
-    ],
-    allow_failed_imports=False,
-)
+# An import error in it would otherwise read "not in the registry".
+custom_imports = dict(imports=['sb_mm.registry'], allow_failed_imports=False)
 default_scope = 'mmpretrain'
 
 default_hooks = dict(
@@ -18,7 +9,7 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=100),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook',
+        type='sb_mm.AtomicCheckpointHook',
         interval=1,
         max_keep_ckpts=3,
         save_best='accuracy/top1',

@@ -1,15 +1,7 @@
 _base_ = './common_runtime.py'
 
-# An import error inside sb_mm would otherwise read "not in the registry".
-custom_imports = dict(
-    imports=[
-        'sb_mm.models',
-        'sb_mm.datasets.voc_devkit',
-        'sb_mm.engine.hooks',
-        'sb_mm.evaluation.voc_metric',
-    ],
-    allow_failed_imports=False,
-)
+# An import error in it would otherwise read "not in the registry".
+custom_imports = dict(imports=['sb_mm.registry'], allow_failed_imports=False)
 default_scope = 'mmdet'
 
 default_hooks = dict(
@@ -17,14 +9,14 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook',
+        type='sb_mm.AtomicCheckpointHook',
         interval=1,
         max_keep_ckpts=3,
         save_best='pascal_voc/mAP',
         rule='greater',
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='DetVisualizationHook'),
+    visualization=dict(type='sb_mm.DrawingHook'),
 )
 visualizer = dict(
     type='DetLocalVisualizer',

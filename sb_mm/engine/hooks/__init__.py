@@ -1,5 +1,6 @@
 """Hooks of a training; in a config they are ``sb_mm.<class>``."""
 
+from .atomic_checkpoint import AtomicCheckpointHook
 from .attention_stats import AttentionStatsHook
 from .compile import CompileHook
 from .deferred_runtime_info import DeferredRuntimeInfoHook
@@ -10,6 +11,7 @@ from .run_info import RunInfoHook
 from .validate_resumed import ValidateResumedHook
 
 __all__ = [
+    'AtomicCheckpointHook',
     'AttentionStatsHook',
     'CompileHook',
     'DeferredRuntimeInfoHook',

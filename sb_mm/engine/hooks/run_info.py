@@ -13,17 +13,17 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
-from sb_mm.files import write_in_one_step
+from sb_mm.files import repository, write_in_one_step
+from sb_mm.version import __version__
 
 RUN_INFO_FILE = 'run_info.json'
-_REPOSITORY = Path(__file__).resolve().parents[3]
 _CODE = ('sb_mm', 'configs', 'tools')  # what a training depends on
 _PACKAGES = (
-    'sb_mm',
     'numpy',
     'torch',
     'torchvision',
     'mmcv',
+    'mmcv-lite',
     'onedl-mmcv',
     'mmengine',
     'onedl-mmengine',
@@ -139,7 +139,8 @@ def versions(*more: str) -> dict[str, str]:
     Args:
         more: Packages besides PyTorch and the hosts.
     """
-    found = dict(python=platform.python_version())
+    # What runs, which need not be what is installed.
+    found = dict(python=platform.python_version(), sb_mm=__version__)
     for name in (*_PACKAGES, *more):
         try:
             found[name] = version(name)
@@ -152,20 +153,28 @@ def versions(*more: str) -> dict[str, str]:
 
 
 def commit(*more: str) -> str:
-    """Return the commit, with ``+`` if the code differs from it.
+    """Return the clone's commit, with ``+`` if the code differs from it.
+
+    Without a repository of its own, such as where a wheel is installed, it is
+    the version: a repository around it says nothing about sb_mm.
 
     Args:
         more: Folders of the code besides those that a training depends on.
     """
     changed = _git('status', '--porcelain', '--', *_CODE, *more)
     commit = _git('rev-parse', '--short', 'HEAD')
-    return f'{commit}{"+" if changed else ""}' if commit else 'unknown'
+    if not commit or _git('rev-parse', '--show-prefix'):
+        return f'sb_mm=={__version__}'
+    return f'{commit}{"+" if changed else ""}'
 
 
 def _git(*args: str) -> str:
+    clone = repository()
+    if clone is None:
+        return ''
     try:
         done = subprocess.run(
-            ['git', '-C', str(_REPOSITORY), *args],
+            ['git', '-C', str(clone), *args],
             capture_output=True,
             text=True,
             check=False,

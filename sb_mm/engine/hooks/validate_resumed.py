@@ -15,14 +15,17 @@ class ValidateResumedHook(Hook):
     logged before is logged again, with the same value.
     """
 
-    # After those that change the model for the training.
-    priority = 'LOW'
+    # After those that change the model for the training, and after the one
+    # that keeps the best checkpoint has found its folder.
+    priority = 'LOWEST'
 
     def before_train(self, runner: Runner) -> None:
         """Validate, if a validation was due at that epoch or iteration."""
         loop = runner.train_loop
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         done = runner.epoch if by_epoch else runner.iter
-        due = done >= max(1, loop.val_begin) and not done % loop.val_interval
-        if due and runner.val_loop:
+        last = loop.max_epochs if by_epoch else loop.max_iters
+        loop._decide_current_val_interval()  # of dynamic_intervals
+        due = done == last or not done % loop.val_interval
+        if runner.val_loop and due and done >= max(1, loop.val_begin):
             runner.val_loop.run()

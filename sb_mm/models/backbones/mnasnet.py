@@ -1,11 +1,11 @@
 """MnasNet with attention in its inverted residual blocks."""
 
-from mmcv.cnn import ConvModule
-from torch import nn
+from mmengine.model import Sequential
 
 from sb_mm.registry import MODELS
 
-from .inverted_residual_net import InvertedResidualNet
+from ..layers import ConvNormAct
+from .mobilenet_v2 import InvertedResidualNet
 
 
 @MODELS.register_module()
@@ -17,7 +17,7 @@ class AttentionMnasNet(InvertedResidualNet):
     ``tools/convert_weights.py``. The first stage is a depthwise separable
     convolution and has no attention.
 
-    See :class:`~.inverted_residual_net.InvertedResidualNet` for the
+    See :class:`~.mobilenet_v2.InvertedResidualNet` for the
     arguments; ``expand_indices`` are from 1-6.
     """
 
@@ -30,9 +30,16 @@ class AttentionMnasNet(InvertedResidualNet):
         (6, 192, 4, 2, 5),
         (6, 320, 1, 1, 3),
     )
-    # TensorFlow's 0.9997, of which torchvision's network has no other.
-    default_norm_cfg = dict(type='BN', momentum=1 - 0.9997)
-    default_act_cfg = dict(type='ReLU')
+
+    def __init__(
+        self,
+        *args,
+        # TensorFlow's 0.9997, of which torchvision's network has no other.
+        norm_cfg: dict | None = dict(type='BN', momentum=1 - 0.9997),
+        act_cfg: dict | None = dict(type='ReLU'),
+        **kwargs,
+    ) -> None:
+        super().__init__(*args, norm_cfg=norm_cfg, act_cfg=act_cfg, **kwargs)
 
     @staticmethod
     def last_channels(widen_factor: float) -> int:
@@ -40,23 +47,19 @@ class AttentionMnasNet(InvertedResidualNet):
         return 1280
 
     def _make_stage(
-        self, index: int, in_channels: int, out_channels: int, block_cfgs: dict
-    ) -> nn.Sequential:
+        self, index: int, in_channels: int, out_channels: int
+    ) -> Sequential:
         if index > 0:
-            return super()._make_stage(
-                index, in_channels, out_channels, block_cfgs
-            )
-        cfgs = {k: block_cfgs[k] for k in ('conv_cfg', 'norm_cfg')}
-        depthwise = ConvModule(
+            return super()._make_stage(index, in_channels, out_channels)
+        depthwise = ConvNormAct(
             in_channels,
             in_channels,
             3,
             padding=1,
             groups=in_channels,
-            act_cfg=block_cfgs['act_cfg'],
-            **cfgs,
+            **self.conv_cfgs,
         )
-        project = ConvModule(
-            in_channels, out_channels, 1, act_cfg=None, **cfgs
+        project = ConvNormAct(
+            in_channels, out_channels, 1, **{**self.conv_cfgs, 'act_cfg': None}
         )
-        return nn.Sequential(depthwise, project)
+        return Sequential(depthwise, project)

@@ -2,10 +2,144 @@
 
 from collections.abc import Sequence
 
+from mmengine.model import Sequential
+from torch import Tensor
+
+from sb_mm.arguments import check_number, check_subset, make_divisible
 from sb_mm.registry import MODELS
 
-from .base_backbone import TORCH_INIT
-from .inverted_residual_net import InvertedResidualNet
+from ..layers import ConvNormAct
+from .base import TORCH_INIT, AttentionBackbone
+from .blocks import InvertedResidual
+
+
+class InvertedResidualNet(AttentionBackbone):
+    """A stem, seven stages of inverted residual blocks, a last convolution.
+
+    A subclass gives the table of its stages and the class-level settings
+    below.
+
+    Args:
+        widen_factor: Multiplies the channels of every stage; rounded to
+            multiples of 8.
+        out_indices: Stages whose output is returned, 0-6 for ``layer1`` to
+            ``layer7`` and 7 for the last convolution.
+        expand_indices: Stages of whose first block the expand convolution's
+            activated output is returned as well. SSDLite taps stage 5 so.
+        frozen_stages: Freezes the stem (0) and the stages up to this number
+            (1-7); -1 freezes nothing.
+        **kwargs: See :class:`~.base.AttentionBackbone`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    # Per stage: expansion, channels at width 1, blocks, stride of the first
+    # block, kernel size of the depthwise convolutions.
+    arch_settings: tuple[tuple[int, int, int, int, int], ...]
+    num_stages = 8
+    attention_places = InvertedResidual.attention_places
+    stem_stride = 2
+    # Whether a block whose expansion is 1 has an expand convolution too.
+    always_expand = False
+    # See InvertedResidual.
+    shortcut = False
+
+    def __init__(
+        self,
+        widen_factor: float = 1.0,
+        out_indices: Sequence[int] = (7,),
+        expand_indices: Sequence[int] = (),
+        frozen_stages: int = -1,
+        **kwargs,
+    ) -> None:
+        check_number('widen_factor', widen_factor, 0, open_low=True)
+        if out_indices or not expand_indices:
+            check_subset('out_indices', out_indices, range(self.num_stages))
+        if expand_indices:
+            check_subset('expand_indices', expand_indices, self._expanded())
+        super().__init__(out_indices, frozen_stages, **kwargs)
+        self.expand_indices = tuple(expand_indices)
+        channels = self.stem_channels(widen_factor)
+        self.conv1 = ConvNormAct(
+            3,
+            channels,
+            3,
+            stride=self.stem_stride,
+            padding=1,
+            **self.conv_cfgs,
+        )
+        for i, (_, width, *_) in enumerate(self.arch_settings):
+            out_channels = make_divisible(width * widen_factor)
+            stage = self._make_stage(i, channels, out_channels)
+            self._add_stage(f'layer{i + 1}', stage)
+            channels = out_channels
+        last = self.last_channels(widen_factor)
+        self._add_stage(
+            'conv2', ConvNormAct(channels, last, 1, **self.conv_cfgs)
+        )
+        # Now too, not only in train(): a distributed wrapper looks before.
+        self._freeze_stages()
+
+    @staticmethod
+    def stem_channels(widen_factor: float) -> int:
+        """Return the channels of the stem."""
+        return make_divisible(32 * widen_factor)
+
+    @staticmethod
+    def last_channels(widen_factor: float) -> int:
+        """Return the channels of the last convolution."""
+        return int(1280 * max(1.0, widen_factor))
+
+    def _expanded(self) -> list[int]:
+        """Return the stages whose first block has an expand convolution."""
+        return [
+            i
+            for i, (expansion, *_) in enumerate(self.arch_settings)
+            if expansion > 1 or self.always_expand
+        ]
+
+    def _make_stage(
+        self, index: int, in_channels: int, out_channels: int
+    ) -> Sequential:
+        expansion, _, blocks, stride, kernel = self.arch_settings[index]
+        stage = Sequential()
+        for _ in range(blocks):
+            block = InvertedResidual(
+                in_channels,
+                out_channels,
+                stride,
+                in_channels * expansion,
+                kernel_size=kernel,
+                expand=index in self._expanded(),
+                shortcut=self.shortcut,
+                **self.block_cfgs,
+            )
+            stage.append(block)
+            in_channels, stride = out_channels, 1
+        return stage
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the chosen features of images ``(N, 3, H, W)``.
+
+        Returns:
+            Shallow to deep, each ``(N, C, H / stride, W / stride)``; a stage's
+            expand output comes right before that stage's output.
+        """
+        x = self.stem(x)
+        outs = []
+        for i, stage in enumerate(self.stages):
+            if i in self.expand_indices:
+                first, *others = stage
+                expanded, x = first.forward_with_expansion(x)
+                outs.append(expanded)
+                for block in others:
+                    x = block(x)
+            else:
+                x = stage(x)
+            if i in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
 
 
 @MODELS.register_module()
@@ -16,7 +150,7 @@ class AttentionMobileNetV2(InvertedResidualNet):
     mmpretrain's ``MobileNetV2``, so published weights load with
     ``init_cfg=dict(type='Pretrained', prefix='backbone.', checkpoint=...)``.
 
-    See :class:`~.inverted_residual_net.InvertedResidualNet` for the
+    See :class:`InvertedResidualNet` for the
     arguments; ``expand_indices`` are from 1-6, the first block has no expand
     convolution.
     """
@@ -41,7 +175,7 @@ class AttentionMobileNetV2CIFAR(InvertedResidualNet):
     the first block too, ReLU, and a 1x1 convolution with BN as the shortcut
     where a block of stride 1 changes the channels. The output is 4x4.
 
-    See :class:`~.inverted_residual_net.InvertedResidualNet` for the
+    See :class:`InvertedResidualNet` for the
     arguments.
     """
 
@@ -57,8 +191,12 @@ class AttentionMobileNetV2CIFAR(InvertedResidualNet):
     stem_stride = 1
     always_expand = True
     shortcut = True
-    default_act_cfg = dict(type='ReLU')
     default_init_cfg = TORCH_INIT
+
+    def __init__(
+        self, *args, act_cfg: dict | None = dict(type='ReLU'), **kwargs
+    ) -> None:
+        super().__init__(*args, act_cfg=act_cfg, **kwargs)
 
     @staticmethod
     def stem_channels(widen_factor: float) -> int:
@@ -143,7 +281,6 @@ class DyConvMobileNetV2(AttentionMobileNetV2):
         *args: See :class:`AttentionMobileNetV2`.
         num_kernels: Kernels a layer.
         temperature: Divides the logits of the kernels' shares.
-        attention_layers: Any of ``'expand'``, ``'depthwise'``, ``'project'``.
         **kwargs: See :class:`AttentionMobileNetV2`.
     """
 
@@ -152,7 +289,6 @@ class DyConvMobileNetV2(AttentionMobileNetV2):
         *args,
         num_kernels: int = 4,
         temperature: float = 30.0,
-        attention_layers: Sequence[str] = ('expand', 'depthwise', 'project'),
         **kwargs,
     ) -> None:
         conv_cfg = dict(
@@ -160,9 +296,4 @@ class DyConvMobileNetV2(AttentionMobileNetV2):
             num_kernels=num_kernels,
             temperature=temperature,
         )
-        super().__init__(
-            *args,
-            attention_conv_cfg=conv_cfg,
-            attention_layers=attention_layers,
-            **kwargs,
-        )
+        super().__init__(*args, attention_conv_cfg=conv_cfg, **kwargs)

@@ -8,6 +8,7 @@ from mmdet.models.dense_heads import SSDHead
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from sb_mm.arguments import check_choice
 from sb_mm.registry import MODELS
 
 
@@ -21,32 +22,41 @@ class SSDLiteHead(SSDHead):
     Assignment, loss (cross entropy with 3:1 hard negatives and smooth L1, both
     over the number of positives) and decoding are mmdet's ``SSDHead``'s.
 
+    As in that project, suppression sees boxes that are not clipped to the
+    image, if ``bbox_coder`` has ``clip_border=False``. What is reported is.
+
     Args:
         num_classes: Classes without the background.
         in_channels: Channels of the levels.
-        norm_cfg: Config of the normalisation; if None, batch normalisation
-            that a batch of one image survives on a level of one cell.
-        act_cfg: Config of the activation; ``dict(type='ReLU6')`` if None.
+        use_depthwise: True, as mmdet's own SSDLite configs say.
+        norm_cfg: Config of the normalisation; by default one for a level of
+            one cell and a small batch. None for none.
+        act_cfg: Config of the activation; None for none.
         test_cfg: mmdet's, plus ``candidates_per_class``: how many of the best
             boxes of a class enter its non-maximum suppression (all if
             absent).
         **kwargs: See mmdet's ``SSDHead``.
+
+    Raises:
+        ValueError: If ``use_depthwise`` is not True.
     """
 
     def __init__(
         self,
         num_classes: int = 20,
         in_channels: Sequence[int] = (576, 1280, 512, 256, 256, 64),
-        norm_cfg: dict | None = None,
-        act_cfg: dict | None = None,
+        use_depthwise: bool = True,
+        norm_cfg: dict | None = dict(type='sb_mm.LevelBatchNorm2d'),
+        act_cfg: dict | None = dict(type='ReLU6'),
         **kwargs,
     ) -> None:
+        check_choice('use_depthwise', use_depthwise, (True,))
         super().__init__(
             num_classes,
             in_channels,
             use_depthwise=True,
-            norm_cfg=norm_cfg or dict(type='sb_mm.LevelBatchNorm2d'),
-            act_cfg=act_cfg or dict(type='ReLU6'),
+            norm_cfg=norm_cfg,
+            act_cfg=act_cfg,
             **kwargs,
         )
         # mmdet's prediction asks `loss_cls` whether it changes the number of
@@ -72,11 +82,12 @@ class SSDLiteHead(SSDHead):
     def _depthwise(self, channels: int) -> nn.Sequential:
         # Not a ConvModule, which warns of the bias that the paper's counts
         # need.
-        return nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
-            build_norm_layer(self.norm_cfg, channels)[1],
-            build_activation_layer(self.act_cfg),
-        )
+        layers = [nn.Conv2d(channels, channels, 3, padding=1, groups=channels)]
+        if self.norm_cfg is not None:
+            layers.append(build_norm_layer(self.norm_cfg, channels)[1])
+        if self.act_cfg is not None:
+            layers.append(build_activation_layer(self.act_cfg))
+        return nn.Sequential(*layers)
 
     def get_targets(self, *args, **kwargs) -> tuple:
         """Return mmdet's targets, divided by the number of positives.
@@ -88,14 +99,25 @@ class SSDLiteHead(SSDHead):
         return (*targets, positives.clamp(min=1))
 
     def _bbox_post_process(
-        self, results: InstanceData, cfg: dict, *args, **kwargs
+        self,
+        results: InstanceData,
+        cfg: dict,
+        rescale: bool = False,
+        with_nms: bool = True,
+        img_meta: dict | None = None,
     ) -> InstanceData:
-        """Keep the best candidates of each class, then suppress the rest."""
+        """Keep each class's best, suppress the rest, clip what is left."""
         limit = cfg.get('candidates_per_class')
         if limit is not None:
             keep = best_of_each_class(results.scores, results.labels, limit)
             results = results[keep]
-        return super()._bbox_post_process(results, cfg, *args, **kwargs)
+        results = super()._bbox_post_process(
+            results, cfg, rescale, with_nms, img_meta
+        )
+        height, width = img_meta['ori_shape' if rescale else 'img_shape'][:2]
+        high = results.bboxes.new_tensor([width, height] * 2)
+        results.bboxes = results.bboxes.clamp(min=0).minimum(high)
+        return results
 
 
 def best_of_each_class(scores: Tensor, labels: Tensor, limit: int) -> Tensor:

@@ -1,14 +1,17 @@
 """Dynamic convolution (DyConv)."""
 
+from collections.abc import Callable, Iterator
+
 import torch
 import torch.nn.functional as F
+from mmengine.model import kaiming_init
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 from sb_mm.arguments import check_number
 from sb_mm.registry import MODELS
 
-from .gate import ChannelGate
+from .attention import ChannelGate
 
 
 @MODELS.register_module()
@@ -99,15 +102,41 @@ class DynamicConv2d(nn.Module):
         hidden = max(1, in_channels // reduction)
         self.gate = ChannelGate(in_channels, hidden, num_kernels, bias=True)
         self.init_weights()
+        # MMEngine asks no more: the network's init_cfg stands.
+        self.is_init = True
 
     def init_weights(self) -> None:
         """Draw each kernel as mmcv draws a convolution's: He, fan-out."""
-        for kernel in self.weight.chunk(self.num_kernels):
-            nn.init.kaiming_normal_(
-                kernel, mode='fan_out', nonlinearity='relu'
-            )
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        for kernel in self._kernels():
+            kaiming_init(kernel)
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> 'DynamicConv2d':
+        """Call ``fn`` on every part, and on each kernel as a convolution.
+
+        MMEngine's ``init_cfg`` comes this way: it draws the kernels
+        independently, and each as a plain convolution's.
+        """
+        super().apply(fn)
+        for kernel in self._kernels():
+            fn(kernel)
+        return self
+
+    def _kernels(self) -> Iterator[nn.Conv2d]:
+        """Yield convolutions whose weights are views of the banks."""
+        sizes = (self.in_channels, self.out_channels, self.kernel_size)
+        for k in range(self.num_kernels):
+            kernel = nn.Conv2d(*sizes, groups=self.groups, device='meta')
+            for name in ('weight', 'bias'):
+                bank = getattr(self, name)
+                part = (
+                    None
+                    if bank is None
+                    else bank.data.chunk(self.num_kernels)[k]
+                )
+                setattr(
+                    kernel, name, part if part is None else nn.Parameter(part)
+                )
+            yield kernel
 
     def attention(self, x: Tensor) -> Tensor:
         """Return the shares ``(N, K)`` of the kernels, which sum to 1."""

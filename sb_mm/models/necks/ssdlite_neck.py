@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from mmengine.model import BaseModule
-from torch import Tensor, nn
+from mmengine.model import BaseModule, ModuleList
+from torch import Tensor
 
 from sb_mm.arguments import check_number
 from sb_mm.registry import MODELS
 
-from ..layers.inverted_residual import InvertedResidual
+from ..backbones.blocks import InvertedResidual
 
 
 @MODELS.register_module()
@@ -22,9 +22,9 @@ class SSDLiteNeck(BaseModule):
         in_channels: Channels of the backbone's outputs, passed through.
         out_channels: Channels of the extra levels.
         hidden_channels: Channels of their depthwise convolutions.
-        norm_cfg: Config of the normalisation; if None, batch normalisation
-            that a batch of one image survives on a level of one cell.
-        act_cfg: Config of the activation; ``dict(type='ReLU6')`` if None.
+        norm_cfg: Config of the normalisation; by default one for a level of
+            one cell and a small batch. None for none.
+        act_cfg: Config of the activation; None for none.
         init_cfg: Initialisation; Xavier if None.
 
     Raises:
@@ -36,8 +36,8 @@ class SSDLiteNeck(BaseModule):
         in_channels: Sequence[int] = (576, 1280),
         out_channels: Sequence[int] = (512, 256, 256, 64),
         hidden_channels: Sequence[int] = (256, 128, 128, 64),
-        norm_cfg: dict | None = None,
-        act_cfg: dict | None = None,
+        norm_cfg: dict | None = dict(type='sb_mm.LevelBatchNorm2d'),
+        act_cfg: dict | None = dict(type='ReLU6'),
         init_cfg: dict | list | None = None,
     ) -> None:
         xavier = dict(type='Xavier', distribution='uniform', layer='Conv2d')
@@ -49,8 +49,7 @@ class SSDLiteNeck(BaseModule):
                 f'got {out_channels!r} and {hidden_channels!r}.'
             )
         self.in_channels = tuple(in_channels)
-        self.extra_layers = nn.ModuleList()
-        norm_cfg = norm_cfg or dict(type='sb_mm.LevelBatchNorm2d')
+        self.extra_layers = ModuleList()
         channels = in_channels[-1]
         for out, hidden in zip(out_channels, hidden_channels, strict=True):
             block = InvertedResidual(

@@ -128,7 +128,7 @@ def test_the_space_around_the_image_has_the_exact_colour():
 
 
 @pytest.mark.parametrize('height', [1, 2])
-def test_a_image_of_a_single_row_is_seen(height):
+def test_an_image_of_a_single_row_is_seen(height):
     img = np.full((height, 50, 3), 200, np.uint8)
     transform = SSDAugmentation((30, 30), expand=EXPAND)
     patch = np.array((-25, -height, 75, 2 * height))
@@ -305,7 +305,7 @@ def test_labels_and_flags_stay_with_their_boxes():
     assert partly > 10
 
 
-def test_a_image_without_boxes_is_cropped_too():
+def test_an_image_without_boxes_is_cropped_too():
     np.random.seed(0)
     transform = SSDAugmentation((30, 30), crop=CROP)
     scales = set()

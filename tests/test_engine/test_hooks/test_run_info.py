@@ -1,10 +1,12 @@
 """What is written beside a log."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from sb_mm.engine import run_info
+from sb_mm import __version__
+from sb_mm.engine.hooks import run_info
 
 FOLDERS = ('sb_mm', 'benchmarks')
 
@@ -19,7 +21,7 @@ def repository(tmp_path, monkeypatch):
     for words in (['init'], ['add', '.'], [*author, 'commit', '-m', 'a']):
         command = ['git', '-C', str(tmp_path), *words]
         subprocess.run(command, check=True, capture_output=True)
-    monkeypatch.setattr(run_info, '_REPOSITORY', tmp_path)
+    monkeypatch.setattr(run_info, 'repository', lambda: tmp_path)
     return tmp_path
 
 
@@ -40,6 +42,11 @@ def test_more_folders_count_where_they_are_asked_for(repository, name):
     assert run_info.commit('benchmarks') == f'{clean}+'
 
 
-def test_without_a_repository_the_commit_is_unknown(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_info, '_REPOSITORY', tmp_path)
-    assert run_info.commit('benchmarks') == 'unknown'
+@pytest.mark.parametrize('clone', [None, Path('sb_mm')])
+def test_the_commit_of_another_repository_is_not_given(
+    repository, monkeypatch, clone
+):
+    """A wheel has no clone; the other one lies in somebody's repository."""
+    found = clone and repository / clone
+    monkeypatch.setattr(run_info, 'repository', lambda: found)
+    assert run_info.commit() == f'sb_mm=={__version__}'

@@ -144,7 +144,7 @@ def test_crops_and_flips_have_the_distribution_of_the_host(draw):
     assert abs(flips.float().mean() - 0.5) < 3.3 * 0.5 / DRAWS**0.5
 
 
-def test_a_image_does_not_depend_on_its_neighbour_in_the_batch():
+def test_an_image_does_not_depend_on_its_neighbour_in_the_batch():
     rows, columns, flips = device_draws()
     for values in (rows, columns):
         pairs = values[::2] * OFFSETS + values[1::2]
@@ -352,7 +352,7 @@ def test_a_batch_of_another_data_set_is_refused(data, training):
         augmentation()(data, training)
 
 
-def test_a_image_with_other_channels_is_refused():
+def test_an_image_with_other_channels_is_refused():
     data = batch_of(random_images(2, channels=1), [0])
     with pytest.raises(UserInputError, match='have 1 channels .* 3 numbers'):
         augmentation()(data)

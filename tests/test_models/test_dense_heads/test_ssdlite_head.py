@@ -273,7 +273,7 @@ def test_an_object_below_iou_half_still_gets_its_best_prior(head):
     assert loss['loss_bbox'][0] > 0
 
 
-def test_a_image_without_objects_has_a_box_loss_of_exactly_zero(head):
+def test_an_image_without_objects_has_a_box_loss_of_exactly_zero(head):
     scores, deltas = outputs()
     losses = head.loss_by_feat(scores, deltas, [objects([], [])], metas())
     assert losses['loss_bbox'][0].item() == 0
@@ -283,7 +283,7 @@ def test_a_image_without_objects_has_a_box_loss_of_exactly_zero(head):
     assert all(not t.grad.any() for t in deltas)
 
 
-def test_a_image_without_objects_trains_beside_one_with(head):
+def test_an_image_without_objects_trains_beside_one_with(head):
     scores, deltas = outputs(2)
     losses = head.loss_by_feat(
         scores, deltas, [objects([], []), objects(*IMAGES[1])], metas(2)

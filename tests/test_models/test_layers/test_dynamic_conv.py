@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
+from mmengine.model import BaseModule
 from torch import nn
 
 from sb_mm.models.layers import DynamicConv2d
+from sb_mm.registry import MODELS
 
 FORMS = {
     'pointwise': dict(kernel_size=1),
@@ -30,7 +32,7 @@ def build(form, **kwargs):
 @pytest.fixture
 def x():
     torch.manual_seed(1)
-    return torch.randn(5, 8, 6, 7) * 4 + 1
+    return torch.randn(9, 8, 6, 7) * 4 + 1
 
 
 def sample_loop(conv, x, shares):
@@ -57,7 +59,7 @@ def sample_loop(conv, x, shares):
     return torch.cat(outs)
 
 
-@pytest.mark.parametrize('batch', [1, 2, 5])
+@pytest.mark.parametrize('batch', [1, 9])
 @forms
 def test_dyconv_is_a_loop_over_the_samples(
     form, batch, x, randomise, gate_formula
@@ -86,7 +88,7 @@ def test_logits_of_zero_are_the_mean_kernel(form, x, randomise):
     conv = randomise(build(form)).eval()
     conv.gate.bn2.weight.data.zero_()
     conv.gate.bn2.bias.data.zero_()
-    expected = sample_loop(conv, x, torch.full((5, 4), 0.25))
+    expected = sample_loop(conv, x, torch.full((9, 4), 0.25))
     torch.testing.assert_close(conv(x), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -122,7 +124,7 @@ def test_dyconv_has_exactly_its_parameters(kwargs, count, parameter_count):
     assert parameter_count(DynamicConv2d(8, 12, **kwargs)) == count
 
 
-@pytest.mark.parametrize('batch', [1, 5])
+@pytest.mark.parametrize('batch', [1, 9])
 @pytest.mark.parametrize('form', ['pointwise with bias', 'grouped'])
 def test_every_parameter_gets_a_gradient(
     form, batch, x, randomise, all_gradients
@@ -135,16 +137,6 @@ def test_every_parameter_gets_a_gradient(
     rest = [n for n in all_gradients(conv) if n not in lost]
     assert rest == []
     assert conv.gate.fc1.bias.grad is not None
-
-
-@forms
-def test_one_training_image_leaves_the_statistics_alone(form, x, randomise):
-    conv = randomise(build(form)).train()
-    before = {k: v.clone() for k, v in conv.named_buffers()}
-    out = conv(x[:1])
-    torch.testing.assert_close(out, conv.eval()(x[:1]))
-    for name, value in conv.named_buffers():
-        assert value.equal(before[name]), name
 
 
 def test_the_temperature_is_saved_and_restored(x, randomise):
@@ -160,32 +152,15 @@ def test_the_temperature_is_saved_and_restored(x, randomise):
     assert (cold(x) - hot(x)).abs().max() > 0.1
 
 
-def test_the_shares_of_the_kernels_sum_to_one_for_every_sample(x, randomise):
-    conv = randomise(build('pointwise', temperature=3.0)).eval()
-    shares = conv.attention(x)
-    assert shares.shape == (5, 4)
-    torch.testing.assert_close(shares.sum(1), torch.ones(5))
-
-
 @forms
 def test_dyconv_keeps_channels_last(form, x, randomise, is_channels_last):
     conv = randomise(build(form)).eval()
-    out = conv(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(out, conv(x), rtol=1e-4, atol=1e-3)
-    assert is_channels_last(out)
-    assert conv(x).is_contiguous()
-
-
-@forms
-def test_the_module_itself_can_be_made_channels_last(
-    form, x, randomise, is_channels_last
-):
-    conv = randomise(build(form)).eval()
     expected = conv(x)
+    assert expected.is_contiguous()
     conv.to(memory_format=torch.channels_last)
     out = conv(x.to(memory_format=torch.channels_last))
-    assert is_channels_last(out)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-3)
+    assert is_channels_last(out)
 
 
 @forms
@@ -200,13 +175,6 @@ def test_autocast_gives_the_output_but_not_the_gate_in_bfloat16(
     assert seen == {torch.float32}
     error = (out.float() - conv(x)).abs().max()
     assert error < 0.05 * conv(x).abs().max()
-
-
-@forms
-@pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16])
-def test_a_converted_dyconv_computes_in_its_own_type(form, dtype, x):
-    conv = build(form).to(dtype).eval()
-    assert conv(x.to(dtype)).dtype == dtype
 
 
 def test_an_empty_batch_gives_an_empty_output():
@@ -235,18 +203,60 @@ def test_an_mmcv_conv_module_takes_dyconv_by_its_conv_cfg(
         expected = module.bn(expected)
     assert expected.min() < 0
     torch.testing.assert_close(module(x), expected.clamp(min=0))
-    assert module(x).shape == (5, 6, 6, 7)
+    assert module(x).shape == (9, 6, 6, 7)
 
 
-def test_kernels_start_as_mmcv_draws_a_convolution():
+TORCH = dict(
+    type='Kaiming',
+    layer='Conv2d',
+    a=5**0.5,
+    mode='fan_in',
+    nonlinearity='leaky_relu',
+    distribution='uniform',
+)
+
+
+@pytest.mark.parametrize(
+    ('init_cfg', 'std'),
+    [
+        # He, fan-out: 2 / (Cout * kh * kw)
+        (None, (2 / (64 * 9)) ** 0.5),
+        (dict(type='Kaiming', layer='Conv2d'), (2 / (64 * 9)) ** 0.5),
+        # uniform in +-1 / sqrt(fan-in)
+        (TORCH, (1 / (16 * 9) / 3) ** 0.5),
+        # 2 / (fan-in + fan-out)
+        (dict(type='Xavier', layer='Conv2d'), (2 / 9 / (16 + 64)) ** 0.5),
+        (dict(type='Normal', std=0.5, layer='Conv2d'), 0.5),
+    ],
+    ids=repr,
+)
+def test_kernels_start_as_a_plain_convolution(init_cfg, std):
+    class Network(BaseModule):
+        def __init__(self):
+            super().__init__(init_cfg)
+            cfg = dict(type='sb_mm.DynamicConv2d', bias=True)
+            self.conv = MODELS.build(
+                dict(cfg, in_channels=32, out_channels=64, kernel_size=3,
+                     groups=2)
+            )  # fmt: skip
+            self.plain = nn.Conv2d(32, 64, 3, groups=2)
+
     torch.manual_seed(0)
-    conv = DynamicConv2d(64, 32, 3)
-    # He, fan-out: variance 2 / (Cout * kh * kw)
-    expected = (2 / (32 * 9)) ** 0.5
-    kernels = conv.weight.chunk(4)
+    network = Network()
+    network.conv.bias.data.fill_(3)
+    network.init_weights()
+    kernels = network.conv.weight.chunk(4)
     for kernel in kernels:
-        assert kernel.std().item() == pytest.approx(expected, rel=0.03)
-    assert not kernels[0].equal(kernels[1])
+        assert kernel.std().item() == pytest.approx(std, rel=0.04)
+        for other in kernels:
+            correlation = torch.corrcoef(
+                torch.stack([kernel.flatten(), other.flatten()])
+            )[0, 1]
+            assert kernel is other or abs(correlation) < 0.05
+    if init_cfg:
+        plain = network.plain.weight.std().item()
+        assert plain == pytest.approx(std, rel=0.04)
+        assert network.conv.bias.unique().tolist() == [0]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,43 @@
+"""Run a tool of sb_mm from any folder: ``sb-mm train CONFIG``."""
+
+import ast
+import runpy
+import sys
+from pathlib import Path
+
+from .files import product_root
+
+_USAGE = """\
+usage: sb-mm COMMAND ...
+
+The beginning of a command's name is enough; `sb-mm COMMAND --help` shows its
+arguments. A CONFIG that is not a file, such as configs/ssd_sb_voc.py, is taken
+from {root}.
+"""
+
+
+def main() -> None:
+    """Run the tool that the first argument names, with the others."""
+    given = ''.join(sys.argv[1:2]).replace('-', '_')
+    tools = {file.stem: file for file in product_root().glob('tools/*.py')}
+    named = [name for name in tools if given and name.startswith(given)]
+    if given in tools or len(named) == 1:
+        tool = str(tools[given if given in tools else named[0]])
+        sys.argv[:2] = [tool]
+        runpy.run_path(tool, run_name='__main__')
+        return
+    print(_USAGE.format(root=product_root()))
+    for name, file in sorted(tools.items()):
+        print(f'  {name:<18} {_summary(file)}')
+    if given not in ('', '_h', '__help'):
+        print(f'error: no command {sys.argv[1]}', file=sys.stderr)
+        sys.exit(2)
+
+
+def _summary(tool: Path) -> str:
+    """Return the first line of a tool's docstring without running it."""
+    return ast.get_docstring(ast.parse(tool.read_text())).splitlines()[0]
+
+
+if __name__ == '__main__':
+    main()

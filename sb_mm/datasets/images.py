@@ -1,0 +1,212 @@
+"""Image files: their heads, and whether the training can decode them."""
+
+import math
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+from mmcv.transforms import LoadImageFromFile
+from PIL import Image
+
+from sb_mm.errors import FileFault, first_line, raise_faults
+
+T = TypeVar('T')
+
+REPLACE = 'replace it, or take its name out of the image list'
+_EXIF_ORIENTATION = 0x0112
+# OpenCV 4's warps, which augmentations use, take no larger image.
+_LONGEST_SIDE = 32_766
+
+
+class ImageHeader(NamedTuple):
+    """What the head of an image file says.
+
+    Attributes:
+        width: Of the stored image, pixels.
+        height: Of the stored image, pixels.
+        orientation: EXIF's, 1 to 8; 1 shows the image as it is stored.
+    """
+
+    width: int
+    height: int
+    orientation: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the stored image."""
+        return self.width, self.height
+
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """(width, height) of the image that a viewer turns by the tag."""
+        return self.size[::-1] if self.orientation >= 5 else self.size
+
+    def turn(self, from_shown: bool, to_shown: bool) -> int:
+        """Return the EXIF tag that turns the one into the other.
+
+        Args:
+            from_shown: Whether a box is one of the image that viewers show.
+            to_shown: Whether it shall be.
+        """
+        if from_shown == to_shown:
+            return 1
+        back = {6: 8, 8: 6}.get(self.orientation, self.orientation)
+        return self.orientation if to_shown else back
+
+
+def reader_of(transforms: Sequence) -> LoadImageFromFile:
+    """Return the transform of a pipeline that reads images from files."""
+    readers = (t for t in transforms if isinstance(t, LoadImageFromFile))
+    return next(readers, LoadImageFromFile())
+
+
+def open_regular(path: str, remedy: str) -> BinaryIO:
+    """Open a file; a pipe or device, which might never end, is refused.
+
+    Raises:
+        FileFault: It is none, or cannot be opened; says ``remedy``.
+    """
+    try:
+        if stat.S_ISREG(os.stat(path).st_mode):
+            return open(path, 'rb')
+    except OSError as error:
+        fault = f'cannot be read ({error.strerror})'
+        raise FileFault(path, fault, remedy) from None
+    raise FileFault(path, 'is a folder, pipe or device, not a file', remedy)
+
+
+def read_header(
+    path: str, *, deep: bool = False, max_megapixels: float = math.inf
+) -> ImageHeader:
+    """Read the head of an image file.
+
+    Args:
+        path: The image.
+        deep: Whether more than 8 bits a channel are wanted.
+        max_megapixels: Size of an image that is refused.
+
+    Raises:
+        FileFault: The file is no image, too large, too long for OpenCV, or
+            has more than 8 bits a channel, of which loading keeps 8.
+    """
+    with open_regular(path, REPLACE) as file:
+        try:
+            with Image.open(file) as image:
+                head = ImageHeader(*image.size, _orientation(image))
+                is_deep = image.mode[0] in 'IF' or ';16' in str(image.tile)
+        except Exception as error:  # Pillow's readers raise many types
+            raise _unreadable(path, error) from None
+    fault = f'is an image of {head.width}x{head.height} pixels'
+    if max(head.size) > _LONGEST_SIDE:
+        remedy = f'cut or shrink it, OpenCV takes sides up to {_LONGEST_SIDE}'
+        raise FileFault(path, fault, remedy)
+    if head.width * head.height > max_megapixels * 1e6:
+        remedy = 'cut or shrink it, or raise max_megapixels of the dataset'
+        raise FileFault(path, fault, f'{remedy} ({max_megapixels:g})')
+    if is_deep and not deep:
+        raise FileFault(
+            path,
+            'has more than 8 bits a channel, of which the upper 8 are read',
+            "convert it to 8 bits, where 12 are used with ImageMagick's "
+            '`mogrify -level 0,4095 -depth 8 FILE`',
+        )
+    return head
+
+
+def turn_box(
+    box: Sequence[int], size: tuple[int, int], orientation: int
+) -> list[int]:
+    """Turn a box as a viewer turns the image with that EXIF tag.
+
+    Args:
+        box: First and last pixel: x1, y1, x2, y2, counted from 0.
+        size: (width, height) of the image before it is turned.
+        orientation: 1 to 8. 6 and 8 undo each other, others themselves.
+    """
+    last_x, last_y = size[0] - 1, size[1] - 1
+    x1, y1, x2, y2 = box
+    if orientation >= 5:
+        x1, y1, x2, y2, last_x, last_y = y1, x1, y2, x2, last_y, last_x
+    if orientation in (2, 3, 6, 7):
+        x1, x2 = last_x - x2, last_x - x1
+    if orientation in (3, 4, 7, 8):
+        y1, y2 = last_y - y2, last_y - y1
+    return [x1, y1, x2, y2]
+
+
+def decode(path: str, load: Callable[[dict], dict | None]) -> tuple[int, int]:
+    """Decode an image with the transform that the training loads it with.
+
+    Returns:
+        (width, height) in pixels as loaded.
+
+    Raises:
+        FileFault: ``load`` cannot, or the file is cut off.
+    """
+    with open_regular(path, REPLACE) as file:
+        cut_off = _is_cut_off(file)
+    try:
+        image = (load(dict(img_path=path)) or {}).get('img')
+        if cut_off:  # OpenCV 4 fills the rest with grey
+            with Image.open(path) as file:
+                file.load()
+    except Exception as error:  # of any decoder
+        raise _unreadable(path, error) from None
+    return (0, 0) if image is None else image.shape[1::-1]
+
+
+def collect(function: Callable[[Any], T], items: Sequence) -> list[T]:
+    """Call a function of each file, several at once.
+
+    OpenCV decodes, and files are waited for, outside of Python's lock.
+
+    Raises:
+        UserInputError: Of all files of which it raised a :class:`FileFault`.
+    """
+
+    def call(item: Any) -> T | FileFault:
+        try:
+            return function(item)
+        except FileFault as fault:
+            return fault
+
+    threads = min(2 * len(os.sched_getaffinity(0)), 16)
+    with _no_pixel_limit(), ThreadPool(threads) as pool:
+        results = list(pool.imap(call, items, chunksize=8))
+    if faults := [item for item in results if isinstance(item, FileFault)]:
+        raise_faults(faults)
+    return results
+
+
+@contextmanager
+def _no_pixel_limit() -> Iterator[None]:
+    """Leave large images to the limit of the dataset, instead of Pillow's."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _orientation(image: Image.Image) -> int:
+    # without the first test Pillow decodes a whole PNG to look for EXIF
+    exif = image.getexif() if 'exif' in image.info else {}
+    tag = exif.get(_EXIF_ORIENTATION, 1)
+    return tag if tag in range(1, 9) else 1
+
+
+def _is_cut_off(file: BinaryIO) -> bool:
+    """Whether it is a JPEG file without its end mark at the end."""
+    is_jpeg = file.read(2) == b'\xff\xd8'
+    file.seek(max(file.seek(0, os.SEEK_END) - 32, 0))
+    return is_jpeg and b'\xff\xd9' not in file.read()
+
+
+def _unreadable(path: str, error: Exception) -> FileFault:
+    # These say no more than that, and repeat the path.
+    plain = isinstance(error, (AssertionError, Image.UnidentifiedImageError))
+    reason = '' if plain else f' ({first_line(error)})'
+    return FileFault(path, f'is not a readable image{reason}', REPLACE)

@@ -1,0 +1,182 @@
+"""Checks of checkpoints, before a model is built or trained."""
+
+import os.path as osp
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.fileio import list_from_file
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import find_latest_checkpoint
+from torch import nn
+
+from sb_mm.checkpoint import (
+    load_checkpoint_file,
+    refuse_conflicts,
+    shape_conflicts,
+    state_dict_of,
+)
+from sb_mm.errors import UserInputError, first_few
+
+from .classes import dataset_class
+from .config import dataset_configs
+
+
+def check_start(cfg: Config, trust: bool = False) -> None:
+    """Check the checkpoints that a training continues or starts from.
+
+    Args:
+        cfg: Config of the training.
+        trust: Run the code that they may bring with them.
+
+    Raises:
+        UserInputError: If one cannot be loaded, or the one to resume from is
+            not of this network, these classes and a training.
+    """
+    path = cfg.get('load_from')
+    if cfg.get('resume'):
+        if path is not None:
+            _check_progress(path, check_checkpoint(cfg, path, trust))
+        return
+    # Fine-tuning: another head is what the user wants, so only that the files
+    # can be loaded is checked; MMEngine logs what does not fit.
+    for file in [path, *pretrained_files(cfg.model)]:
+        if file:
+            load_checkpoint_file(file, trust=trust)
+
+
+def check_checkpoint(cfg: Config, path: str, trust: bool = False) -> dict:
+    """Raise if a checkpoint was not made by this network on these classes.
+
+    Args:
+        cfg: Config of the run.
+        path: File or URL.
+        trust: Run the code that the file may bring with it.
+
+    Returns:
+        What the checkpoint holds.
+
+    Raises:
+        UserInputError: Names the first few classes or tensors that differ.
+    """
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    content = load_checkpoint_file(path, trust=trust)
+    _check_classes(cfg, path, content)
+    state = state_dict_of(content)
+    model = _skeleton(cfg)
+    refuse_conflicts(path, shape_conflicts(model, state))
+    own = model.state_dict().keys()
+    # A counter that no network of these needs; old files lack it.
+    missing = [k for k in own if k not in state]
+    missing = [k for k in missing if not k.endswith('num_batches_tracked')]
+    _refuse_names(path, missing, 'are missing')
+    extra = [k for k in state if k not in own]
+    extra = [k for k in extra if not k.startswith('data_preprocessor.')]
+    _refuse_names(path, extra, 'are not of this network')
+    return content
+
+
+def newest_checkpoint(work_dir: str | Path) -> str | None:
+    """Return the newest checkpoint of a work directory, if it has one.
+
+    Raises:
+        UserInputError: If the file that names it is damaged.
+    """
+    try:
+        found = find_latest_checkpoint(str(work_dir))
+    except UnicodeDecodeError as error:
+        raise UserInputError(
+            f'{work_dir}/last_checkpoint is not the text that a training '
+            'writes there: name the checkpoint that is meant.'
+        ) from error
+    if found == '':  # killed while it was written
+        names = ('epoch_*.pth', 'iter_*.pth')
+        files = [file for n in names for file in Path(work_dir).glob(n)]
+        return str(max(files, key=osp.getmtime)) if files else None
+    # The training wrote the path as it was then; the folder may have moved.
+    moved = Path(work_dir, Path(found or '-').name)
+    return str(moved) if moved.is_file() else found
+
+
+def pretrained_files(config: object) -> Iterator[str]:
+    """Yield the checkpoint of every ``type='Pretrained'`` in a config."""
+    if isinstance(config, dict):
+        if config.get('type') == 'Pretrained':
+            yield config['checkpoint']
+        for value in config.values():
+            yield from pretrained_files(value)
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            yield from pretrained_files(value)
+
+
+def _check_progress(path: str, content: dict) -> None:
+    meta, hub = content.get('meta') or {}, content.get('message_hub')
+    numbers = [meta.get('epoch'), meta.get('iter')]
+    parts = {'log_scalars', 'runtime_info', 'resumed_keys'}
+    if (
+        not all(isinstance(number, int) for number in numbers)
+        or not isinstance(hub, dict)
+        or not parts <= hub.keys()
+    ):
+        raise UserInputError(
+            f'The checkpoint {path} does not say how far its training was, '
+            'which --resume needs: start from its weights, with --cfg-options '
+            f'load_from={path}.'
+        )
+
+
+def _refuse_names(path: str, names: list[str], what: str) -> None:
+    if names:
+        raise UserInputError(
+            f'{len(names)} tensors {what} in {path} ({first_few(names)}): use '
+            'the config that it was trained with.'
+        )
+
+
+def _check_classes(cfg: Config, path: str, content: dict) -> None:
+    meta = (content.get('meta') or {}).get('dataset_meta') or {}
+    saved = meta.get('classes') or ()
+    if not isinstance(saved, (list, tuple)):
+        raise UserInputError(
+            f'The checkpoint {path} holds a {type(saved).__name__} as classes '
+            'instead of their names: give a checkpoint of MMEngine.'
+        )
+    saved = [str(c) for c in saved]
+    wanted = _classes_of(cfg)
+    if not saved or not wanted or saved == wanted:
+        return
+    pairs = [
+        f'class {i} is {a!r} instead of {b!r}'
+        for i, (a, b) in enumerate(zip(saved, wanted, strict=False))
+        if a != b
+    ]
+    raise UserInputError(
+        f'The checkpoint {path} was trained on {len(saved)} classes and the '
+        f'dataset has {len(wanted)} ({first_few(pairs) or "others follow"}): '
+        'use the config and the data that it was trained with.'
+    )
+
+
+def _classes_of(cfg: Config) -> list[str]:
+    """Return the class names of the test data, as far as they are known."""
+    for _, dataset in reversed(list(dataset_configs(cfg))):
+        given = (dataset.get('metainfo') or {}).get('classes')
+        cls = dataset_class(dataset)
+        classes = given or getattr(cls, 'METAINFO', {}).get('classes')
+        if isinstance(classes, str) and osp.isfile(classes):
+            classes = list_from_file(classes)
+        if classes and not isinstance(classes, str):
+            return [str(c) for c in classes]
+    return []
+
+
+def _skeleton(cfg: Config) -> nn.Module:
+    """Build the network without memory for its weights."""
+    try:
+        with torch.device('meta'):
+            return MODELS.build(cfg.model)
+    except (NotImplementedError, RuntimeError):
+        # A constructor computes with tensor values, which meta has none of.
+        return MODELS.build(cfg.model)

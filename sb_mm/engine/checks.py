@@ -1,0 +1,374 @@
+"""What is refused before a model is built: data that cannot be trained on.
+
+Which files make up CIFAR-10, which folder is which class and what counts as
+an image is asked of the hosts' own datasets. They are recognised by name, so
+that a detector's training need not import mmpretrain, nor the other way.
+"""
+
+import json
+import logging
+import os
+import os.path as osp
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from inspect import signature
+from itertools import chain, islice
+
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+from mmengine.registry import TRANSFORMS, init_default_scope
+
+from sb_mm.datasets.images import collect, decode, open_regular, read_header
+from sb_mm.errors import UserInputError, first_few, first_line
+
+from .classes import (
+    build_dataset,
+    check_class_count,
+    check_class_lists,
+    check_class_names,
+    check_same_folders,
+    class_folders,
+    dataset_class,
+    head_classes,
+    is_a,
+    listed,
+    open_dataset,
+)
+from .config import dataset_configs
+
+# Images that are decoded of a class folder, and of a list of images.
+_PER_FOLDER, _PER_LIST = 2, 1000
+# Images that take so long that whoever waits is told.
+_MANY = 2000
+# What mmdet reads of an annotation file in COCO's format.
+_COCO = dict(
+    images=('id', 'file_name', 'width', 'height'),
+    categories=('id', 'name'),
+    annotations=('id', 'image_id', 'category_id', 'bbox', 'area'),
+)
+
+
+def check_data(cfg: Config, loaders: Collection[str]) -> None:
+    """Look at the data of the given loaders.
+
+    Of VOC's and COCO's format every list, annotation and image is read, of
+    folders of images the classes and a few images each, of CIFAR the files'
+    checksums; CIFAR files that are missing are downloaded if the dataset
+    may, as mmpretrain would do later. Of other datasets the data root and
+    the annotation file must exist. Images are decoded as the pipeline will.
+
+    Args:
+        cfg: Config of the run.
+        loaders: Names such as ``'train_dataloader'``.
+
+    Raises:
+        UserInputError: Names the first few missing or unusable files, or
+            lists of classes that differ.
+    """
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    training = 'train_dataloader' in loaders
+    found = list(dataset_configs(cfg))
+    check_class_lists([d for d in found if training or d[0] in loaders])
+    checked: list[dict] = []
+    for dataset in (d for loader, d in found if loader in loaders):
+        reading = _reading_part(dataset)
+        if reading not in checked:
+            checked.append(reading)
+            _checker_of(reading)(cfg, reading)
+    check_same_folders([d for d in checked if is_a(d, _FOLDERS)])
+    _check_evaluators(cfg, loaders)
+
+
+def _checker_of(dataset: dict) -> Callable[[Config, dict], None]:
+    own = (check for kind, check in _CHECKERS.items() if is_a(dataset, kind))
+    return next(own, _check_paths)
+
+
+def _reading_part(dataset: dict) -> dict:
+    """Return the config with nothing in its pipeline but the reader."""
+    pipeline = dataset.get('pipeline') or []
+    readers = [t for t in pipeline if 'LoadImageFromFile' in str(t['type'])]
+    return dict(dataset, pipeline=readers[:1])
+
+
+# Images
+
+
+def _check_images(dataset: dict, paths: Sequence[str]) -> list[tuple]:
+    """Check and decode images; return their sizes (width, height)."""
+    default = dict(type='LoadImageFromFile')
+    reader = TRANSFORMS.build((dataset['pipeline'] or [default])[0])
+    deep = getattr(reader, 'color_type', '') == 'unchanged'
+
+    def check(path: str) -> tuple[int, int]:
+        read_header(path, deep=deep)
+        return decode(path, reader)
+
+    return collect(check, paths)
+
+
+# PASCAL VOC
+
+
+def _check_voc(cfg: Config, dataset: dict) -> None:
+    # Serializing collects garbage, for a second or two.
+    built = build_dataset(dict(dataset, serialize_data=False))
+    check_class_count(cfg, built.metainfo['classes'])
+    _say_how_many(len(built), built.ann_file)
+    built.check_images()
+
+
+def _say_how_many(count: int, where: str) -> None:
+    if count < _MANY:
+        return
+    print_log(
+        f'Decoding the {count:,} images of {where} to see that they are '
+        'whole; --no-check leaves it out.',
+        'current',
+    )
+
+
+# COCO
+
+
+def _check_coco(cfg: Config, dataset: dict) -> None:
+    opened = open_dataset(dataset)
+    prefix = opened.data_prefix.get('img') or ''
+    if '://' in opened.ann_file + prefix:
+        return
+    content = _read_coco(opened.ann_file)
+    classes = list(opened.metainfo['classes'])
+    _check_categories(opened.ann_file, content, classes)
+    check_class_count(cfg, classes)
+    images = content['images']
+    _say_how_many(len(images), opened.ann_file)
+    paths = [osp.join(prefix, image['file_name']) for image in images]
+    sizes = _check_images(dataset, paths)
+    wrong = [
+        path
+        for path, size, image in zip(paths, sizes, images, strict=True)
+        if size != (image['width'], image['height'])
+    ]
+    if wrong:
+        print_log(
+            f'{len(wrong)} images have another size than {opened.ann_file} '
+            f'says, or are turned by an EXIF tag: {first_few(wrong)}.',
+            'current',
+            logging.WARNING,
+        )
+
+
+def _read_coco(path: str) -> dict[str, list[dict]]:
+    remedy = 'give the annotation file of a dataset in the format of COCO'
+    try:
+        with open_regular(path, f'{remedy}, or set --data-root') as file:
+            content = json.load(file)
+        for part, keys in _COCO.items():
+            for item in content[part]:
+                lacks = [key for key in keys if key not in item]
+                if lacks:
+                    raise KeyError(f'{lacks[0]!r} in one of its {part}')
+    except KeyError as error:
+        raise UserInputError(
+            f'{path} lacks {error.args[0]}: {remedy}.'
+        ) from None
+    except (ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, UserInputError):
+            raise
+        raise UserInputError(
+            f'{path} is not JSON in that form ({first_line(error)}): {remedy}.'
+        ) from None
+    return content
+
+
+def _check_categories(
+    path: str, content: dict[str, list[dict]], classes: list[str]
+) -> None:
+    """Compare the classes with the file, in whose order mmdet labels them."""
+    names = {item['id']: str(item['name']) for item in content['categories']}
+    labelled = [name for name in names.values() if name in classes]
+    if missing := [name for name in classes if name not in labelled]:
+        raise UserInputError(
+            f'{path} has no category {ascii(missing[0])}, only '
+            f'{listed([*map(ascii, names.values())])}: set metainfo.classes '
+            'of the dataset to its names, as they are written there.'
+        )
+    if labelled != classes:
+        raise UserInputError(
+            f'{path} has the categories in the order {listed(labelled)} and '
+            f'metainfo.classes is {listed(classes)}, and mmdet counts labels '
+            'in the order of the file: write the classes in that order.'
+        )
+    used = Counter(item['category_id'] for item in content['annotations'])
+    if others := [i for i in used if names.get(i) not in classes]:
+        left_out = first_few([names.get(i, str(i)) for i in others])
+        print_log(
+            f'{path} has objects of {len(others)} categories that are not in '
+            f'metainfo.classes ({left_out}): they are left out.',
+            'current',
+            logging.WARNING,
+        )
+
+
+# CIFAR-10 and CIFAR-100
+
+
+def _check_cifar(cfg: Config, dataset: dict) -> None:
+    opened = open_dataset(dataset)
+    check_class_count(cfg, opened.METAINFO['classes'])
+    if '://' in opened.data_prefix['root']:
+        return
+    fault, why = _cifar_fault(opened), 'download=False'
+    if fault and opened.download:
+        why = _download_cifar(opened)
+        fault = _cifar_fault(opened)
+    if fault:
+        root = opened.data_prefix['root']
+        raise UserInputError(
+            f'{fault} ({why}): unpack {opened.url} in {root} yourself.'
+        )
+
+
+def _cifar_fault(dataset: BaseDataset) -> str:
+    """Name the official files that are not there, or not as published."""
+    from mmpretrain.datasets.utils import check_integrity
+
+    folder = osp.join(dataset.data_prefix['root'], dataset.base_folder)
+    files = dict([*dataset.train_list, *dataset.test_list])
+    wrong = [
+        f'{name} ({"damaged" if osp.exists(path) else "missing"})'
+        for name, md5 in files.items()
+        if not check_integrity(path := osp.join(folder, name), md5)
+    ]
+    return f'{folder} lacks {first_few(wrong)}' if wrong else ''
+
+
+def _download_cifar(dataset: BaseDataset) -> str:
+    """Download and unpack the archive as mmpretrain does; say what failed."""
+    from mmpretrain.datasets.utils import download_and_extract_archive
+
+    try:
+        download_and_extract_archive(
+            dataset.url,
+            dataset.data_prefix['root'],
+            filename=dataset.filename,
+            md5=dataset.tgz_md5,
+        )
+    except Exception as error:  # of the network, the archive or the drive
+        return f'the download failed: {first_line(error)}'
+    return 'the downloaded archive does not hold them'
+
+
+# Folders of images: ImageNet and CustomDataset
+
+
+def _check_folder(cfg: Config, dataset: dict) -> None:
+    opened = open_dataset(dataset)
+    root = opened.img_prefix
+    if '://' in root:
+        return
+    if not osp.isdir(root):
+        raise UserInputError(
+            f'{root} not found: set --data-root to the folder of the data.'
+        )
+    if opened.ann_file:
+        _check_images(dataset, _listed_images(cfg, opened))
+        return
+    folders = [root]
+    if opened.with_label:
+        check_class_names(cfg, opened)
+        check_class_count(cfg, class_folders(opened))
+        folders = [osp.join(root, name) for name in class_folders(opened)]
+    samples = {f: [*islice(_images(f, opened), _PER_FOLDER)] for f in folders}
+    if without := [folder for folder in folders if not samples[folder]]:
+        raise UserInputError(
+            f'{len(without)} of {len(folders)} folders hold no image '
+            f'({first_few(without)}): complete the copy, or delete them.'
+        )
+    _check_images(dataset, [*chain.from_iterable(samples.values())])
+
+
+def _images(folder: str, dataset: BaseDataset) -> Iterator[str]:
+    """Yield what mmpretrain will load; it passes over hidden files."""
+    folders = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                folders.append(entry.path)
+            elif entry.name[0] != '.' and dataset.is_valid_file(entry.name):
+                yield entry.path
+    for inner in folders:
+        yield from _images(inner, dataset)
+
+
+def _listed_images(cfg: Config, dataset: BaseDataset) -> list[str]:
+    """Return some paths of an annotation file, of lines as ``a.jpg 0``."""
+    try:
+        samples = dataset.load_data_list()
+    except ValueError as error:
+        raise UserInputError(
+            f'{dataset.ann_file} has a line that is no path and label '
+            f'({first_line(error)}): correct it.'
+        ) from error
+    for setting, count in head_classes(cfg).items():
+        labels = {sample.get('gt_label', 0) for sample in samples}
+        if beyond := sorted(labels - set(range(count))):
+            raise UserInputError(
+                f'{dataset.ann_file} has the label {beyond[-1]}, but the head '
+                f'only 0 to {count - 1}: correct it, or {setting}.'
+            )
+    step = -(-len(samples) // _PER_LIST) or 1
+    return [sample['img_path'] for sample in samples[::step]]
+
+
+def _check_evaluators(cfg: Config, loaders: Collection[str]) -> None:
+    """Check that the annotation files of COCO's metrics are there."""
+    for loader in loaders:
+        metrics = cfg.get(loader.replace('dataloader', 'evaluator')) or []
+        for metric in [metrics] if isinstance(metrics, dict) else metrics:
+            path = metric.get('ann_file') or ''
+            if path and '://' not in path and not osp.exists(path):
+                raise UserInputError(
+                    f'The ann_file {path} of the metric {metric["type"]} is '
+                    'not there: give that of the dataset of its loader.'
+                )
+
+
+# Any other dataset
+
+
+def _check_paths(cfg: Config, dataset: dict) -> None:
+    """Check that the folder and the files of a host's dataset are there."""
+    root = dataset.get('data_root') or ''
+    prefixes = dataset.get('data_prefix') or {}
+    prefixes = {'': prefixes} if isinstance(prefixes, str) else prefixes
+    parts = [dataset.get('ann_file') or '', *prefixes.values()]
+    needed = [root, *(osp.join(root, part) for part in parts if part)]
+    missing = [path for path in needed if path and not _is_there(path)]
+    if missing and not _can_download(dataset):
+        raise UserInputError(
+            f'{first_few(missing)} not found or empty: set --data-root to the '
+            'folder of the data.'
+        )
+
+
+def _is_there(path: str) -> bool:
+    if '://' in path or osp.isfile(path):
+        return True
+    return osp.isdir(path) and len(os.listdir(path)) > 0
+
+
+def _can_download(dataset: dict) -> bool:
+    """Whether it is one of mmpretrain's datasets that fetch themselves."""
+    accepted = signature(dataset_class(dataset).__init__).parameters
+    return 'download' in accepted and dataset.get('download', True)
+
+
+_FOLDERS = 'mmpretrain.datasets.custom.CustomDataset'  # and ImageNet
+_CHECKERS = {
+    'sb_mm.datasets.voc.VOCDevkitDataset': _check_voc,
+    'mmdet.datasets.coco.CocoDataset': _check_coco,
+    'mmpretrain.datasets.cifar.CIFAR10': _check_cifar,  # and CIFAR100
+    _FOLDERS: _check_folder,
+}

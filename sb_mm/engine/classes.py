@@ -1,0 +1,192 @@
+"""Datasets of a config and their classes, before any data are read."""
+
+import shlex
+from collections.abc import Sequence
+from itertools import pairwise
+from unicodedata import normalize
+
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
+
+from sb_mm.errors import UserInputError, first_few, first_line, shorten
+
+
+def dataset_class(dataset: dict) -> type:
+    """Return the class that a config's ``type`` names.
+
+    Raises:
+        UserInputError: If it is not registered.
+    """
+    kind = dataset['type']
+    if not isinstance(kind, str):
+        return kind
+    # As DATASETS.build does: the class may be one of the default scope.
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        cls = registry.get(kind)
+    if cls is None:
+        raise UserInputError(
+            f'The dataset {kind} is unknown: correct the type, or name the '
+            'module that defines it in custom_imports.'
+        )
+    return cls
+
+
+def is_a(dataset: dict, name: str) -> bool:
+    """Whether a config is of the class ``package.module.Name``."""
+    bases = dataset_class(dataset).__mro__
+    return name in (f'{base.__module__}.{base.__name__}' for base in bases)
+
+
+def open_dataset(dataset: dict) -> BaseDataset:
+    """Build a dataset that has not yet read its data."""
+    return build_dataset(dict(dataset, pipeline=[], lazy_init=True))
+
+
+def build_dataset(dataset: dict) -> BaseDataset:
+    """Build a dataset, with a sentence for what a host raises."""
+    try:
+        return DATASETS.build(dataset)
+    except UserInputError:
+        raise
+    except Exception as error:  # a host's constructor can raise anything
+        raise UserInputError(
+            f'The dataset {dataset["type"]} cannot be made of its settings '
+            f'({first_line(error)}): correct them.'
+        ) from error
+
+
+def check_class_lists(datasets: Sequence[tuple[str, dict]]) -> None:
+    """Compare the names that configs and dataset classes give, if any."""
+    known = [
+        (loader, [str(name) for name in classes])
+        for loader, dataset in datasets
+        if issubclass(dataset_class(dataset), BaseDataset)
+        and (classes := open_dataset(dataset).metainfo.get('classes'))
+        and not isinstance(classes, str)
+    ]
+    for (one, names), (other, others) in pairwise(known):
+        if [*map(_nfc, names)] != [*map(_nfc, others)]:
+            raise UserInputError(
+                f'{one} has the classes {listed(names)} and {other} '
+                f'{listed(others)}, and a label is a place in that list: '
+                'give both the same metainfo.classes, in the same order.'
+            )
+
+
+def _nfc(name: str) -> str:
+    return normalize('NFC', name)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as they stand in a sentence."""
+    return f'({first_few(list(names), limit=10)})'
+
+
+def check_class_count(cfg: Config, classes: Sequence[str]) -> None:
+    """Raise if the head's classes are not as many as the dataset's.
+
+    Raises:
+        UserInputError: Names both numbers, or more classes than there are
+            among which a metric or the head looks for the right one.
+    """
+    for setting, count in head_classes(cfg).items():
+        if count != len(classes):
+            raise UserInputError(
+                f'The head has num_classes={count}, but the dataset has '
+                f'{len(classes)} classes ({first_few(list(classes))}): set '
+                f'{setting} to that number.'
+            )
+    if options := topk_options(cfg, len(classes)):
+        raise UserInputError(
+            f'The dataset has {len(classes)} classes, fewer than topk of the '
+            f'metric or the head: add `--cfg-options {options}`.'
+        )
+
+
+def topk_options(cfg: Config, count: int) -> str:
+    """Return the options that lower every ``topk`` beyond ``count``."""
+    settings = {'model.head': cfg.model.get('head') or {}}
+    if not settings['model.head'].get('cal_acc'):
+        settings = {}  # it computes no accuracy
+    for name in ('val_evaluator', 'test_evaluator'):
+        metrics = cfg.get(name) or []
+        if isinstance(metrics, dict):
+            settings[name] = metrics
+        else:
+            settings |= {f'{name}.{i}': m for i, m in enumerate(metrics)}
+    beyond = [name for name, m in settings.items() if _top(m) > count]
+    return ' '.join(f'{name}.topk=1' for name in beyond)
+
+
+def _top(metric: dict) -> int:
+    topk = metric.get('topk') or 1
+    return topk if isinstance(topk, int) else max(topk)
+
+
+def head_classes(cfg: Config) -> dict[str, int]:
+    """Return ``num_classes`` of mmpretrain's or mmdet's head, if it has any.
+
+    The key is the name of the setting.
+    """
+    heads = {name: cfg.model.get(name) or {} for name in ('head', 'bbox_head')}
+    return {
+        f'model.{name}.num_classes': head['num_classes']
+        for name, head in heads.items()
+        if 'num_classes' in head
+    }
+
+
+# Folders of images, one a class
+
+
+def class_folders(dataset: BaseDataset) -> list[str]:
+    """Return the folders in the order of their labels."""
+    from mmpretrain.datasets.custom import find_folders
+
+    return find_folders(dataset.img_prefix)[0]
+
+
+def check_same_folders(datasets: Sequence[dict]) -> None:
+    """Compare the folders by which images of a dataset are labelled."""
+    opened = map(open_dataset, datasets)
+    labelled = [d for d in opened if d.with_label and not d.ann_file]
+    for one, other in pairwise(labelled):
+        differing = {*class_folders(one)} ^ {*class_folders(other)}
+        if differing:
+            raise UserInputError(
+                f'{one.img_prefix} and {other.img_prefix} do not have the '
+                f'same class folders ({first_few(sorted(differing))} in one '
+                'of them only), and a label is the place of a folder among '
+                'the sorted ones: complete the copy, or delete or rename the '
+                'odd folders.'
+            )
+
+
+def check_class_names(cfg: Config, dataset: BaseDataset) -> None:
+    """Compare the names that the config or the class gives, if any."""
+    folders, root = class_folders(dataset), dataset.img_prefix
+    names = dataset.CLASSES or folders
+    if isinstance(names, str):
+        raise UserInputError(
+            f'metainfo.classes is {shorten(names)!r}, but there is no such '
+            'file: give the names, or a file with one name a line.'
+        )
+    if not folders:
+        raise UserInputError(
+            f'{root} holds no folders: put the images of each class into a '
+            'folder of its own.'
+        )
+    if len(names) != len(folders):
+        options = [f'model.head.num_classes={len(folders)}'] + [
+            f'{name}_dataloader.dataset.metainfo.classes=classes.txt'
+            for name in ('train', 'val', 'test')
+        ]
+        options.append(topk_options(cfg, len(folders)))
+        raise UserInputError(
+            f'{root} holds {len(folders)} class folders '
+            f'({first_few(folders)}), but metainfo.classes has {len(names)} '
+            'names: complete the copy, or, for other classes, run `ls '
+            f'{shlex.quote(root)} > classes.txt` and add `--cfg-options '
+            f'{" ".join(options).strip()}`.'
+        )

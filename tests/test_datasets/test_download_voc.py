@@ -1,0 +1,368 @@
+"""The VOC downloader, against a server of its own on this machine."""
+
+import errno
+import hashlib
+import http.server
+import io
+import os
+import random
+import re
+import tarfile
+import threading
+
+import pytest
+
+from sb_mm.datasets import download_voc
+from sb_mm.datasets.download_voc import (
+    VOC_YEARS,
+    Year,
+    download,
+    prepare_voc,
+)
+from sb_mm.errors import UserInputError
+
+
+def tar_of(files):
+    """Make a tar file of `name: bytes`."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode='w') as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def tiny_devkit(year, split, count, first):
+    """Make an archive of a few images that no test decodes."""
+    root = f'VOCdevkit/VOC{year}'
+    names = [f'{first + index:06}' for index in range(count)]
+    noise = random.Random(first)
+    files = {
+        f'{root}/ImageSets/Main/{split}.txt': '\n'.join(names).encode(),
+        **{f'{root}/Annotations/{n}.xml': b'<annotation/>' for n in names},
+        **{f'{root}/JPEGImages/{n}.jpg': noise.randbytes(400) for n in names},
+    }
+    return tar_of(files)
+
+
+DATA = {
+    'VOCtrainval_06-Nov-2007.tar': tiny_devkit(2007, 'trainval', 5, 1),
+    'VOCtest_06-Nov-2007.tar': tiny_devkit(2007, 'test', 4, 101),
+    'VOCtrainval_11-May-2012.tar': tiny_devkit(2012, 'trainval', 6, 201),
+}
+ONE = 'VOCtrainval_06-Nov-2007.tar'
+
+
+MD5 = {name: hashlib.md5(data).hexdigest() for name, data in DATA.items()}
+TINY_YEARS = {
+    2007: Year(dict(list(MD5.items())[:2]), {'trainval': 5, 'test': 4}),
+    2012: Year(dict(list(MD5.items())[2:]), {'trainval': 6}),
+}
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serve DATA; the first folder of the path says how.
+
+    range: as it should be. plain: without Range. cut: at most 3,000 bytes an
+    answer. wrong: other bytes.
+    odd: a length that is no number. page: HTML for every path. busy: HTTP 503.
+    Anything else: HTTP 404.
+    """
+
+    def do_GET(self):
+        mode, name = self.path.strip('/').split('/', 1)
+        asked = self.headers.get('Range')
+        self.server.requests.append((mode, name, asked))
+        data = DATA.get(name.rsplit('/', 1)[-1])
+        if mode == 'busy':
+            self.send_error(503)
+        elif mode == 'page':
+            self.answer(b'<html>moved</html>')
+        elif mode == 'wrong':
+            self.answer(bytes(len(data)))
+        elif mode == 'plain':
+            self.answer(data)
+        elif mode == 'cut':
+            self.answer(data, asked, limit=3000)
+        elif mode == 'range':
+            self.answer(data, asked)
+        elif mode == 'odd':
+            self.answer(data, length='many')
+        else:
+            self.send_error(404)
+
+    def answer(self, data, asked=None, limit=None, length=None):
+        start = int(re.match(r'bytes=(\d+)-', asked)[1]) if asked else 0
+        if asked and start >= len(data):
+            self.send_error(416)
+            return
+        self.send_response(206 if asked else 200)
+        if asked:
+            end = f'{len(data) - 1}/{len(data)}'
+            self.send_header('Content-Range', f'bytes {start}-{end}')
+        self.send_header('Content-Length', length or len(data) - start)
+        self.end_headers()
+        self.wfile.write(data[start:][:limit])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope='module')
+def running_server():
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def server(running_server, monkeypatch):
+    """The server, with an empty log; nothing waits between attempts."""
+    running_server.requests = []
+    monkeypatch.setattr(download_voc.time, 'sleep', lambda seconds: None)
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    return running_server
+
+
+@pytest.fixture
+def address(server):
+    return f'http://127.0.0.1:{server.server_port}'
+
+
+@pytest.fixture
+def tars(tmp_path):
+    """A folder with the three archives."""
+    folder = tmp_path / 'tars'
+    folder.mkdir()
+    for name, data in DATA.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def prepare(out, **options):
+    prepare_voc(out, options.pop('years', TINY_YEARS), **options)
+
+
+def fetch(address, folder, *modes):
+    """Download the first archive in these modes."""
+    urls = [f'{address}/{mode}/{ONE}' for mode in modes]
+    download(urls, folder / ONE, MD5[ONE])
+
+
+def test_a_download_goes_on_where_an_earlier_call_stopped(
+    tmp_path, address, server
+):
+    (tmp_path / f'{ONE}.part').write_bytes(DATA[ONE][:5000])
+    fetch(address, tmp_path, 'range')
+    assert (tmp_path / ONE).read_bytes() == DATA[ONE]
+    assert os.listdir(tmp_path) == [ONE]
+    assert server.requests == [('range', ONE, 'bytes=5000-')]
+
+
+def test_a_server_without_range_starts_the_file_again(tmp_path, address):
+    (tmp_path / f'{ONE}.part').write_bytes(DATA[ONE][:5000])
+    fetch(address, tmp_path, 'plain')
+    assert (tmp_path / ONE).read_bytes() == DATA[ONE]
+
+
+def test_cut_connections_are_continued(tmp_path, address, server):
+    assert 9000 < len(DATA[ONE]) < 40_960
+    with pytest.raises(UserInputError):  # four attempts bring 12,000 bytes
+        fetch(address, tmp_path, 'cut')
+    asked = [asked for _, _, asked in server.requests]
+    assert asked == [f'bytes={n}-' for n in (0, 3000, 6000, 9000)]
+    assert (tmp_path / f'{ONE}.part').read_bytes() == DATA[ONE][:12_000]
+    fetch(address, tmp_path, 'cut', 'range')
+    assert (tmp_path / ONE).read_bytes() == DATA[ONE]
+
+
+def test_wrong_bytes_are_deleted_and_the_next_mirror_is_asked(
+    tmp_path, address, server, capsys
+):
+    fetch(address, tmp_path, 'wrong', 'range')
+    assert (tmp_path / ONE).read_bytes() == DATA[ONE]
+    assert [mode for mode, *_ in server.requests] == ['wrong', 'range']
+    assert 'wrong checksum, deleted' in capsys.readouterr().out
+
+
+def test_a_mirror_is_not_blamed_for_the_bytes_of_another(
+    tmp_path, address, server
+):
+    (tmp_path / f'{ONE}.part').write_bytes(bytes(5000))
+    fetch(address, tmp_path, 'range')
+    assert (tmp_path / ONE).read_bytes() == DATA[ONE]
+    asked = [asked for _, _, asked in server.requests]
+    assert asked == ['bytes=5000-', 'bytes=0-']
+
+
+def test_a_part_that_is_complete_is_taken(tmp_path, address, server):
+    (tmp_path / f'{ONE}.part').write_bytes(DATA[ONE])
+    fetch(address, tmp_path, 'range')
+    assert os.listdir(tmp_path) == [ONE]
+    assert len(server.requests) == 1
+
+
+def test_a_missing_file_is_asked_for_once_and_a_busy_server_four_times(
+    tmp_path, address, server, capsys
+):
+    # A length that is no number must not end the download either.
+    fetch(address, tmp_path, 'none', 'busy', 'odd')
+    modes = [mode for mode, _, _ in server.requests]
+    assert modes == ['none', *['busy'] * 4, 'odd']
+    said = capsys.readouterr().out
+    assert 'HTTP 404 Not Found' in said
+    assert 'HTTP 503 Service Unavailable' in said
+
+
+def test_no_mirror_left_says_what_to_do(tmp_path, address):
+    nobody = f'http://127.0.0.1:9/{ONE}'  # port 9 (discard)
+    urls = [nobody, f'{address}/wrong/{ONE}', f'{address}/page/{ONE}']
+    with pytest.raises(UserInputError, match=f'No mirror gave {ONE}.*--from'):
+        download(urls, tmp_path / ONE, MD5[ONE])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_not_taken_for_a_bad_mirror(
+    tmp_path, address, server, monkeypatch
+):
+    def full(*args):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(download_voc, '_receive', full)
+    mirrors = [f'{address}/range', f'{address}/plain']
+    with pytest.raises(UserInputError, match='No space left.*free space'):
+        prepare(tmp_path / 'kit', mirrors=mirrors)
+    assert len(server.requests) == 1
+
+
+def test_both_years_are_downloaded_unpacked_and_tidied(
+    tmp_path, address, server
+):
+    out = tmp_path / 'kit'
+    options = {'mirrors': [f'{address}/none', f'{address}/range/voc{{year}}/']}
+    prepare(out, keep_archives=True, **options)
+    assert len(list((out / 'VOC2007/JPEGImages').iterdir())) == 9
+    names = (out / 'VOC2007/ImageSets/Main/test.txt').read_text().split()
+    assert names == ['000101', '000102', '000103', '000104']
+    assert [n for mode, n, _ in server.requests if mode == 'range'] == [
+        'voc2007/VOCtrainval_06-Nov-2007.tar',
+        'voc2007/VOCtest_06-Nov-2007.tar',
+        'voc2012/VOCtrainval_11-May-2012.tar',
+    ]
+    server.requests.clear()
+    prepare(out, **options)
+    assert server.requests == []
+    assert not any((out / 'archives').iterdir())
+
+
+@pytest.mark.parametrize('given', ['.', 'VOCdevkit'])
+def test_an_unpacked_devkit_is_linked(tmp_path, given):
+    mine = tmp_path / 'mine'
+    for data in DATA.values():
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            archive.extractall(mine, filter='data')
+    for _ in range(2):
+        prepare(tmp_path / 'kit', from_dir=mine / given)
+        link = tmp_path / 'kit' / 'VOC2007'
+        assert link.is_symlink()
+        assert link.resolve() == mine / 'VOCdevkit' / 'VOC2007'
+
+
+def test_a_damaged_archive_of_the_user_is_named_and_kept(tmp_path, tars):
+    (tars / ONE).write_bytes(DATA[ONE][:5000])
+    with pytest.raises(UserInputError, match=f'{ONE} is damaged'):
+        prepare(tmp_path / 'kit', from_dir=tars)
+    with pytest.raises(UserInputError, match=f'{ONE} cannot be unpacked'):
+        prepare(tmp_path / 'kit', from_dir=tars, official=False)
+    assert (tars / ONE).is_file()
+    assert os.listdir(tmp_path / 'kit') == []
+
+
+def test_a_missing_archive_is_named(tmp_path, tars):
+    (tars / 'VOCtest_06-Nov-2007.tar').unlink()
+    with pytest.raises(UserInputError, match='neither VOCtest_06-Nov-2007'):
+        prepare(tmp_path / 'kit', from_dir=tars)
+
+
+def test_other_counts_are_an_error_unless_a_subset_is_wanted(tmp_path, tars):
+    wrong = Year(TINY_YEARS[2007].archives, {'trainval': 7, 'test': 4})
+    options = {'from_dir': tars, 'years': {2007: wrong}}
+    with pytest.raises(UserInputError, match='5 trainval images instead of'):
+        prepare(tmp_path / 'kit', **options)
+    assert os.listdir(tmp_path / 'kit') == []
+    prepare(tmp_path / 'kit', official=False, **options)
+    assert os.listdir(tmp_path / 'kit') == ['VOC2007']
+
+
+def test_an_incomplete_year_is_left_alone_and_its_gaps_are_named(
+    tmp_path, tars
+):
+    prepare(tmp_path / 'kit', from_dir=tars)
+    (tmp_path / 'kit/VOC2007/JPEGImages/000001.jpg').unlink()
+    (tmp_path / 'kit/VOC2007/Annotations/000003.xml').unlink()
+    gaps = r'JPEGImages/000001\.jpg, Annotations/000003\.xml'
+    with pytest.raises(UserInputError, match=f'incomplete .{gaps}.*move it'):
+        prepare(tmp_path / 'kit', from_dir=tars)
+    assert (tmp_path / 'kit/VOC2007/JPEGImages/000002.jpg').exists()
+
+
+def test_an_interrupted_unpacking_leaves_nothing(tmp_path, tars, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    left = tmp_path / 'kit/.VOC2007.unpacking123/VOCdevkit'  # by kill -9
+    left.mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(download_voc, 'check_year', stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path / 'kit', from_dir=tars)
+    assert os.listdir(tmp_path / 'kit') == []
+    prepare(tmp_path / 'kit', from_dir=tars)
+    assert sorted(os.listdir(tmp_path / 'kit')) == ['VOC2007', 'VOC2012']
+
+
+@pytest.mark.parametrize('absolute', [False, True])
+def test_an_archive_cannot_write_outside_its_folder(tmp_path, absolute):
+    outside = tmp_path / 'escaped'
+    name = str(outside) if absolute else '../../escaped'
+    # TarInfo keeps a leading slash, as a hostile archive would.
+    (tmp_path / 'bad').mkdir()
+    (tmp_path / 'bad' / ONE).write_bytes(tar_of({name: b'x'}))
+    year = Year({ONE: ''}, {'trainval': 1})
+    with pytest.raises(UserInputError):
+        prepare(
+            tmp_path / 'kit',
+            years={2007: year},
+            from_dir=tmp_path / 'bad',
+            official=False,
+        )
+    assert not outside.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, tars):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserInputError, match='file.*cannot be read or writ'):
+        prepare(tmp_path / 'file' / 'kit', from_dir=tars)
+
+
+def test_a_mirror_must_be_on_the_web(tmp_path):
+    with pytest.raises(UserInputError, match="'ftp://x' must begin with http"):
+        prepare(tmp_path / 'kit', mirrors=['ftp://x'])
+
+
+def test_the_official_years_are_those_of_the_paper_and_torchvision():
+    # VOC07+12: 5,011 + 11,540 = 16,551 training images.
+    counts = [VOC_YEARS[year].counts['trainval'] for year in (2007, 2012)]
+    assert sum(counts) == 16_551
+    assert VOC_YEARS[2007].counts['test'] == 4_952
+    known = pytest.importorskip('torchvision.datasets.voc').DATASET_YEAR_DICT
+    archives = {**VOC_YEARS[2007].archives, **VOC_YEARS[2012].archives}
+    assert archives == {
+        known[key]['filename']: known[key]['md5']
+        for key in ('2007', '2007-test', '2012')
+    }

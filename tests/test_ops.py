@@ -1,0 +1,313 @@
+"""mmcv's public functions on sb_mm.ops, against loops over the definition.
+
+The definition is mmcv's ``ops/csrc/pytorch/cpu/{nms,roi_align}.cpp``, and for
+the focal loss mmdet's formula in float64.
+"""
+
+import math
+import shutil
+import site
+import sys
+from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
+from importlib.util import find_spec
+from operator import ge, gt
+from pathlib import Path
+from types import ModuleType
+
+import mmcv.ops
+import numpy as np
+import pytest
+import torch
+from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
+
+from sb_mm import ops
+
+LINE = Path(__file__).resolve().parents[1] / 'sb_mm_ops.pth'
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+all_dtypes = pytest.mark.parametrize(
+    'dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+both_offsets = pytest.mark.parametrize('offset', [0, 1])
+
+
+@pytest.fixture(autouse=True)
+def _ours(monkeypatch):
+    """Let mmcv's functions call sb_mm.ops where mmcv is compiled, too."""
+    for name in ('nms', 'roi_align', 'focal_loss'):
+        module = sys.modules[f'mmcv.ops.{name}']
+        monkeypatch.setattr(module, 'ext_module', ops)
+
+
+def _assert_close(found, expected):
+    """Allow one rounding of the dtype, or a few of float32."""
+    rtol = max(torch.finfo(found.dtype).eps, 1e-5)
+    expected = torch.as_tensor(expected, dtype=torch.float64)
+    found = found.detach().cpu().double()
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=1e-6)
+
+
+def _detections(count=80):
+    """Return boxes and scores that are exact in every dtype.
+
+    Some boxes are empty, some end before they begin; many scores are equal.
+    """
+    random = np.random.default_rng(0)
+    low = random.integers(0, 3, (count, 2))
+    sides = random.integers(-1, 6, (count, 2))
+    boxes = np.concatenate([low, low + sides], 1)
+    scores = random.integers(1, 33, count) / 32
+    return torch.tensor(boxes).float(), torch.tensor(scores).float()
+
+
+def _iou(a, b, offset):
+    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
+    inter = np.maximum(high - low + offset, 0).prod()
+    areas = [(box[2:] - box[:2] + offset).prod() for box in (a, b)]
+    with np.errstate(invalid='ignore'):  # 0 / 0
+        return inter / (areas[0] + areas[1] - inter)
+
+
+def _groups(boxes, scores, compare, threshold, offset=0):
+    """Return the boxes that NMS keeps, each before those it suppresses."""
+    boxes, groups = boxes.numpy(), []
+    left = sorted(range(len(scores)), key=lambda i: -scores[i])
+    while left:
+        first, *rest = left
+        overlaps = {i: _iou(boxes[first], boxes[i], offset) for i in rest}
+        hit = [i for i in rest if compare(overlaps[i], np.float32(threshold))]
+        groups.append([first, *hit])
+        left = [i for i in rest if i not in hit]
+    return groups
+
+
+@all_dtypes
+@both_offsets
+@pytest.mark.parametrize('threshold', [0.3, 0.5, 0.7])
+def test_nms_keeps_the_boxes_of_brute_force(threshold, offset, dtype):
+    boxes, scores = _detections()
+    groups = _groups(boxes, scores, gt, threshold, offset)
+    dets, kept = mmcv.ops.nms(
+        boxes.to(DEVICE, dtype), scores.to(DEVICE, dtype), threshold, offset
+    )
+    assert kept.tolist() == [group[0] for group in groups]
+    assert 5 < len(kept) < 75
+    assert dets.dtype == dtype
+
+
+def test_nms_compares_the_threshold_in_float32():
+    scores = torch.tensor([0.9, 0.8], device=DEVICE)
+    for iou in (tenths / 10 for tenths in range(1, 10)):
+        boxes = [[0, 0, 10, 10], [0, 0, 10, 10 * iou]]
+        boxes = torch.tensor(boxes, device=DEVICE)
+        assert len(mmcv.ops.nms(boxes, scores, iou)[1]) == 2
+        assert len(mmcv.ops.nms(boxes, scores, iou - 1e-6)[1]) == 1
+
+
+def test_batched_nms_keeps_classes_apart():
+    boxes, scores = _detections()
+    labels = torch.arange(len(boxes)) % 3
+    expected = []
+    for label in range(3):
+        rows = torch.arange(label, len(boxes), 3)
+        groups = _groups(boxes[rows], scores[rows], gt, 0.5)
+        expected += rows[[group[0] for group in groups]].tolist()
+    detections = [x.to(DEVICE) for x in (boxes, scores, labels)]
+    config = dict(type='nms', iou_threshold=0.5)
+    kept = mmcv.ops.batched_nms(*detections, config)[1].tolist()
+    assert kept == sorted(expected, key=lambda i: (-scores[i], i))
+
+
+def _soft_nms(boxes, scores, method, offset):
+    boxes, scores = boxes.numpy(), scores.numpy().copy()
+    left, kept = list(range(len(boxes))), []
+    while left:
+        best = max(left, key=lambda i: scores[i])
+        left.remove(best)
+        kept.append(best)
+        for i in list(left):
+            overlap = np.nan_to_num(_iou(boxes[best], boxes[i], offset))
+            if method == 'gaussian':
+                scores[i] *= np.exp(-(overlap**2) / np.float32(0.4))
+            elif overlap >= np.float32(0.3):
+                scores[i] *= 0 if method == 'naive' else 1 - overlap
+            if scores[i] < np.float32(0.1):
+                left.remove(i)
+    return kept, scores[kept]
+
+
+@all_dtypes
+@both_offsets
+@pytest.mark.parametrize('method', ['naive', 'linear', 'gaussian'])
+def test_soft_nms_lowers_the_scores_as_the_loop_does(method, offset, dtype):
+    boxes, scores = _detections()
+    expected, lowered = _soft_nms(boxes, scores, method, offset)
+    dets, kept = mmcv.ops.soft_nms(
+        boxes.to(dtype), scores.to(dtype), 0.3, 0.4, 0.1, method, offset
+    )
+    assert kept.tolist() == expected
+    assert 5 < len(kept) < 75
+    assert torch.equal(dets[:, :4], boxes[kept].to(dtype))
+    _assert_close(dets[:, 4], lowered)
+
+
+@all_dtypes
+@pytest.mark.parametrize('threshold', [0.3, 0.5])
+def test_nms_match_groups_boxes_with_their_suppressor(threshold, dtype):
+    boxes, scores = _detections()
+    dets = torch.cat([boxes, scores[:, None]], 1).to(DEVICE, dtype)
+    found = [g.tolist() for g in mmcv.ops.nms_match(dets, threshold)]
+    assert found == _groups(boxes, scores, ge, threshold)
+    assert any(len(group) > 2 for group in found)
+
+
+def test_no_boxes_give_no_boxes():
+    for function in (mmcv.ops.nms, mmcv.ops.soft_nms):
+        dets, kept = function(torch.zeros(0, 4), torch.zeros(0), 0.5)
+        assert (dets.shape, kept.dtype) == ((0, 5), torch.long)
+
+
+def _neighbours(value, length):
+    """Return the pixels around a point on an axis, and their weights."""
+    if not -1 <= value <= length:
+        return []
+    value = min(max(value, 0), length - 1)
+    low = int(value)
+    return [(low, low + 1 - value), (min(low + 1, length - 1), value - low)]
+
+
+def _bins(rois, shape, size, scale, ratio, aligned):
+    """Return the weights ``(K, *size, N, H, W)`` of the pixels in each bin."""
+    weights = torch.zeros(len(rois), *size, *shape, dtype=torch.float64)
+    for k, (image, *box) in enumerate(rois.tolist()):
+        x1, y1, x2, y2 = (side * scale - aligned / 2 for side in box)
+        sides = [max(s, 0 if aligned else 1) for s in (y2 - y1, x2 - x1)]
+        steps = [side / bins for side, bins in zip(sides, size, strict=True)]
+        counts = [ratio or math.ceil(step) for step in steps]
+        for p, q, i, j in np.ndindex(*size, *counts):
+            y = y1 + (p + (i + 0.5) / counts[0]) * steps[0]
+            x = x1 + (q + (j + 0.5) / counts[1]) * steps[1]
+            for row, down in _neighbours(y, shape[1]):
+                for column, right in _neighbours(x, shape[2]):
+                    pixel = weights[k, p, q, int(image), row]
+                    pixel[column] += down * right / math.prod(counts)
+    return weights
+
+
+@all_dtypes
+@pytest.mark.parametrize('aligned', [True, False])
+@pytest.mark.parametrize('ratio', [0, 2])
+def test_roi_align_is_a_bilinear_sum_and_its_gradient(ratio, aligned, dtype):
+    torch.manual_seed(0)
+    rois = [
+        [0, 1.5, 2.25, 13.5, 12.5],
+        [1, -7, -5, 6.25, 30],  # over three borders
+        [1, 3, 4, 3.5, 4.25],  # less than a pixel
+        [0, 5, 5, 5, 5],  # empty
+        [0, 40, 3, 50, 9],  # outside
+    ]
+    rois = torch.tensor(rois, device=DEVICE, dtype=dtype)
+    features = torch.randn(2, 3, 7, 9).to(rois).requires_grad_()
+    gradient = torch.randn(5, 3, 3, 2).to(rois)
+    layer = mmcv.ops.RoIAlign((3, 2), 0.5, ratio, 'avg', aligned)
+    found = layer(features, rois)
+    found.backward(gradient)
+    weights = _bins(rois, (2, 7, 9), (3, 2), 0.5, ratio, aligned)
+    pixels = features.detach().cpu().double()
+    _assert_close(found, torch.einsum('kpqnhw,nchw->kcpq', weights, pixels))
+    gradient = gradient.cpu().double()
+    back = torch.einsum('kpqnhw,kcpq->nchw', weights, gradient)
+    _assert_close(features.grad, back)
+    assert layer(features, rois[:0]).shape == (0, 3, 3, 2)
+
+
+def test_the_gradient_of_roi_align_survives_torch_compile():
+    features = torch.ones(1, 1, 6, 6, requires_grad=True)
+    rois = torch.tensor([[0.0, 1, 1, 5, 5]])
+
+    def pool(features):
+        return mmcv.ops.roi_align(features, rois, 2).sum()
+
+    torch.compile(pool, backend='eager')(features).backward()
+    assert features.grad.sum() == 4  # the bins: a mean passes its gradient on
+
+
+@all_dtypes
+@pytest.mark.parametrize('weight', [None, [0.25, 1.5, 2, 0]])
+def test_focal_loss_and_its_gradient_are_mmdets(weight, dtype):
+    torch.manual_seed(0)
+    logits = (torch.randn(64, 4) * 4).to(dtype)
+    extreme = torch.tensor([-1e4, -80, -20, 20, 80, 1e4])
+    logits[:30] = extreme.repeat_interleave(5)[:, None]
+    targets = torch.arange(64) % 5  # 4 is the background
+    gradient = torch.rand(64, 4).to(dtype)
+
+    reference = logits.double().requires_grad_()
+    one_hot = torch.nn.functional.one_hot(targets, 5)[:, :4]
+    rows = torch.tensor([*(weight or [1] * 4), 1])[targets]
+    expected = py_sigmoid_focal_loss(
+        reference, one_hot, rows, 2.5, 0.3, reduction='none'
+    )
+    expected.backward(gradient.double())
+
+    logits = logits.to(DEVICE).requires_grad_()
+    weight = weight and torch.tensor(weight).to(logits)
+    found = mmcv.ops.sigmoid_focal_loss(
+        logits, targets.to(DEVICE), 2.5, 0.3, weight, 'none'
+    )
+    found.backward(gradient.to(DEVICE))
+    _assert_close(found, expected.detach())
+    _assert_close(logits.grad, reference.grad)
+
+
+def test_the_focal_gradient_is_finite_for_an_exponent_below_1():
+    logits = torch.tensor([[-1e4, -1e4], [1e4, 1e4]], device=DEVICE)
+    targets = torch.tensor([0, 0], device=DEVICE)
+    loss = mmcv.ops.sigmoid_focal_loss(
+        logits.requires_grad_(), targets, 0.5, 0.25, None, 'sum'
+    )
+    loss.backward()
+    _assert_close(logits.grad, [[-0.25, 0], [0, 0.75]])
+
+
+def test_an_operator_that_is_not_there_is_named():
+    with pytest.raises(NotImplementedError, match='deform_conv_forward'):
+        ops.deform_conv_forward(torch.zeros(1), stride=1)
+    layer = mmcv.ops.RoIAlign(2, pool_mode='max')
+    with pytest.raises(NotImplementedError, match="pool_mode='max'"):
+        layer(torch.zeros(1, 1, 4, 4), torch.zeros(1, 5))
+    assert not hasattr(ops, '__wrapped__')  # which inspect asks for
+
+
+@pytest.fixture
+def mmcv_folder(tmp_path, monkeypatch):
+    """Return the empty folder of an mmcv."""
+    package = ModuleType('mmcv')
+    package.__path__ = [str(tmp_path)]
+    monkeypatch.setitem(sys.modules, 'mmcv', package)
+    monkeypatch.delitem(sys.modules, 'mmcv._ext')
+    return tmp_path
+
+
+def test_an_mmcv_without_operators_gets_ours(mmcv_folder):
+    module = import_module('mmcv._ext')
+    assert module.__file__ == ops.__file__
+    assert module.get_compiling_cuda_version() == 'not available'
+
+
+@pytest.mark.parametrize('suffix', ['.py', EXTENSION_SUFFIXES[0]])
+def test_an_mmcv_with_operators_keeps_its_own(mmcv_folder, suffix):
+    file = mmcv_folder / f'_ext{suffix}'
+    file.touch()
+    assert find_spec('mmcv._ext').origin == str(file)
+
+
+def test_the_installed_line_finds_ours_for_the_hosts_tools(
+    mmcv_folder, monkeypatch
+):
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    monkeypatch.setattr(sys, 'meta_path', [PathFinder])
+    assert find_spec('mmcv._ext') is None
+    shutil.copy(LINE, mmcv_folder)
+    site.addsitedir(str(mmcv_folder))
+    assert find_spec('mmcv._ext').origin == ops.__file__

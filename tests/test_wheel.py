@@ -1,0 +1,170 @@
+"""What pip makes of the repository, used from an empty folder."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from sb_mm import __version__
+from sb_mm.datasets.synthetic_voc import make_synthetic_voc
+
+build = pytest.importorskip('build')
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[1]
+
+# mmdet's own training and inference, with a config of the wheel, where there
+# is no mmpretrain and nothing has imported sb_mm before.
+DETECTION = """
+import runpy, sys
+sys.modules['mmpretrain'] = None
+import mmdet
+from mmdet.apis import DetInferencer
+config, data, image = sys.argv[1:]
+loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+sys.argv[:] = [
+    'train.py', config, '--cfg-options', 'train_cfg.max_epochs=1',
+    *(f'{loader}.dataset.data_root={data}' for loader in loaders),
+    *(f'{loader}.num_workers=0' for loader in loaders),
+    *(f'{loader}.persistent_workers=False' for loader in loaders),
+]
+runpy.run_path(f'{mmdet.__path__[0]}/.mim/tools/train.py', None, '__main__')
+predictions = DetInferencer(config, device='cpu')(image)['predictions']
+assert set(predictions[0]) == {'bboxes', 'labels', 'scores'}, predictions
+"""
+
+# mmpretrain's model of a config of the wheel, where there is no mmdet.
+CLASSIFICATION = """
+import sys
+sys.modules['mmdet'] = None
+import torch
+from mmpretrain import get_model
+from mmpretrain.registry import METRICS
+images = torch.zeros(2, 3, 32, 32)
+(scores,) = get_model(sys.argv[1]).eval()(images),
+assert scores.shape == (2, 10), scores
+assert METRICS.get('sb_mm.Misspelt') is None
+"""
+
+
+def run(*command, cwd):
+    """Run a command in a folder, with no path to the clone."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={**os.environ, 'PYTHONPATH': ''},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+class Venv:
+    """A virtual environment without pip, which another one installs into."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.bin = folder / 'bin'
+        command = ('-m', 'venv', '--without-pip', folder)
+        run(sys.executable, *command, cwd=folder.parent)
+        (self.packages,) = folder.glob('lib/python*/site-packages')
+
+    def pip(self, *arguments):
+        python = ('--python', self.bin / 'python')
+        run(sys.executable, '-m', 'pip', *python, *arguments, cwd=self.folder)
+
+    def own(self):
+        return {path.name for path in self.packages.glob('*sb_mm*')}
+
+
+@pytest.fixture(scope='module')
+def dist(tmp_path_factory):
+    """The folder of an sdist and of the wheel that is made of it."""
+    folder = tmp_path_factory.mktemp('dist')
+    run(sys.executable, '-m', 'build', '-n', ROOT, '-o', folder, cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def venv(dist, tmp_path_factory):
+    """An environment with the wheel and the packages of the running one."""
+    venv = Venv(tmp_path_factory.mktemp('environment') / 'venv')
+    venv.pip('install', '--no-deps', '--no-index', *dist.glob('*.whl'))
+    # Only now, or pip would see sb_mm where the running one has it.
+    paths = [path for path in sys.path if path.endswith('-packages')]
+    (venv.packages / 'hosts.pth').write_text('\n'.join(paths))
+    # The commit of a repository around it is not that of sb_mm.
+    for words in (['init'], ['commit', '--allow-empty', '-m', 'a']):
+        author = ('-c', 'user.name=a', '-c', 'user.email=a')
+        run('git', *author, *words, cwd=venv.packages)
+    return venv
+
+
+@pytest.fixture
+def configs(venv):
+    """The wheel's configs."""
+    return venv.packages / 'sb_mm/.mim/configs'
+
+
+def files(folder):
+    """The names of all files in a folder of the clone."""
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / folder).rglob('*')
+        if path.is_file() and path.suffix != '.pyc'
+    }
+
+
+def test_the_wheel_holds_the_product(dist):
+    (wheel,) = dist.glob('*.whl')
+    names = set(zipfile.ZipFile(wheel).namelist())
+    product = {'model-index.yml', *files('configs'), *files('tools')}
+    assert {name for name in names if '.dist-info/' not in name} == {
+        'sb_mm_ops.pth',
+        *files('sb_mm'),
+        *(f'sb_mm/.mim/{name}' for name in product),
+    }
+
+
+def test_an_editable_installation_has_the_finder_until_it_goes(dist, tmp_path):
+    (sdist,) = dist.glob('*.tar.gz')
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter='data')
+    clone = tmp_path / sdist.name.removesuffix('.tar.gz')
+    wheel = build.ProjectBuilder(clone).build('editable', tmp_path)
+    venv = Venv(tmp_path / 'venv')
+    venv.pip('install', '--no-deps', '--no-index', wheel)
+    assert 'sb_mm_ops.pth' in venv.own()
+    assert str(clone) in run(venv.bin / 'sb-mm', cwd=tmp_path)
+    venv.pip('uninstall', '--yes', 'sb_mm')
+    assert not venv.own()
+
+
+def test_mmdet_alone_trains_and_predicts(venv, configs, tmp_path):
+    pytest.importorskip('mmdet')
+    make_synthetic_voc(tmp_path / 'data', num_train=8, num_test=1)
+    data = tmp_path / 'data/VOC2007'
+    image = next(data.glob('JPEGImages/*'))
+    config = configs / 'voc/ssd_sb_synthetic.py'
+    command = (venv.bin / 'python', '-c', DETECTION, config, data, image)
+    run(*command, cwd=tmp_path)
+    assert list(tmp_path.glob('work_dirs/ssd_sb_synthetic/epoch_1.pth'))
+
+
+def test_mmpretrain_alone_has_the_classifiers(venv, configs, tmp_path):
+    pytest.importorskip('mmpretrain')
+    config = configs / 'cifar10/mobilenetv2-sb-w0.35_on-device.py'
+    command = (venv.bin / 'python', '-c', CLASSIFICATION, config)
+    run(*command, cwd=tmp_path)
+
+
+def test_the_demo_runs_and_notes_the_version(venv, tmp_path):
+    pytest.importorskip('mmdet')
+    options = ('--epochs', 1, '--images', 8, '--min-map', 0, '--workers', 0)
+    run(venv.bin / 'sb-mm', 'demo', *options, cwd=tmp_path)
+    (notes,) = tmp_path.rglob('run_info.json')
+    assert f'"commit": "sb_mm=={__version__}"' in notes.read_text()
