@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from sb_mm.engine.run_info import commit, processor, versions
+from sb_mm.engine.hooks.run_info import commit, processor, versions
 from sb_mm.errors import UserInputError, first_line
 from sb_mm.files import write_in_one_step
 

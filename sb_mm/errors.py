@@ -1,4 +1,4 @@
-"""What the command-line tools say of bad input, with exit code 2."""
+"""What the command-line tools say instead of a traceback."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,13 @@ class UserInputError(ValueError):
 
     The message is one sentence that names what was wrong and what to do. The
     command-line tools print it without a traceback and exit with code 2.
+    """
+
+
+class DivergedError(RuntimeError):
+    """A training's loss or weights became infinite or NaN.
+
+    The command-line tools print it without a traceback and exit with code 4.
     """
 
 
@@ -24,3 +31,10 @@ def first_line(error: Exception) -> str:
     """Return the first line of a host's message, to stand in parentheses."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip('.!')
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return what an error was raised for, of a chain of errors."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return error

@@ -53,7 +53,7 @@ LOOPS = Registry(
     'loop',
     parent=MMENGINE_LOOPS,
     scope='sb_mm',
-    locations=['sb_mm.engine.batched_val_loop'],
+    locations=['sb_mm.engine.loops'],
 )
 TRANSFORMS = Registry(
     'transform',
@@ -71,12 +71,5 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='sb_mm',
-    locations=[
-        'sb_mm.engine.attention_stats_hook',
-        'sb_mm.engine.compile_hook',
-        'sb_mm.engine.deferred_runtime_info_hook',
-        'sb_mm.engine.divergence_hook',
-        'sb_mm.engine.epoch_seed_hook',
-        'sb_mm.engine.validate_resumed_hook',
-    ],
+    locations=['sb_mm.engine.hooks'],
 )

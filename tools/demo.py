@@ -8,8 +8,8 @@ from pathlib import Path
 # Python puts tools/ on the path, not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from sb_mm.arguments import check_number
 from sb_mm.engine.cli import run_tool
-from sb_mm.engine.demo import DemoFailedError, run_demo
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,10 +37,15 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Run the demo."""
-    try:
-        run_demo(**vars(parse_args()))
-    except DemoFailedError as error:
-        sys.exit(f'error: {error}')
+    args = vars(parse_args())
+    min_map = args.pop('min_map')
+    check_number('--min-map', min_map, 0, 1)
+    # It imports the hosts, which takes seconds and may fail.
+    from sb_mm.engine.demo import run_demo
+
+    mean = run_demo(**args)['pascal_voc/mAP']
+    if mean < min_map:
+        sys.exit(f'error: The mAP is {mean:.3f}, below --min-map {min_map}.')
 
 
 if __name__ == '__main__':

@@ -9,21 +9,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sb_mm.engine.cli import run_tool
-from sb_mm.engine.plots import plot_attention, plot_shift
 
 
 def parse_args() -> argparse.Namespace:
-    """Return the options, with the function to call as ``plot``."""
+    """Return the options, with the function's name as ``plot``."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
     attention = commands.add_parser(
         'attention',
         help='layer by layer: standard deviations, inactivated channels, '
-        'saturated gates, lambda; needs runs with the hook '
-        'sb_mm.AttentionStatsHook',
+        'saturated gates, lambda; needs runs with --cfg-options '
+        'default_hooks.attention.type=sb_mm.AttentionStatsHook',
     )
-    attention.set_defaults(plot=plot_attention)
+    attention.set_defaults(plot='plot_attention')
     attention.add_argument(
         '--epoch', type=int, help='default: the last of each run'
     )
@@ -31,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     shift = commands.add_parser(
         'shift', help="a layer's output against its trunk, point by point"
     )
-    shift.set_defaults(plot=plot_shift)
+    shift.set_defaults(plot='plot_shift')
     shift.add_argument(
         '--layer', help='path in the network; default: the last attention'
     )
@@ -61,7 +60,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Draw, and print where the figure is."""
     args = vars(parse_args())
-    print(args.pop('plot')(**args))
+    # It imports the hosts, which takes seconds and may fail.
+    from sb_mm.visualization import attention
+
+    print(getattr(attention, args.pop('plot'))(**args))
 
 
 if __name__ == '__main__':

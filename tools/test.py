@@ -8,8 +8,12 @@ from pathlib import Path
 # Python puts tools/ on the path, not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sb_mm.engine.cli import add_common_options, parse_arguments, run_tool
-from sb_mm.engine.run import test
+from sb_mm.engine.cli import (
+    add_check_option,
+    add_common_options,
+    parse_arguments,
+    run_tool,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,6 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     add_common_options(parser)
+    add_check_option(parser)
     parser.add_argument('--out', help='write the predictions to this .pkl')
     parser.add_argument(
         '--show', action='store_true', help='show predictions in a window'
@@ -31,7 +36,28 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Test."""
-    test(parse_args())
+    args = parse_args()
+    # They import the hosts, which takes seconds and may fail.
+    from sb_mm.engine.config import load_config
+    from sb_mm.engine.runner import test
+
+    cfg = load_config(
+        args.config,
+        args.cfg_options,
+        args.data_root,
+        args.work_dir,
+        args.launcher,
+    )
+    test(
+        cfg,
+        args.checkpoint,
+        out=args.out,
+        show=args.show,
+        show_dir=args.show_dir,
+        wait_time=args.wait_time,
+        trust=args.trust_checkpoint,
+        check=args.check,
+    )
 
 
 if __name__ == '__main__':

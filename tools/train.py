@@ -8,8 +8,12 @@ from pathlib import Path
 # Python puts tools/ on the path, not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sb_mm.engine.cli import add_common_options, parse_arguments, run_tool
-from sb_mm.engine.run import train
+from sb_mm.engine.cli import (
+    add_check_option,
+    add_common_options,
+    parse_arguments,
+    run_tool,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -17,6 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     add_common_options(parser)
+    add_check_option(parser)
     parser.add_argument(
         '--amp',
         action='store_true',
@@ -40,7 +45,26 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Train."""
-    train(parse_args())
+    args = parse_args()
+    # They import the hosts, which takes seconds and may fail.
+    from sb_mm.engine.config import load_config
+    from sb_mm.engine.runner import train
+
+    cfg = load_config(
+        args.config,
+        args.cfg_options,
+        args.data_root,
+        args.work_dir,
+        args.launcher,
+    )
+    train(
+        cfg,
+        resume=args.resume,
+        amp=args.amp,
+        auto_scale_lr=args.auto_scale_lr,
+        trust=args.trust_checkpoint,
+        check=args.check,
+    )
 
 
 if __name__ == '__main__':

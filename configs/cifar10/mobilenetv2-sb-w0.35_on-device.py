@@ -13,4 +13,4 @@ model = dict(
 val_cfg = dict(type='sb_mm.BatchedValLoop')
 # Without it, a resume draws the first epochs' crops again, and several
 # processes draw the same ones.
-custom_hooks = [*_base_.custom_hooks, dict(type='sb_mm.EpochSeedHook')]
+custom_hooks = [dict(type='sb_mm.EpochSeedHook')]

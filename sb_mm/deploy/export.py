@@ -64,7 +64,9 @@ def export(args: argparse.Namespace) -> Iterator[str]:
     check_number('--check-images', args.check_images, 1, integer=True)
     out = Path(args.out or f'{Path(args.config).stem}.onnx')
     check_writable(out)
-    cfg = load_config(args)
+    cfg = load_config(
+        args.config, args.cfg_options, args.data_root, args.work_dir
+    )
     model = _build(cfg, args.nms)
     check_data(cfg, ('test_dataloader',))
     evaluator = _evaluator(cfg) if args.evaluate else None

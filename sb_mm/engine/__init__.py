@@ -1,1 +1,1 @@
-"""What the tools do: configs, checks before a run, training, testing."""
+"""What the tools do: configs, checks, training, testing."""

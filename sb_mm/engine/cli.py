@@ -1,25 +1,36 @@
 """What the command-line tools share: options, error messages, exit codes."""
 
 import argparse
+import ast
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NoReturn
 
 from mmengine.config import DictAction
 
-from sb_mm.errors import UserInputError
+from sb_mm.errors import DivergedError, UserInputError, root_cause
 
+_DIVERGED = 4
 # Shell convention: 128 + SIGINT.
 _INTERRUPTED = 130
 
 
 class Options(DictAction):
-    """MMEngine's action, with a sentence for what is no ``key=value``.
+    """MMEngine's action, which also reads ``dict(type='EMAHook', begin=1)``.
 
     Given twice, the second adds to the first instead of replacing it.
     """
+
+    @staticmethod
+    def _parse_iterable(val: str) -> Any:
+        if 'dict(' not in val and '{' not in val:
+            return DictAction._parse_iterable(val)
+        tree = _DictCalls().visit(ast.parse(val.strip(), mode='eval'))
+        return ast.literal_eval(tree)
 
     def __call__(
         self,
@@ -31,10 +42,26 @@ class Options(DictAction):
         before = getattr(namespace, self.dest) or {}
         try:
             super().__call__(parser, namespace, *args)
-        except ValueError as error:
-            raise argparse.ArgumentError(self, 'write key=value') from error
+        except (SyntaxError, ValueError) as error:
+            raise argparse.ArgumentError(
+                self, 'write key=value, in the words of Python'
+            ) from error
         given = getattr(namespace, self.dest)
         setattr(namespace, self.dest, {**before, **given})
+
+
+class _DictCalls(ast.NodeTransformer):
+    """Write ``{'a': 1}`` for ``dict(a=1)``, which is no literal."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        names = [keyword.arg for keyword in node.keywords]
+        if ast.unparse(node.func) != 'dict' or node.args or None in names:
+            return node
+        return ast.Dict(
+            [ast.Constant(name) for name in names],
+            [keyword.value for keyword in node.keywords],
+        )
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +81,8 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         action=Options,
         help='override settings of the config: key=value, with lists as '
-        'key="[a,b]" or key=a,b and no white space',
+        'key="[a,b]" or key=a,b and no white space, or as in a config, '
+        'key="[dict(type=\'A\')]"',
     )
     parser.add_argument(
         '--launcher',
@@ -64,6 +92,17 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
     # torchrun sets LOCAL_RANK; torch.distributed.launch passes the option.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def add_check_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--no-check``, as ``check``."""
+    parser.add_argument(
+        '--no-check',
+        dest='check',
+        action='store_false',
+        help='start at once, without a look at every file of the data and at '
+        'the checkpoint',
+    )
 
 
 def parse_arguments(
@@ -86,13 +125,43 @@ def exit_on_sigterm() -> None:
 
 
 def run_tool(main: Callable[[], None]) -> NoReturn:
-    """Run ``main``; one sentence and exit code 2 for unusable input."""
+    """Run ``main``; one sentence instead of a traceback, where there is one.
+
+    Exit codes: 0; 2 for unusable input; 4 for a training that diverged; 130
+    for an interrupt.
+    """
     try:
         main()
     except UserInputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+        _leave(f'error: {_sentence(error) or error}', 2)
+    except DivergedError as error:
+        _leave(f'error: {error}', _DIVERGED)
     except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+        _leave('interrupted', _INTERRUPTED)
+    except TypeError as error:
+        if sentence := _sentence(error):
+            _leave(f'error: {sentence}', 2)
+        raise
     sys.exit(0)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _sentence(error: Exception) -> str | None:
+    """Return what to do about an mmpretrain that cannot be imported.
+
+    It sets classes of transformers that are gone to None, and inherits them.
+    """
+    cause = root_cause(error)
+    if 'NoneType takes no arguments' not in str(cause):
+        return None
+    with contextlib.suppress(PackageNotFoundError):
+        return (
+            'mmpretrain cannot be imported beside transformers '
+            f'{version("transformers")} ({cause}): install an older one, '
+            'pip install "transformers<5".'
+        )
+    return None

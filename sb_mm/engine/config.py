@@ -1,40 +1,53 @@
 """From a config file and command-line options to the config of a run."""
 
-import argparse
 import os.path as osp
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from sb_mm.errors import UserInputError, first_line
+from sb_mm.errors import UserInputError, first_line, root_cause
 
-from .overrides import apply_overrides, check_own_arguments
+from .options import apply_options, check_own_arguments
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """Read the config that ``args`` names and apply the common options.
+def load_config(
+    path: str,
+    options: Mapping[str, object] | None = None,
+    data_root: str | None = None,
+    work_dir: str | None = None,
+    launcher: str = 'none',
+) -> Config:
+    """Read a config and apply the options of the command line.
+
+    Args:
+        path: The config file.
+        options: Values by dotted keys, ``model.backbone.widen_factor``.
+        data_root: Folder of the data, for every loader at once.
+        work_dir: Folder of logs and checkpoints; the config's if None.
+        launcher: Of several processes: none, pytorch, slurm or mpi.
 
     Raises:
-        UserInputError: If the config does not exist or cannot be read.
+        UserInputError: If the config does not exist or cannot be read, or an
+            option or a setting of a class of sb_mm names nothing.
     """
-    cfg = read_config(args.config)
-    options = dict(args.cfg_options or {})
+    cfg = read_config(path)
+    options = dict(options or {})
     # On its own, the variable would reach no loader.
-    root = args.data_root or options.pop('data_root', None)
-    apply_overrides(cfg, options)
+    root = data_root or options.pop('data_root', None)
+    apply_options(cfg, options)
     check_own_arguments(cfg)
     if root is not None:
         set_data_root(cfg, root)
     resolve_data_roots(cfg)
-    cfg.launcher = args.launcher
+    cfg.launcher = launcher
     # Priority as in mmdet: option, config, name of the config file.
-    name = Path(args.config).stem
+    name = Path(path).stem
     default = cfg.get('work_dir') or osp.join('./work_dirs', name)
-    cfg.work_dir = args.work_dir or default
+    cfg.work_dir = work_dir or default
     if osp.isfile(cfg.work_dir):
         raise UserInputError(
             f'--work-dir {cfg.work_dir} is a file: give a folder.'
@@ -57,8 +70,11 @@ def read_config(path: str) -> Config:
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is code, and can raise anything
+        # Of custom_imports, MMEngine says that they fail, and not why.
+        failed = isinstance(error, ImportError)
+        reason = first_line(root_cause(error) if failed else error)
         raise UserInputError(
-            f'The config {path} cannot be read ({first_line(error)}): '
+            f'The config {path} cannot be read ({reason}): '
             'correct it and the files and packages that it names.'
         ) from error
     if not cfg.get('model'):

@@ -19,7 +19,7 @@ from typing import Any
 from mmengine.config import Config
 
 from sb_mm.engine.config import read_config
-from sb_mm.engine.overrides import apply_overrides
+from sb_mm.engine.options import apply_options
 from sb_mm.errors import UserInputError, first_few
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -138,7 +138,7 @@ class Cell:
                 nothing in it.
         """
         cfg = copy.deepcopy(_leaf(self.config))
-        apply_overrides(cfg, self.overrides)
+        apply_options(cfg, self.overrides)
         return cfg
 
 

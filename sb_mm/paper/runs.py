@@ -14,14 +14,14 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from sb_mm.engine.config import dataset_configs, read_config
-from sb_mm.engine.divergence_hook import DIVERGENCE_FILE
-from sb_mm.engine.on_device import has_device_data, use_device_data
-from sb_mm.engine.preflight import check_data
-from sb_mm.engine.run_info import (
+from sb_mm.engine.hooks.divergence import DIVERGENCE_FILE
+from sb_mm.engine.hooks.run_info import (
     RUN_INFO_FILE,
     describe_data,
     start_folders,
 )
+from sb_mm.engine.on_device import has_device_data, use_device_data
+from sb_mm.engine.preflight import check_data
 from sb_mm.errors import UserInputError
 
 from .cells import Cell
@@ -262,7 +262,7 @@ def data_differences(given: dict, wanted: dict) -> list[str]:
     """Return the batch and numbers of images of one run that another's not.
 
     Args:
-        given: As a run found them, see :mod:`sb_mm.engine.run_info`.
+        given: As a run found them, see :mod:`sb_mm.engine.hooks.run_info`.
         wanted: The same of the other, or of :func:`count_data`.
     """
     return _differences(_counts(wanted), _counts(given))
@@ -410,7 +410,7 @@ def count_data(cfg: Config) -> dict:
         cfg: Of the run.
 
     Returns:
-        ``train``, ``val`` and ``batch`` as :mod:`sb_mm.engine.run_info`
+        ``train``, ``val`` and ``batch`` as :mod:`sb_mm.engine.hooks.run_info`
         writes them.
 
     Raises:

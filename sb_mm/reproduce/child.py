@@ -6,7 +6,6 @@ process that starts it. Exit codes: 0 after the training, 2 for unusable input,
 another process trained in the folder and has ended meanwhile.
 """
 
-import argparse
 import ctypes
 import os
 import signal
@@ -15,8 +14,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sb_mm.engine.divergence_hook import DivergedError
-from sb_mm.engine.run import train
+from sb_mm.engine.config import load_config
+from sb_mm.engine.hooks.divergence import DivergedError
+from sb_mm.engine.runner import train
 from sb_mm.errors import UserInputError
 
 UNUSABLE, BUSY, DIVERGED, WAITED = 2, 3, 4, 5
@@ -48,7 +48,8 @@ def main(work_dir: Path) -> int:
 
 def _train(work_dir: Path) -> int:
     try:
-        train(_arguments(work_dir))
+        cfg = load_config(str(work_dir / CONFIG_FILE), work_dir=str(work_dir))
+        train(cfg, resume='auto')
     except UserInputError as error:
         print(f'error: {error}', file=sys.stderr)
         return UNUSABLE
@@ -66,21 +67,6 @@ def _wait(lock: FileLock, work_dir: Path) -> int:
     except Timeout:
         print(f'another process trains in {work_dir}', file=sys.stderr)
         return BUSY
-
-
-def _arguments(work_dir: Path) -> argparse.Namespace:
-    """Return the options of ``tools/train.py``, to resume if possible."""
-    return argparse.Namespace(
-        config=str(work_dir / CONFIG_FILE),
-        work_dir=str(work_dir),
-        data_root=None,
-        cfg_options=None,
-        launcher='none',
-        trust_checkpoint=False,
-        amp=False,
-        auto_scale_lr=False,
-        resume='auto',
-    )
 
 
 def _end_with_parent(parent: int) -> None:

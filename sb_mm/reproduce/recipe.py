@@ -17,7 +17,7 @@ from sb_mm.engine.config import (
     set_data_root,
 )
 from sb_mm.engine.on_device import use_device_data
-from sb_mm.engine.overrides import apply_overrides, check_own_arguments
+from sb_mm.engine.options import apply_options, check_own_arguments
 from sb_mm.errors import UserInputError
 from sb_mm.paper.cells import Cell
 
@@ -107,7 +107,7 @@ class Recipe:
             UserInputError: If an option names nothing in the cell's config.
         """
         cfg = cell.resolve()
-        apply_overrides(cfg, dict(self.options))
+        apply_options(cfg, dict(self.options))
         if self.epochs is not None:
             cfg.train_cfg.max_epochs = self.epochs
         check_own_arguments(cfg)
@@ -198,17 +198,10 @@ def _set_hooks(cfg: Config) -> None:
     # Every epoch leaves a line, however short it is.
     cfg.default_hooks.logger.ignore_last = False
     cfg.visualizer.vis_backends = [ConfigDict(type='LocalVisBackend')]
-    # It costs time, and its lines are most of the log.
     cfg.custom_hooks = [
-        hook
-        for hook in cfg.get('custom_hooks') or []
-        if hook['type'] != 'sb_mm.AttentionStatsHook'
-    ]
-    cfg.custom_hooks += [
-        ConfigDict(type='sb_mm.DivergenceHook'),
+        *(cfg.get('custom_hooks') or []),
         # With the images on the device, a resumed run is the uncut one.
         ConfigDict(type='sb_mm.EpochSeedHook'),
-        ConfigDict(type='sb_mm.ValidateResumedHook'),
     ]
 
 

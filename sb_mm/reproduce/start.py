@@ -15,9 +15,9 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor
 
+from sb_mm.engine.hooks.run_info import commit, hardware, versions
 from sb_mm.engine.preflight import check_data
 from sb_mm.engine.quiet import quiet_logger
-from sb_mm.engine.run_info import commit, hardware, versions
 from sb_mm.models.layers import ChannelAttention
 from sb_mm.paper.cells import Cell
 from sb_mm.paper.study import MeasuredStart

@@ -11,7 +11,7 @@ CUSTOM = REPOSITORY / 'configs/voc/ssd_sb_custom.py'
 # What makes a run fit for a test; nothing of the model.
 SHORT = (
     'train_cfg.max_epochs=1',
-    'train_dataloader.batch_size=2',  # of 3: leaves a batch of one
+    'train_dataloader.batch_size=1',
     *(
         f'{loader}_dataloader.{key}'
         for loader in ('train', 'val', 'test')

@@ -9,7 +9,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
+from sb_mm.engine import cli, runner
+
 from .conftest import REPOSITORY, SHORT
+
+MAIN = REPOSITORY / 'configs/ssd_sb_voc.py'
 
 
 @pytest.fixture(autouse=True)
@@ -30,30 +34,76 @@ def _one_sentence(result: tuple[int, str], *words: str) -> None:
         assert word in line, line
 
 
-def test_a_config_that_does_not_exist(tool):
-    _one_sentence(tool('train', 'configs/nothing.py'), 'configs/nothing.py')
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        (None, ['mine.py', 'does not exist']),
+        ('model = dict(\n', ['mine.py', 'cannot be read']),
+        ('model = dict(type=nothing)\n', ['mine.py', 'nothing']),
+        ('x = 1\n', ['has no model']),
+        (
+            "custom_imports = dict(imports=['mine'])\n"
+            'custom_imports["allow_failed_imports"] = False\n',
+            ["No module named 'absent'"],
+        ),
+        (
+            f'_base_ = {str(MAIN)!r}\n'
+            'model = dict(backbone=dict(lamda_init=1))\n',
+            ['did you mean lambda_init'],
+        ),
+    ],
+    ids=['none', 'syntax', 'name', 'no model', 'import', 'argument'],
+)
+def test_a_config_that_cannot_be_used(
+    tool, tmp_path, monkeypatch, text, words
+):
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine/__init__.py').write_text('import absent')
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tmp_path / 'mine.py'
+    if text is not None:
+        config.write_text(text)
+    work_dir = tmp_path / 'run'
+    _one_sentence(tool('train', config, '--work-dir', work_dir), *words)
+    assert not work_dir.exists()
 
 
-def test_a_config_with_a_syntax_error(tool, tmp_path):
-    config = tmp_path / 'broken.py'
-    config.write_text('model = dict(\n')
-    _one_sentence(tool('train', config), 'broken.py', 'cannot be read')
+def test_an_mmpretrain_that_newer_transformers_break(
+    tool, tmp_path, monkeypatch
+):
+    (tmp_path / 'likehost.py').write_text('class Bert(None):\n    pass\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cli, 'version', lambda name: f'{name} 5.1')
+    config = tmp_path / 'mine.py'
+    config.write_text("custom_imports = dict(imports=['likehost'])\n")
+    result = tool('train', config)
+    _one_sentence(result, 'transformers 5.1', 'pip install "transformers<5"')
+
+    def scope(*_):  # as the host is imported for a scope
+        raise TypeError('NoneType takes no arguments')
+
+    monkeypatch.setattr(runner, 'check_data', scope)
+    _one_sentence(tool('train', MAIN), 'pip install "transformers<5"')
 
 
-def test_a_missing_data_root_names_the_command(tool, tmp_path):
-    config = REPOSITORY / 'configs/ssd_sb_voc.py'
-    root = tmp_path / 'VOCdevkit'
+@pytest.mark.parametrize(
+    ('folder', 'option'),
+    [
+        ('VOCdevkit', '--data-root'),
+        ('my devkit', '--data-root'),
+        ('.', '--data-root'),
+        ('VOCdevkit', '--cfg-options'),
+    ],
+)
+def test_a_missing_data_root_names_the_command(tool, tmp_path, folder, option):
+    root = tmp_path / folder
+    value = root if option == '--data-root' else f'data_root={root}'
+    quoted = f"'{root}'" if ' ' in folder else root
     _one_sentence(
-        tool('train', config, '--data-root', root),
+        tool('train', MAIN, option, value),
         f'{root}/VOC2007/ImageSets/Main/trainval.txt',
-        f'python tools/prepare_voc.py --out {root}',
+        f'python tools/prepare_voc.py --out {quoted}',
     )
-
-
-def test_an_empty_data_root_names_the_command(tool, tmp_path):
-    config = REPOSITORY / 'configs/ssd_sb_voc.py'
-    result = tool('train', config, '--data-root', tmp_path)
-    _one_sentence(result, 'python tools/prepare_voc.py')
 
 
 def _break(kind, devkit):
@@ -101,9 +151,56 @@ def test_a_head_for_another_number_of_classes(tool, config):
     _one_sentence(result, 'num_classes=5', '2 classes')
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
-def test_amp_without_a_gpu(tool, config):
-    _one_sentence(tool('train', config, '--amp'), '--amp', 'GPU')
+BFLOAT16 = (
+    'optim_wrapper.type=AmpOptimWrapper',
+    'optim_wrapper.dtype=bfloat16',
+)
+SYNC_BN = ('--launcher', 'pytorch', '--cfg-options')
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (['--amp'], ['--amp', 'GPU']),
+        (['--cfg-options', *BFLOAT16], ['AmpOptimWrapper', 'needs a GPU']),
+        ([*SYNC_BN, 'sync_bn=torch'], ['SyncBN', 'needs GPUs']),
+        ([*SYNC_BN, 'model.backbone.norm_cfg.type=SyncBN'], ['needs GPUs']),
+    ],
+    ids=['--amp', 'bfloat16', 'sync_bn', 'norm_cfg'],
+)
+def test_what_needs_a_gpu_is_refused_before_the_data_are_looked_at(
+    tool, config, devkit, monkeypatch, options, words
+):
+    monkeypatch.setattr(runner, 'get_device', lambda: 'cpu')
+    _break('no image', devkit)
+    _one_sentence(tool('train', config, *options), *words)
+
+
+@pytest.mark.parametrize(
+    ('options', 'rank', 'checked'),
+    [
+        ([], '1', True),  # of something else
+        (['--no-check'], '0', False),
+        (['--launcher', 'pytorch'], '0', True),
+        (['--launcher', 'pytorch'], '1', False),
+    ],
+)
+@pytest.mark.parametrize('name', ['train', 'test'])
+def test_only_the_first_process_checks_and_only_if_it_shall(
+    tool, config, devkit, monkeypatch, name, options, rank, checked
+):
+    def build(cfg):
+        raise AssertionError('built')
+
+    monkeypatch.setattr(runner, 'build_runner', build)
+    monkeypatch.setenv('RANK', rank)
+    (devkit / 'JPEGImages/a.jpg').unlink()
+    argv = [name, config, *(['x.pth'] if name == 'test' else []), *options]
+    if checked:
+        _one_sentence(tool(*argv), 'a (no image)')
+    else:
+        with pytest.raises(AssertionError, match='built'):
+            tool(*argv)
 
 
 def _save(path, config, classes=('square', 'disc'), change=None, **more):
@@ -118,45 +215,31 @@ def _save(path, config, classes=('square', 'disc'), change=None, **more):
     return path
 
 
-def _test(tool, config, checkpoint, *more):
-    return tool('test', config, checkpoint, *more)
-
-
-def test_a_checkpoint_that_does_not_exist(tool, config):
-    result = _test(tool, config, 'nothing.pth')
+def test_a_checkpoint_that_is_none(tool, config, tmp_path):
+    (tmp_path / 'x.pth').write_text('no checkpoint at all')
+    _one_sentence(tool('test', config, tmp_path / 'x.pth'), 'x.pth')
+    _one_sentence(tool('test', config, tmp_path), 'is a folder')
+    result = tool('test', config, 'nothing.pth')
     _one_sentence(result, 'nothing.pth', 'does not exist')
 
 
-def test_a_checkpoint_that_is_none(tool, config, tmp_path):
-    (tmp_path / 'x.pth').write_text('no checkpoint at all')
-    _one_sentence(_test(tool, config, tmp_path / 'x.pth'), 'x.pth')
-
-
-def test_a_checkpoint_of_other_classes(tool, config, tmp_path):
-    path = _save(tmp_path / 'x.pth', config, classes=('square', 'star'))
-    result = _test(tool, config, path)
-    _one_sentence(result, "class 1 is 'star' instead of 'disc'")
-
-
-def test_a_checkpoint_of_other_shapes(tool, config, tmp_path):
-    path = _save(tmp_path / 'x.pth', config)
-    result = _test(tool, config, path, '--cfg-options', *SHORT)
-    _one_sentence(result, 'do not fit', 'backbone.conv1.conv.weight', 'more')
-
-
-def test_a_checkpoint_that_lacks_tensors(tool, config, tmp_path):
+def test_a_checkpoint_of_another_network_or_other_classes(
+    tool, config, tmp_path
+):
     def drop(state):
         del state['neck.extra_layers.0.conv.0.conv.weight']
 
-    path = _save(tmp_path / 'x.pth', config, change=drop)
-    result = _test(tool, config, path)
-    _one_sentence(result, '1 tensors are missing', 'neck.extra_layers.0')
-
-
-def test_resuming_from_another_network(tool, config, tmp_path):
-    path = _save(tmp_path / 'x.pth', config)
+    path = _save(tmp_path / 'x.pth', config, classes=('square', 'star'))
+    result = tool('test', config, path)
+    _one_sentence(result, "class 1 is 'star' instead of 'disc'")
+    path = _save(path, config)
+    result = tool('test', config, path, '--cfg-options', *SHORT)
+    _one_sentence(result, 'do not fit', 'backbone.conv1.conv.weight', 'more')
     result = tool('train', config, '--resume', path, '--cfg-options', *SHORT)
     _one_sentence(result, 'do not fit')
+    path = _save(path, config, change=drop)
+    result = tool('test', config, path)
+    _one_sentence(result, '1 tensors are missing', 'neck.extra_layers.0')
 
 
 class _Evil:
@@ -169,32 +252,26 @@ class _Evil:
         return open, (str(self.path), 'w')
 
 
-@pytest.mark.parametrize('how', ['test', 'resume', 'load_from', 'init_cfg'])
-def test_a_checkpoint_with_code_is_refused(tool, config, tmp_path, how):
+def test_a_checkpoint_with_code_is_refused_until_it_is_trusted(
+    tool, config, tmp_path
+):
     trace = tmp_path / 'trace'
     path = _save(tmp_path / 'x.pth', config, evil=_Evil(trace))
-    if how == 'test':
-        result = _test(tool, config, path)
-    elif how == 'resume':
-        result = tool('train', config, '--resume', path)
-    elif how == 'init_cfg':
-        pretrained = [
-            'model.init_cfg.type=Pretrained',
-            f'model.init_cfg.checkpoint={path}',
-        ]
-        result = tool('train', config, '--cfg-options', *pretrained)
-    else:
-        result = tool('train', config, '--cfg-options', f'load_from={path}')
-    _one_sentence(result, 'x.pth', '--trust-checkpoint')
-    assert not trace.exists()
-
-
-def test_a_trusted_checkpoint_may_run_code(tool, config, tmp_path):
-    trace = tmp_path / 'trace'
-    path = _save(tmp_path / 'x.pth', config, evil=_Evil(trace))
-    # The check of this file's autouse fixture shows that the run went on.
+    pretrained = [
+        'model.init_cfg.type=Pretrained',
+        f'model.init_cfg.checkpoint={path}',
+    ]
+    for argv in (
+        ['test', config, path],
+        ['train', config, '--resume', path],
+        ['train', config, '--cfg-options', *pretrained],
+        ['train', config, '--cfg-options', f'load_from={path}'],
+    ):
+        _one_sentence(tool(*argv), 'x.pth', '--trust-checkpoint')
+        assert not trace.exists()
+    # The fixture of this file shows that the test went on.
     with pytest.raises(AssertionError, match='the model was built'):
-        _test(tool, config, path, '--trust-checkpoint')
+        tool('test', config, path, '--trust-checkpoint')
     assert trace.exists()
 
 
@@ -205,49 +282,18 @@ def test_the_exit_code_reaches_the_shell():
     assert done.stderr.strip().startswith('error: The config nothing.py')
 
 
-def test_a_checkpoint_folder(tool, config, tmp_path):
-    _one_sentence(_test(tool, config, tmp_path), 'is a folder')
-
-
-def test_an_option_without_a_value(tool, config):
-    code, error = tool('train', config, '--cfg-options', 'train_cfg')
+@pytest.mark.parametrize('text', ['train_cfg', 'a=dict(', 'a=dict(type=X)'])
+def test_an_option_that_is_no_key_and_value(tool, config, text):
+    code, error = tool('train', config, '--cfg-options', text)
     assert code == 2
     assert 'write key=value' in error
-
-
-def test_a_config_with_an_undefined_name(tool, tmp_path):
-    config = tmp_path / 'broken.py'
-    config.write_text('model = dict(type=nothing)\n')
-    _one_sentence(tool('train', config), 'broken.py', 'nothing')
-
-
-def test_a_config_without_a_model(tool, tmp_path):
-    config = tmp_path / 'empty.py'
-    config.write_text('x = 1\n')
-    _one_sentence(tool('train', config), 'has no model')
 
 
 def test_a_work_dir_that_is_a_file(tool, config):
     _one_sentence(tool('train', config, '--work-dir', config), 'is a file')
 
 
-def test_the_data_root_may_also_come_as_an_option_of_the_config(
-    tool, tmp_path
-):
-    config = REPOSITORY / 'configs/ssd_sb_voc.py'
-    root = tmp_path / 'devkit'
-    result = tool('train', config, '--cfg-options', f'data_root={root}')
-    _one_sentence(result, f'{root}/VOC2007', f'prepare_voc.py --out {root}')
-
-
-def test_the_command_in_the_message_can_be_copied(tool, tmp_path):
-    config = REPOSITORY / 'configs/ssd_sb_voc.py'
-    root = tmp_path / 'my devkit'
-    result = tool('train', config, '--data-root', root)
-    _one_sentence(result, f"prepare_voc.py --out '{root}'")
-
-
-def test_a_host_data_set_without_its_folder(tool, tmp_path):
+def test_a_host_dataset_without_its_folder(tool, tmp_path):
     config = tmp_path / 'coco.py'
     config.write_text("""
 _base_ = 'mmdet::_base_/datasets/coco_detection.py'
@@ -256,15 +302,3 @@ model = dict(type='RetinaNet')
 """)
     result = tool('train', config, '--data-root', tmp_path / 'coco')
     _one_sentence(result, 'instances_train2017.json', '--data-root')
-
-
-def test_a_misspelt_argument_in_the_config_file(tool, tmp_path):
-    config = tmp_path / 'mine.py'
-    base = REPOSITORY / 'configs/ssd_sb_voc.py'
-    config.write_text(
-        f'_base_ = {str(base)!r}\nmodel = dict(backbone=dict(lamda_init=1))\n'
-    )
-    code, error = tool('train', config, '--work-dir', tmp_path / 'run')
-    assert code == 2
-    assert 'did you mean lambda_init' in error
-    assert not (tmp_path / 'run').exists()

@@ -9,7 +9,6 @@ from functools import partial
 import pytest
 from filelock import FileLock
 
-from sb_mm.engine.log_lines import read_log_lines
 from sb_mm.engine.on_device import use_device_data
 from sb_mm.errors import UserInputError
 from sb_mm.paper.cells import find_cell
@@ -30,6 +29,7 @@ from sb_mm.paper.runs import (
     read_starts,
     without_data,
 )
+from sb_mm.visualization.work_dir import read_log_lines
 
 CELL = find_cell('t8-x0.35-lambda_init-0.01')
 

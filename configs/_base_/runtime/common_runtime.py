@@ -1,7 +1,12 @@
 # What detectors and classifiers have in common.
 
-# Layer by layer, what tools/plot.py attention draws.
-custom_hooks = [dict(type='sb_mm.AttentionStatsHook')]
+default_hooks = dict(
+    divergence=dict(type='sb_mm.DivergenceHook'),
+    validate_resumed=dict(type='sb_mm.ValidateResumedHook'),
+    # What tools/plot.py attention draws; it takes time in every epoch. Also by
+    # --cfg-options default_hooks.attention.type=sb_mm.AttentionStatsHook
+    # attention=dict(type='sb_mm.AttentionStatsHook'),
+)
 
 env_cfg = dict(
     cudnn_benchmark=True,  # every image has the same size

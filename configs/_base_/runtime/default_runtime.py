@@ -5,7 +5,7 @@ custom_imports = dict(
     imports=[
         'sb_mm.models',
         'sb_mm.datasets.voc_devkit',
-        'sb_mm.engine.attention_stats_hook',
+        'sb_mm.engine.hooks',
         'sb_mm.evaluation.voc_metric',
     ],
     allow_failed_imports=False,

@@ -10,7 +10,7 @@ from mmdet.visualization import DetLocalVisualizer
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 
-from .log_lines import read_log_lines
+from .work_dir import read_log_lines
 
 matplotlib.use('Agg')  # no display is needed
 

@@ -195,7 +195,7 @@ def measure_attention(
         for batch in batches:
             run_batch(model, batch)
     # A layer that the network did not use has no output.
-    return {s.layer.name: s.record() for s in stats if s.output.count}
+    return {s.layer.name: s.record() for s in stats if s.output}
 
 
 def run_batch(model: BaseModel, batch: dict) -> None:
@@ -220,37 +220,13 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 @dataclass
-class Moments:
-    """Mean and variance of all elements of several tensors."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0  # sum of the squared distances from the mean
-
-    def add(self, values: Tensor) -> None:
-        """Merge the elements of a tensor of any shape (Chan et al., 1979)."""
-        var, mean = torch.var_mean(values.float(), correction=0)
-        total = self.count + values.numel()
-        weight = values.numel() / total
-        distance = mean.item() - self.mean
-        self.squares += var.item() * values.numel()
-        self.squares += distance**2 * self.count * weight
-        self.mean += distance * weight
-        self.count = total
-
-    @property
-    def std(self) -> float:
-        """Standard deviation."""
-        return math.sqrt(self.squares / self.count)
-
-
-@dataclass
 class LayerStats:
     """Statistics of a layer over several batches."""
 
     layer: ObservedLayer
-    trunk: Moments = field(default_factory=Moments)
-    output: Moments = field(default_factory=Moments)
+    # (elements, mean, variance) of each batch
+    trunk: list[tuple[float, ...]] = field(default_factory=list)
+    output: list[tuple[float, ...]] = field(default_factory=list)
     gates: list[Tensor] = field(default_factory=list)  # (N, C) each
 
     def watch(self) -> list[RemovableHandle]:
@@ -264,7 +240,9 @@ class LayerStats:
     def record(self) -> dict[str, str | float | None]:
         """Return the layer's kind of attention and its metrics."""
         attention = self.layer.attention
-        metrics = dict(trunk_std=self.trunk.std, output_std=self.output.std)
+        metrics = dict(
+            trunk_std=_std(self.trunk), output_std=_std(self.output)
+        )
         if self.gates:
             metrics |= _gate_metrics(attention, torch.cat(self.gates))
         finite = {
@@ -273,12 +251,20 @@ class LayerStats:
         return dict(kind=type(attention).__name__, **finite)
 
     def _add(self, trunk: Tensor, output: Tensor) -> None:
-        self.trunk.add(trunk)
-        self.output.add(output)
+        for moments, values in ((self.trunk, trunk), (self.output, output)):
+            var, mean = torch.var_mean(values.float(), correction=0)
+            moments.append((values.numel(), mean.item(), var.item()))
 
     def _add_logits(self, _: nn.Module, args: tuple, logits: Tensor) -> None:
         gates = self.layer.attention.gate_function(logits)
         self.gates.append(gates.float())
+
+
+def _std(moments: list[tuple[float, ...]]) -> float:
+    """Return the standard deviation over all batches."""
+    counts, means, variances = np.array(moments).T
+    between = (means - np.average(means, weights=counts)) ** 2
+    return float(np.average(variances + between, weights=counts) ** 0.5)
 
 
 def _gate_metrics(

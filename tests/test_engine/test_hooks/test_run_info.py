@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from sb_mm.engine import run_info
+from sb_mm.engine.hooks import run_info
 
 FOLDERS = ('sb_mm', 'benchmarks')
 

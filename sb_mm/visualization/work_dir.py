@@ -1,6 +1,6 @@
-"""The network that a finished run left, and images to show it."""
+"""What a training left in its work directory: network and logs."""
 
-import argparse
+import json
 from pathlib import Path
 
 from mmengine.config import Config
@@ -9,10 +9,10 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from sb_mm.checkpoint import load_checkpoint_file, state_dict_of
+from sb_mm.engine.config import load_config
+from sb_mm.engine.hooks.run_info import start_folders
+from sb_mm.engine.preflight import check_checkpoint, check_data
 from sb_mm.errors import UserInputError
-
-from .config import load_config
-from .preflight import check_checkpoint, check_data
 
 
 def load_trained(
@@ -70,11 +70,7 @@ def _config_of(work_dir: str | Path, data_root: str | None) -> Config:
             f'{work_dir} holds no config (*.py), which a training run writes '
             'there: give the work directory of one.'
         )
-    options = dict(work_dir=None, cfg_options=None, launcher='none')
-    args = argparse.Namespace(
-        config=str(files[-1]), data_root=data_root, **options
-    )
-    cfg = load_config(args)
+    cfg = load_config(str(files[-1]), data_root=data_root)
     if not cfg.get('val_dataloader'):
         raise UserInputError(
             f'The config {files[-1]} has no val_dataloader, whose images '
@@ -99,3 +95,30 @@ def _newest_checkpoint(work_dir: str | Path) -> str:
 
 def _modified(path: Path) -> float:
     return path.stat().st_mtime
+
+
+def read_log_lines(
+    work_dir: str | Path, name: str, newest_only: bool = True
+) -> list[dict]:
+    """Return the objects of a log file.
+
+    Args:
+        work_dir: Work directory, which has a log folder for every start of a
+            run.
+        name: Name of the file in ``vis_data`` of a log folder.
+        newest_only: Of the newest start that wrote such a file; if False, of
+            all of them, the oldest first.
+
+    Raises:
+        FileNotFoundError: If no run wrote such a file.
+    """
+    folders = start_folders(Path(work_dir))
+    files = [folder / 'vis_data' / name for folder in folders]
+    files = [file for file in files if file.is_file()]
+    if not files:
+        raise FileNotFoundError(f'{work_dir} holds no vis_data/{name}.')
+    return [
+        json.loads(line)
+        for file in (files[-1:] if newest_only else files)
+        for line in file.read_text().splitlines()
+    ]

@@ -11,8 +11,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from sb_mm.checkpoint import weights_only
-from sb_mm.engine.deferred_runtime_info_hook import DeferredRuntimeInfoHook
-from sb_mm.errors import UserInputError
+from sb_mm.engine.hooks.deferred_runtime_info import DeferredRuntimeInfoHook
 
 ITERATIONS, EPOCHS, INTERVAL = 7, 2, 3
 
@@ -151,8 +150,3 @@ def test_every_logger_gets_its_losses(train):
     )
     assert len(_lines(stock)) > EPOCHS * 3
     assert _lines(ours) == _lines(stock)
-
-
-def test_a_useless_number_is_refused():
-    with pytest.raises(UserInputError, match='keep must be an integer'):
-        DeferredRuntimeInfoHook(keep=0)

@@ -117,12 +117,6 @@ def test_graphs_do_not_go_with_accumulated_gradients(tmp_path, options):
         _train(tmp_path, Classifier(), hook, accumulate=2)
 
 
-def test_gradients_are_accumulated_without_graphs(tmp_path, compiled_sizes):
-    sizes, hook = compiled_sizes
-    _train(tmp_path, Classifier(), hook, accumulate=2)
-    assert sizes == [4, 2]
-
-
 @pytest.mark.parametrize(
     'attention',
     [

@@ -6,21 +6,20 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from sb_mm.engine.overrides import (
-    apply_overrides,
-    arguments_of,
+from sb_mm.engine.options import (
+    apply_options,
     check_own_arguments,
 )
 from sb_mm.errors import UserInputError
 
-from .conftest import REPOSITORY
+from .conftest import CUSTOM, REPOSITORY
 
 VOC = Config.fromfile(REPOSITORY / 'configs/ssd_sb_voc.py')
 
 
 def _apply(**options):
     cfg = copy.deepcopy(VOC)
-    apply_overrides(cfg, {k.replace('__', '.'): v for k, v in options.items()})
+    apply_options(cfg, {k.replace('__', '.'): v for k, v in options.items()})
     return cfg
 
 
@@ -48,14 +47,15 @@ def _apply(**options):
         ('env_cfg__cudnn_bench', 'did you mean cudnn_benchmark'),
         ('auto_scale_lr__enabled', 'did you mean enable'),
         ('model__test_cfg__score_thrr', 'did you mean score_thr'),
-        ('model__train_cfg__smoothl1', 'did you mean smoothl1_beta'),
-        (
-            'val_dataloader__dataset__filter_cfg__filter_empty',
-            'did you mean filter_empty_gt',
-        ),
         ('model__backbone__norm_cfg__momentum', 'give .*norm_cfg.type too'),
-        ('train_pipeline', 'this variable of the config file'),
-        ('input_size', 'this variable of the config file'),
+        # Variables of the file, and what they were used for.
+        ('train_pipeline', 'set train_dataloader.dataset.datasets.0.pipeline'),
+        ('input_size', 'set train_dataloader.* and 1 more'),
+        ('custom_imports__imports', 'change the file'),
+        # Written without their paths.
+        ('lr', 'did you mean optim_wrapper.optimizer.lr'),
+        ('max_epochs', 'did you mean train_cfg.max_epochs'),
+        ('classes', 'did you mean metainfo.classes of the dataset'),
     ],
 )
 def test_a_name_that_nothing_reads_is_refused(key, message):
@@ -85,6 +85,10 @@ def test_a_name_that_nothing_reads_is_refused(key, message):
             model__backbone__norm_cfg__requires_grad=False,
         ),
         dict(model__bbox_head__anchor_generator__input_size=320),
+        dict(train_cfg__val_begin=3, train_cfg__dynamic_intervals=[(1, 2)]),
+        dict(default_hooks__attention__type='sb_mm.AttentionStatsHook'),
+        dict(custom_hooks=[dict(type='EMAHook')], sync_bn='torch'),
+        dict(model__test_cfg__min_bbox_size=0, val_cfg__fp16=True),
         {
             'optim_wrapper.optimizer._delete_': True,
             'optim_wrapper.optimizer.type': 'AdamW',
@@ -108,7 +112,7 @@ def test_nothing_is_merged_if_one_name_is_wrong():
     cfg = copy.deepcopy(VOC)
     options = {'train_cfg.max_epochs': 3, 'train_cfg.nonsense': 1}
     with pytest.raises(UserInputError):
-        apply_overrides(cfg, options)
+        apply_options(cfg, options)
     assert cfg.train_cfg.max_epochs == 200
 
 
@@ -118,31 +122,33 @@ def test_the_hosts_scope_finds_its_classes_and_is_given_back():
     before = DefaultScope.get_current_instance()
     cfg = Config.fromfile(REPOSITORY / path)
     with pytest.raises(UserInputError, match='did you mean num_classes'):
-        apply_overrides(cfg, {'model.head.numclasses': 3})
+        apply_options(cfg, {'model.head.numclasses': 3})
     assert DefaultScope.get_current_instance() is before
 
 
-class _Base:
-    def __init__(self, one, two=2):
-        pass
+def test_the_names_of_untyped_loops_are_those_of_their_constructors():
+    pytest.importorskip('mmpretrain')
+    path = 'configs/cifar10/mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py'
+    cfg = Config.fromfile(REPOSITORY / path)
+    cfg.train_cfg = dict(by_epoch=True, max_epochs=3)
+    augments = [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
+    options = {
+        'train_cfg.val_begin': 3,
+        'train_cfg.dynamic_intervals': [(150, 1)],
+        'model.train_cfg.augments': augments,
+    }
+    apply_options(cfg, options)
+    assert cfg.model.train_cfg.augments == augments
+    assert cfg.train_cfg.val_begin == 3
+    with pytest.raises(UserInputError, match='did you mean val_begin'):
+        apply_options(cfg, {'train_cfg.val_begn': 3})
 
 
-class _Passes(_Base):
-    def __init__(self, *args, three=3, **kwargs):
-        pass
-
-
-class _SwallowsAll:
-    def __init__(self, **kwargs):
-        pass
-
-
-def test_arguments_are_those_of_the_class_and_what_it_passes_on():
-    assert {'one', 'two'} <= arguments_of(_Base)
-    assert {'one', 'two', 'three'} <= arguments_of(_Passes)
-    assert 'three' not in arguments_of(_Base)
-    assert 'self' not in arguments_of(_Base)
-    assert arguments_of(_SwallowsAll) is None
+def test_the_classes_of_a_custom_config_are_where_they_are_used():
+    cfg = Config.fromfile(CUSTOM)
+    message = 'set train_dataloader.dataset.metainfo.classes, val_dataloader'
+    with pytest.raises(UserInputError, match=message):
+        apply_options(cfg, dict(classes=('a', 'b')))
 
 
 @pytest.mark.parametrize(

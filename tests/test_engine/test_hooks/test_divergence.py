@@ -1,4 +1,4 @@
-"""A training whose loss is no number any more is stopped."""
+"""A training whose loss or weights are no numbers any more is stopped."""
 
 import json
 import math
@@ -6,40 +6,58 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 from torch import nn
 
-from sb_mm.engine import divergence_hook
-from sb_mm.engine.divergence_hook import DivergedError, DivergenceHook
-from sb_mm.errors import UserInputError
+from sb_mm.engine.hooks import DivergenceHook, divergence
+from sb_mm.errors import DivergedError, UserInputError
 
 ITERATIONS = 4  # of an epoch
 
 
 class Scripted(BaseModel):
-    """Its loss in iteration i (from 1) is what was written down for i."""
+    """Loss or weight of iteration i (from 1) are what was written down."""
 
-    def __init__(self, losses):
+    def __init__(self, losses, weights=()):
         super().__init__()
         self.losses = losses
+        self.weights = dict(weights)
         self.calls = 0
         self.weight = nn.Parameter(torch.ones(1))
 
     def forward(self, inputs, data_samples=None, mode='loss'):
+        if mode == 'predict':
+            return [BaseDataElement()]
         self.calls += 1
-        value = self.losses.get(self.calls, 1.0)
-        return dict(loss=(self.weight * 0).sum() + value)
+        loss = (self.weight * 0).sum() + self.losses.get(self.calls, 1.0)
+        self.weight.data *= self.weights.get(self.calls, 1.0)
+        return dict(loss=loss)
+
+
+class Watch(Hook):
+    """What a validation and a checkpoint would come from."""
+
+    def __init__(self):
+        self.seen = []
+
+    def before_val(self, runner):
+        self.seen.append('val')
+
+    def after_train_epoch(self, runner):
+        self.seen.append('checkpoint')
 
 
 @pytest.fixture
 def train(tmp_path):
     """Train two epochs and return the runner and the error, if any."""
 
-    def run(losses, interval=2, **changes):
+    def run(losses, interval=2, weights=(), **changes):
         settings = dict(
-            model=Scripted(losses),
+            model=Scripted(losses, weights),
             work_dir=str(tmp_path),
             train_dataloader=dict(
                 dataset=list(range(ITERATIONS)),
@@ -50,17 +68,19 @@ def train(tmp_path):
             train_cfg=dict(by_epoch=True, max_epochs=2),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
             custom_hooks=[
-                dict(type='sb_mm.DivergenceHook', interval=interval)
+                dict(type='sb_mm.DivergenceHook', interval=interval),
+                dict(type=Watch, priority='LOW'),
             ],
             default_hooks=dict(checkpoint=None, logger=None),
             log_level='ERROR',
             experiment_name=tmp_path.name,
         )
         runner = Runner(**settings | changes)
+        runner.watch = next(h for h in runner.hooks if type(h) is Watch)
         try:
             runner.train()
         except DivergedError as error:
-            return runner, error
+            return runner, str(error)
         return runner, None
 
     return run
@@ -91,10 +111,9 @@ def test_it_stops_at_the_next_look_and_writes_where(
     runner, error = train(losses, interval)
     assert runner.model.calls == found
     assert written(runner) == dict(epoch=epoch, iter=found)
-    assert str(error) == (
-        f'The loss is {value} in iteration {found} (epoch {epoch}): the '
-        'training diverged.'
-    )
+    assert error.startswith('The loss became NaN or infinite by iteration ')
+    assert f'{found} (epoch {epoch})' in error
+    assert runner.watch.seen.count('checkpoint') == epoch - 1
 
 
 @pytest.mark.parametrize(
@@ -108,13 +127,38 @@ def test_a_training_that_is_finite_at_every_look_goes_on(train, losses):
         written(runner)
 
 
-def test_by_iterations_it_looks_as_often(train):
-    losses = dict.fromkeys(range(3, 9), math.nan)
-    cfg = dict(type='IterBasedTrainLoop', max_iters=8)
-    runner, error = train(losses, 5, train_cfg=cfg)
-    # The fourth is the last one of the data.
-    assert runner.model.calls == 4
-    assert error is not None
+VALIDATION = dict(
+    val_dataloader=dict(
+        dataset=[0], sampler=dict(type='DefaultSampler', shuffle=False)
+    ),
+    val_cfg=dict(),
+    val_evaluator=[],
+)
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_weights_spoiled_by_the_last_step_are_never_validated(train, value):
+    """The loss of the last iteration was finite."""
+    spoiled = {2 * ITERATIONS: value}
+    runner, error = train({}, 2, spoiled, **VALIDATION)
+    assert runner.model.calls == 2 * ITERATIONS
+    assert runner.watch.seen == ['checkpoint', 'val']  # of the first epoch
+    assert error.startswith('The weights became NaN')
+    assert written(runner) == dict(epoch=2, iter=2 * ITERATIONS)
+
+
+def test_by_iterations_it_looks_before_a_validation_too(train):
+    loop = dict(type='IterBasedTrainLoop', max_iters=8, val_interval=3)
+    runner, error = train({}, 50, {2: math.inf}, train_cfg=loop, **VALIDATION)
+    assert runner.model.calls == 3
+    assert runner.watch.seen == []
+    assert 'The weights became NaN' in error
+
+
+def test_a_validation_without_a_training_is_left_alone(train):
+    runner, _ = train({}, train_cfg=dict(by_epoch=True, max_epochs=0))
+    runner.model.weight.data.fill_(math.nan)
+    runner.call_hook('before_val')
 
 
 @pytest.fixture
@@ -135,35 +179,24 @@ def test_the_loss_of_another_process_stops_this_one(look, monkeypatch):
     """A process that went on would wait for the other one in vain."""
     look(1.0)
 
-    def mean_with_the_other(tensor, op):
-        assert op == 'mean'
-        tensor.add_(math.nan).div_(2)
+    def least_with_the_other(tensor, op):
+        assert (op, tensor.item()) == ('min', 1)
+        tensor.zero_()
 
-    monkeypatch.setattr(divergence_hook, 'all_reduce', mean_with_the_other)
-    with pytest.raises(DivergedError, match='The loss is nan'):
+    monkeypatch.setattr(divergence, 'all_reduce', least_with_the_other)
+    with pytest.raises(DivergedError, match='The loss became NaN'):
         look(1.0)
 
 
 @pytest.mark.parametrize('first', [True, False])
 def test_only_the_first_process_writes(look, tmp_path, monkeypatch, first):
-    monkeypatch.setattr(divergence_hook, 'is_main_process', lambda: first)
+    monkeypatch.setattr(divergence, 'is_main_process', lambda: first)
     with pytest.raises(DivergedError):
         look(math.nan)
     assert (tmp_path / 'vis_data/diverged.json').is_file() == first
 
 
-def test_the_losss_own_value_stays(monkeypatch):
-    def spoil(tensor, op):
-        tensor.zero_()
-
-    monkeypatch.setattr(divergence_hook, 'all_reduce', spoil)
-    loss = torch.tensor(3.0)
-    runner = SimpleNamespace(iter=1, epoch=0, train_dataloader=[0] * 9)
-    DivergenceHook(2).after_train_iter(runner, 1, None, dict(loss=loss))
-    assert loss == 3
-
-
-@pytest.mark.parametrize('interval', [0, -1, 2.5, None])
+@pytest.mark.parametrize('interval', [0, 2.5])
 def test_an_interval_that_is_none_is_refused(interval):
     message = r'interval must be an integer in \[1, inf\)'
     with pytest.raises(UserInputError, match=message):

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from sb_mm.files import write_in_one_step
 
 RUN_INFO_FILE = 'run_info.json'
-_REPOSITORY = Path(__file__).resolve().parents[2]
+_REPOSITORY = Path(__file__).resolve().parents[3]
 _CODE = ('sb_mm', 'configs', 'tools')  # what a training depends on
 _PACKAGES = (
     'sb_mm',

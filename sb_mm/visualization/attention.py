@@ -2,8 +2,7 @@
 
 import random
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -14,31 +13,24 @@ from matplotlib.figure import Figure
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from sb_mm.errors import UserInputError, first_few
-from sb_mm.models.layers import (
-    GATES,
-    ChannelAttention,
-    ShiftBalance,
-    SqueezeExcite,
-)
-
-from .attention_stats_hook import (
-    GATE_ENDS,
+from sb_mm.engine.hooks.attention_stats import (
     STATS_FILE,
     ObservedLayer,
     attention_layers,
     run_batch,
 )
-from .log_lines import read_log_lines
-from .trained_run import check_work_dir, load_trained
+from sb_mm.errors import UserInputError, first_few
+from sb_mm.models.layers import ChannelAttention
+
+from .work_dir import check_work_dir, load_trained, read_log_lines
 
 MAX_POINTS = 20_000
-_UNBOUNDED = (-torch.inf, torch.inf)
-_RANGES = {
-    **GATE_ENDS,
-    GATES['softmax']: (0.0, 1.0),
-    GATES['relu']: (0.0, torch.inf),
-    GATES['none']: _UNBOUNDED,
+# A row of the figure for each.
+_ROWS = {
+    'output_std': 'standard deviation',
+    'inactivated': 'share of channels\ninactivated (SE)',
+    'saturated': 'share of gate values\nsaturated',
+    'lambda_mean': 'lambda (SB)\nmean and deviation',
 }
 # What of a layer's name is not the name of its block.
 _IN_BLOCK = re.compile(r'\.(conv|branch\d|shortcut)(\.\d+)?$')
@@ -153,8 +145,8 @@ def read_attention_stats(
         records = read_log_lines(work_dir, STATS_FILE, newest_only=False)
     except FileNotFoundError as error:
         raise UserInputError(
-            f'{work_dir} holds no {STATS_FILE}: train with custom_hooks = '
-            "[dict(type='sb_mm.AttentionStatsHook')] in the config."
+            f'{work_dir} holds no {STATS_FILE}: train with --cfg-options '
+            'default_hooks.attention.type=sb_mm.AttentionStatsHook.'
         ) from error
     last = records[-1]['epoch']
     # What lies beyond is of an older run in the same folder.
@@ -177,56 +169,41 @@ def attention_figure(runs: Sequence[tuple[str, dict]]) -> Figure:
     Returns:
         A column for each run, a row for each kind of metric that a run has.
     """
-    rows = [row for row in _ROWS if any(_has(r, row.metric) for _, r in runs)]
+    layers = [x for _, record in runs for x in record['layers'].values()]
+    rows = [row for row in _ROWS if any(row in layer for layer in layers)]
     figure = Figure((1 + 5 * len(runs), 1 + 2.2 * len(rows)), dpi=120)
     figure.set_layout_engine('constrained')
     grid = figure.subplots(
         len(rows), len(runs), sharex='col', sharey='row', squeeze=False
     )
-    for i, row in enumerate(rows):
-        grid[i, 0].set_ylabel(row.title)
-        for j, (_, record) in enumerate(runs):
-            _draw_cell(grid[i, j], row, record, _colour_of(record))
+    for metric, line in zip(rows, grid, strict=True):
+        line[0].set_ylabel(_ROWS[metric])
+        for axes, (_, record) in zip(line, runs, strict=True):
+            _draw_metric(axes, record, metric)
     for column, (label, record) in zip(grid.T, runs, strict=True):
         column[0].set_title(f'{label}, epoch {record["epoch"]}')
         column[-1].set_xlabel('layer, by its block')
     return figure
 
 
-def _colour(kind: type | None) -> str:
-    """Return the colour of an attention, the same in every figure."""
-    kinds = (None, SqueezeExcite, ShiftBalance)
-    return f'C{kinds.index(kind) if kind in kinds else len(kinds)}'
-
-
-def _colour_of(record: dict) -> str:
-    named = dict(SqueezeExcite=SqueezeExcite, ShiftBalance=ShiftBalance)
-    kinds = [named.get(v['kind']) for v in record['layers'].values()]
-    return _colour(next(filter(None, kinds), None))
-
-
-@dataclass
-class _Row:
-    """One kind of metric, and the function that draws it."""
-
-    title: str
-    metric: str
-    draw: Callable[[Axes, dict, str, str], None]
-
-
-def _draw_cell(axes: Axes, row: _Row, record: dict, colour: str) -> None:
-    if _has(record, row.metric):
-        row.draw(axes, record, row.metric, colour)
-    else:
-        axes.text(0.5, 0.5, 'none', transform=axes.transAxes)
-    if axes.get_yscale() == 'linear':
-        axes.axhline(0, color='black', linewidth=0.5)
-    _mark_blocks(axes, list(record['layers']))
+def _draw_metric(axes: Axes, record: dict, metric: str) -> None:
+    x, y = _series(record, metric)
     axes.grid(alpha=0.3)
-
-
-def _has(record: dict, metric: str) -> bool:
-    return any(metric in layer for layer in record['layers'].values())
+    _mark_blocks(axes, list(record['layers']))
+    if not x.size:
+        axes.text(0.5, 0.5, 'none', transform=axes.transAxes)
+    elif metric == 'lambda_mean':
+        axes.errorbar(x, y, _series(record, 'lambda_std')[1], fmt='.')
+    else:
+        axes.plot(x, y, '.-', label='layer output')
+    if metric == 'output_std':
+        trunk = _series(record, 'trunk_std')
+        axes.plot(*trunk, 'k--', linewidth=1, label='trunk T(x)')
+        # A network that diverges has a thousand times those of the others.
+        axes.set_yscale('log')
+        axes.legend()
+        if np.isnan(y).any():
+            axes.text(0.5, 0.5, 'gaps: not finite', transform=axes.transAxes)
 
 
 def _series(record: dict, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -234,37 +211,8 @@ def _series(record: dict, metric: str) -> tuple[np.ndarray, np.ndarray]:
     layers = enumerate(record['layers'].values())
     found = [(i, layer[metric]) for i, layer in layers if metric in layer]
     # None, which stands for what is not finite, becomes NaN: a gap.
-    x, y = np.array(found, dtype=float).T
+    x, y = np.array(found, dtype=float).reshape(-1, 2).T
     return x, y
-
-
-def _draw_std(axes: Axes, record: dict, metric: str, colour: str) -> None:
-    x, y = _series(record, metric)
-    axes.plot(x, y, '.-', color=colour, label='layer output')
-    if np.isnan(y).any():
-        axes.text(0.5, 0.5, 'gaps: not finite', transform=axes.transAxes)
-    trunk = _series(record, 'trunk_std')
-    axes.plot(*trunk, '--', color='black', linewidth=1, label='trunk T(x)')
-    # A network that diverges has a thousand times those of the others.
-    axes.set_yscale('log')
-    axes.legend()
-
-
-def _draw_share(axes: Axes, record: dict, metric: str, colour: str) -> None:
-    axes.plot(*_series(record, metric), '.-', color=colour)
-
-
-def _draw_lambda(axes: Axes, record: dict, metric: str, colour: str) -> None:
-    spread = _series(record, 'lambda_std')[1]
-    axes.errorbar(*_series(record, metric), spread, fmt='.', color=colour)
-
-
-_ROWS = (
-    _Row('standard deviation', 'output_std', _draw_std),
-    _Row('share of channels\ninactivated (SE)', 'inactivated', _draw_share),
-    _Row('share of gate values\nsaturated', 'saturated', _draw_share),
-    _Row('lambda (SB)\nmean and deviation', 'lambda_mean', _draw_lambda),
-)
 
 
 def _mark_blocks(axes: Axes, layers: Sequence[str]) -> None:
@@ -278,33 +226,20 @@ def _mark_blocks(axes: Axes, layers: Sequence[str]) -> None:
     axes.set_xticks(starts, names, rotation=90, fontsize=7)
 
 
-@dataclass
-class LayerPoints:
-    """Elements of a layer's trunk and output in a trained network.
-
-    Attributes:
-        layer: Name of the layer.
-        attention: Its attention.
-        trunk: ``(P,)`` elements of T(x), at most ``MAX_POINTS``.
-        output: ``(P,)``, what became of them.
-    """
-
-    layer: str
-    attention: ChannelAttention
-    trunk: Tensor
-    output: Tensor
-
-
 @torch.no_grad()
 def layer_points(
     model: BaseModel, batch: dict, layer: str | None = None
-) -> LayerPoints:
+) -> tuple[str, Tensor, Tensor]:
     """Run a batch and pick elements of a layer at random, always the same.
 
     Args:
         model: The network, in evaluation mode.
         batch: A batch of its loader.
         layer: Dotted path in the network; its last attention if None.
+
+    Returns:
+        The layer's name, ``(P,)`` elements of its trunk T(x), at most
+        ``MAX_POINTS``, and ``(P,)``, what became of them.
 
     Raises:
         UserInputError: If the network has no such layer.
@@ -319,7 +254,7 @@ def layer_points(
 
     with observed.observe(pick):
         run_batch(model, batch)
-    return LayerPoints(observed.name, observed.attention, *picked)
+    return (observed.name, *picked)
 
 
 def _find_layer(model: BaseModel, name: str | None) -> ObservedLayer:
@@ -342,7 +277,9 @@ def _find_layer(model: BaseModel, name: str | None) -> ObservedLayer:
     return layers[chosen]
 
 
-def shift_figure(panels: Sequence[tuple[str, LayerPoints]]) -> Figure:
+def shift_figure(
+    panels: Sequence[tuple[str, tuple[str, Tensor, Tensor]]],
+) -> Figure:
     """Draw output against trunk, Figure 2 of arXiv:2103.13080.
 
     Squeeze-and-Excite scales: its points lie in the cone between 0 and T(x).
@@ -350,7 +287,7 @@ def shift_figure(panels: Sequence[tuple[str, LayerPoints]]) -> Figure:
     the largest lambda of the layer's channels.
 
     Args:
-        panels: Labels and points of trained networks.
+        panels: Labels, and what :func:`layer_points` returned.
 
     Returns:
         A panel for each.
@@ -358,35 +295,18 @@ def shift_figure(panels: Sequence[tuple[str, LayerPoints]]) -> Figure:
     figure = Figure((1 + 4 * len(panels), 4.5), dpi=120)
     figure.set_layout_engine('constrained')
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
-    for j, (label, points) in enumerate(panels):
-        _draw_points(grid[j], points, _colour(type(points.attention)))
-        grid[j].set_title(f'{label}\n{points.layer}', fontsize=9)
+    for axes, (label, (layer, trunk, output)) in zip(
+        grid, panels, strict=True
+    ):
+        axes.scatter(trunk, output, s=2, linewidths=0, label='elements')
+        axes.axline((0, 0), slope=1, color='k', lw=0.5, label='unchanged')
+        axes.axhline(0, color='k', lw=0.5, ls='--', label='closed (SE)')
+        axes.set(xlabel='trunk T(x)', ylabel='output of the layer')
+        axes.set(xlim=_central(trunk), ylim=_central(output))
+        axes.set_title(f'{label}\n{layer}', fontsize=9)
+        axes.legend(markerscale=5)
+        axes.grid(alpha=0.3)
     return figure
-
-
-def _draw_points(axes: Axes, points: LayerPoints, colour: str) -> None:
-    axes.scatter(
-        points.trunk,
-        points.output,
-        s=2,
-        color=colour,
-        linewidths=0,
-        label='elements',
-    )
-    # Zero, where a cone has its corner.
-    x = torch.tensor([points.trunk.min(), 0, points.trunk.max()]).sort().values
-    low, high = output_bounds(points.attention, x)
-    # Draws nothing where they are infinite.
-    axes.fill_between(x, low, high, color='grey', alpha=0.2, label='possible')
-    axes.plot(x, x, color='black', linewidth=0.5, label='unchanged')
-    axes.legend(markerscale=5)
-    axes.set(
-        xlabel='trunk T(x)',
-        ylabel='output of the layer',
-        xlim=_central(points.trunk),
-        ylim=_central(points.output),
-    )
-    axes.grid(alpha=0.3)
 
 
 def _central(values: Tensor) -> tuple[float, float] | None:
@@ -396,35 +316,6 @@ def _central(values: Tensor) -> tuple[float, float] | None:
         return None
     low, high = finite.quantile(torch.tensor([0.01, 0.99])).tolist()
     return (low, high) if low < high else None
-
-
-@torch.no_grad()
-def output_bounds(
-    attention: ChannelAttention, trunk: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the least and the largest output for values of the trunk.
-
-    With Shift-and-Balance they are those of the channel with the largest
-    lambda. They are infinite where the gate has no bounds, or the attention
-    is of another kind.
-
-    Args:
-        attention: The attention.
-        trunk: ``(P,)`` values of T(x).
-
-    Returns:
-        Two tensors ``(P,)``.
-    """
-    ends = torch.tensor(_RANGES.get(attention.gate_function, _UNBOUNDED))
-    if isinstance(attention, ShiftBalance):
-        possible = trunk[:, None] + torch.outer(attention.lambda_, ends).view(
-            -1
-        )
-    elif isinstance(attention, SqueezeExcite):
-        possible = torch.outer(trunk, ends)
-    else:
-        possible = trunk[:, None] + torch.tensor(_UNBOUNDED)
-    return possible.amin(1), possible.amax(1)
 
 
 def _save(figure: Figure, out: str | Path) -> Path:

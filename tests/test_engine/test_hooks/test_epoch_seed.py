@@ -10,7 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
 
-from sb_mm.engine import epoch_seed_hook
+from sb_mm.engine.hooks import epoch_seed
 
 ITERATIONS = 2  # of an epoch
 HOOK = dict(type='sb_mm.EpochSeedHook')
@@ -75,7 +75,7 @@ def test_without_the_hook_a_resumed_run_draws_anew(train):
 
 def test_runs_and_processes_differ(train, monkeypatch):
     first, other_seed = train(1), train(1, 'seed', seed=4)
-    monkeypatch.setattr(epoch_seed_hook, 'get_rank', lambda: 1)
+    monkeypatch.setattr(epoch_seed, 'get_rank', lambda: 1)
     other_process = train(1, 'rank')
     for numbers in zip(*first, *other_seed, *other_process, strict=True):
         assert len(set(numbers)) == 3 * ITERATIONS

@@ -1,0 +1,21 @@
+"""Hooks of a training; in a config they are ``sb_mm.<class>``."""
+
+from .attention_stats import AttentionStatsHook
+from .compile import CompileHook
+from .deferred_runtime_info import DeferredRuntimeInfoHook
+from .divergence import DivergenceHook
+from .epoch_seed import EpochSeedHook
+from .resumed_schedule import ResumedScheduleHook
+from .run_info import RunInfoHook
+from .validate_resumed import ValidateResumedHook
+
+__all__ = [
+    'AttentionStatsHook',
+    'CompileHook',
+    'DeferredRuntimeInfoHook',
+    'DivergenceHook',
+    'EpochSeedHook',
+    'ResumedScheduleHook',
+    'RunInfoHook',
+    'ValidateResumedHook',
+]

@@ -1,0 +1,88 @@
+"""Stop a training whose loss is no number any more."""
+
+import json
+from pathlib import Path
+
+import torch
+from mmengine.dist import all_reduce, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from sb_mm.arguments import check_number
+from sb_mm.errors import DivergedError
+from sb_mm.files import write_in_one_step
+from sb_mm.registry import HOOKS
+
+DIVERGENCE_FILE = 'diverged.json'
+
+
+@HOOKS.register_module()
+class DivergenceHook(Hook):
+    """Stop at a loss or at weights that are not finite, and write where.
+
+    ``<log folder>/vis_data/diverged.json`` gets ``epoch`` and ``iter``, from
+    1. A loss does not become finite again, so it is enough to look at it every
+    ``interval`` iterations and at the end of an epoch: a look waits for the
+    device, and several processes tell each other, as they stop together. The
+    weights are looked at before they are validated or saved as those of an
+    epoch: the last step may have spoiled them after a finite loss.
+
+    Args:
+        interval: Iterations between two looks at the loss.
+
+    Raises:
+        DivergedError: In the training.
+    """
+
+    def __init__(self, interval: int = 50) -> None:
+        check_number('interval', interval, 1, integer=True)
+        self.interval = interval
+        self._trained = False
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: object = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Look at the loss, if it is time to."""
+        self._trained = True
+        due = self.every_n_train_iters(runner, self.interval)
+        if due or self.end_of_epoch(runner.train_dataloader, batch_idx):
+            losses = [v for k, v in (outputs or {}).items() if 'loss' in k]
+            self._look(runner, 'loss', losses)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Look at the weights before a checkpoint is written."""
+        self._look(runner, 'weights', list(runner.model.parameters()))
+
+    def before_val(self, runner: Runner) -> None:
+        """Look at the weights, if a training brought them here."""
+        if self._trained:
+            self.after_train_epoch(runner)
+
+    def _look(self, runner: Runner, what: str, values: list) -> None:
+        tensors = [torch.as_tensor(v).detach() for v in values]
+        if not tensors or _finite_everywhere(tensors):
+            return
+        # The epoch's number grows before what comes after it.
+        done = max(1, runner.iter + (what == 'loss'))
+        epoch = (done - 1) // len(runner.train_dataloader) + 1
+        if is_main_process():
+            folder = Path(runner.log_dir) / 'vis_data'
+            folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(dict(epoch=epoch, iter=done)) + '\n'
+            write_in_one_step(folder / DIVERGENCE_FILE, text)
+        raise DivergedError(
+            f'The {what} became NaN or infinite by iteration {done} (epoch '
+            f'{epoch}): lower the learning rate, or raise the batch size.'
+        )
+
+
+def _finite_everywhere(tensors: list[torch.Tensor]) -> bool:
+    """Whether all elements are finite, in all processes."""
+    finite = torch.stack([t.isfinite().all() for t in tensors]).all().int()
+    # Of one that stops alone, the others would wait until they are killed.
+    all_reduce(finite, 'min')
+    return bool(finite)

@@ -1,0 +1,253 @@
+"""Training and testing through MMEngine's runner."""
+
+# The linter takes `test` for one of pytest.
+# ruff: noqa: PT028
+
+import os
+import os.path as osp
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.evaluator import DumpResults
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from sb_mm.checkpoint import load_checkpoint_file, weights_only
+from sb_mm.errors import UserInputError
+
+from .hooks import ResumedScheduleHook, RunInfoHook
+from .preflight import check_checkpoint, check_data, pretrained_files
+
+
+def train(
+    cfg: Config,
+    *,
+    resume: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    trust: bool = False,
+    check: bool = True,
+) -> dict:
+    """Train a model.
+
+    Args:
+        cfg: Of :func:`~sb_mm.engine.config.load_config`; changed in place.
+        resume: Checkpoint to go on from; ``'auto'`` for the newest in the
+            work directory.
+        amp: Automatic mixed precision.
+        auto_scale_lr: Scale the learning rate with the total batch size.
+        trust: Run the code that a checkpoint may bring with it.
+        check: Look at data and checkpoint before the model is built.
+
+    Returns:
+        The last validation's metrics, if any.
+
+    Raises:
+        UserInputError: Before the model is built, if anything that the
+            training needs is missing or does not fit.
+    """
+    if amp:
+        _use_amp(cfg)
+    if auto_scale_lr:
+        _scale_lr(cfg)
+    if resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if resume == 'auto' else resume
+    _check_device(cfg)
+    if check and _is_first_process(cfg):
+        check_data(cfg, ('train_dataloader', 'val_dataloader'))
+        _check_start(cfg, trust)
+    with weights_only(not trust):
+        runner = build_runner(cfg)
+        runner.register_hook(RunInfoHook())
+        runner.register_hook(ResumedScheduleHook())
+        runner.train()
+    _leave_processes()
+    return last_metrics(runner)
+
+
+def test(
+    cfg: Config,
+    checkpoint: str,
+    *,
+    out: str | None = None,
+    show: bool = False,
+    show_dir: str | None = None,
+    wait_time: float = 2,
+    trust: bool = False,
+    check: bool = True,
+) -> dict:
+    """Test a checkpoint.
+
+    Args:
+        cfg: Of :func:`~sb_mm.engine.config.load_config`; changed in place.
+        checkpoint: File or URL.
+        out: The predictions are written there, a ``.pkl``.
+        show: Show the predictions in a window.
+        show_dir: Write images with the predictions there.
+        wait_time: Seconds that a window stays.
+        trust: Run the code that the checkpoint may bring with it.
+        check: Look at data and checkpoint before the model is built.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        UserInputError: Before the model is built, if anything that the test
+            needs is missing or does not fit.
+    """
+    if out is not None and not out.endswith(('.pkl', '.pickle')):
+        raise UserInputError(
+            f'--out must end in .pkl or .pickle, but got {out}.'
+        )
+    cfg.load_from = checkpoint
+    if show or show_dir:
+        _show(cfg, show, show_dir, wait_time)
+    _check_device(cfg)
+    if check and _is_first_process(cfg):
+        check_data(cfg, ('test_dataloader',))
+        check_checkpoint(cfg, checkpoint, trust)
+    with weights_only(not trust):
+        runner = build_runner(cfg)
+        if out is not None:
+            dump = _dump_class(cfg)(out_file_path=out)
+            runner.test_evaluator.metrics.append(dump)
+        metrics = runner.test()
+    _leave_processes()
+    return metrics
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner that the config asks for."""
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+        _join_cpu_processes(cfg)
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _join_cpu_processes(cfg: Config) -> None:
+    """Let torchrun's processes train on CPUs.
+
+    MMEngine's launcher selects a CUDA device before it joins the group, and
+    hands the device's number to the wrapper; both stop without a GPU.
+    """
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    wrapper = cfg.get('model_wrapper_cfg') or dict(broadcast_buffers=False)
+    cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+
+
+def _leave_processes() -> None:
+    """Leave the process group together.
+
+    A process that ends while another still writes a checkpoint or measures
+    can take the group's threads down in the middle of their work: it aborts,
+    and the launcher then kills the others.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def last_metrics(runner: Runner) -> dict:
+    """Return the newest value of every metric of the validation loop."""
+    scalars = runner.message_hub.log_scalars
+    return {
+        name.removeprefix('val/'): history.current()
+        for name, history in scalars.items()
+        if name.startswith('val/')
+    }
+
+
+def _check_start(cfg: Config, trust: bool) -> None:
+    """Check the checkpoints that a run continues or starts from."""
+    path = cfg.get('load_from')
+    if not cfg.get('resume'):
+        # Fine-tuning: another head is what the user wants, so only that the
+        # files can be loaded is checked; MMEngine logs what does not fit.
+        for file in [path, *pretrained_files(cfg.model)]:
+            if file and '://' not in file:
+                load_checkpoint_file(file, trust=trust)
+        return
+    if path is None and osp.isdir(cfg.work_dir):
+        path = find_latest_checkpoint(cfg.work_dir)
+    if path is not None:
+        check_checkpoint(cfg, path, trust)
+
+
+def _use_amp(cfg: Config) -> None:
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.loss_scale = 'dynamic'
+
+
+def _check_device(cfg: Config) -> None:
+    """Raise if the config needs a GPU and there is none."""
+    if get_device() != 'cpu':
+        return
+    wrapper = (cfg.get('optim_wrapper') or {}).get('type')
+    if wrapper == 'AmpOptimWrapper':
+        raise UserInputError(
+            "MMEngine's AmpOptimWrapper (--amp) needs a GPU: leave it out on "
+            'this machine.'
+        )
+    synchronised = cfg.get('sync_bn') or 'SyncBN' in str(cfg.model)
+    if cfg.launcher != 'none' and synchronised:
+        raise UserInputError(
+            'SyncBN in several processes needs GPUs: use one process, or '
+            "norm_cfg=dict(type='BN') and no sync_bn on this machine."
+        )
+
+
+def _is_first_process(cfg: Config) -> bool:
+    """Whether this is the process that checks, before all have joined."""
+    names = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+    ranks = [os.environ[name] for name in names if name in os.environ]
+    return cfg.launcher == 'none' or ranks[:1] in ([], ['0'])
+
+
+def _scale_lr(cfg: Config) -> None:
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise UserInputError(
+            '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in '
+            'the config.'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def _show(
+    cfg: Config, show: bool, folder: str | None, wait_time: float
+) -> None:
+    """Draw predictions, through the config's visualisation hook."""
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise UserInputError(
+            '--show and --show-dir need default_hooks.visualization in the '
+            'config.'
+        )
+    # mmpretrain's hook has another word for it, and one folder option.
+    classifies = cfg.get('default_scope') == 'mmpretrain'
+    drawn = 'enable' if classifies else 'draw'
+    hook.update({drawn: True, 'show': show, 'wait_time': wait_time})
+    if folder:
+        hook['out_dir' if classifies else 'test_out_dir'] = folder
+
+
+def _dump_class(cfg: Config) -> type[DumpResults]:
+    """Return mmdet's for detectors, which compresses masks."""
+    if cfg.get('default_scope') != 'mmdet':
+        return DumpResults
+    from mmdet.evaluation import DumpDetResults
+
+    class DumpWithTruth(DumpDetResults):
+        """Keep what mmdet's own ``eval_metric.py`` asks for."""
+
+        def process(self, data_batch: dict, data_samples: list[dict]) -> None:
+            start = len(self.results)
+            super().process(data_batch, data_samples)
+            for packed, sample in zip(
+                self.results[start:], data_samples, strict=True
+            ):
+                truth = ('gt_instances', 'ignored_instances')
+                packed.update({k: sample[k] for k in truth if k in sample})
+
+    return DumpWithTruth
