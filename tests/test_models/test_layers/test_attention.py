@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""F(x) = BN(W2 relu(BN(W1 GAP(x)))); T(x) * sigmoid(F(x)), T(x) + l g(F(x))"""
-=======
 """The gate F(x), and T(x) * sigmoid(F(x)) and T(x) + lambda * g(F(x))."""
->>>>>>> h-models
 
 import numpy as np
 import pytest
