@@ -22,8 +22,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sb_mm.engine.checks import check_data
 from sb_mm.engine.cli import exit_on_sigterm
-from sb_mm.engine.preflight import check_data
 from sb_mm.errors import UserInputError, first_line
 
 from .cells import Cell

@@ -513,12 +513,13 @@ def test_suppression_takes_the_best_candidates_and_drops_thin_boxes():
     )
     scores = torch.tensor([[[0.9], [0.8], [0.7], [0.6]]])
     cfg = dict(TEST_CFG, candidates_per_class=3)
-    image, label, box, score = Suppression(cfg, 4, 1)(boxes, scores)
+    image, label, box, score = Suppression(cfg, 4, 1, (9, 8))(boxes, scores)
     # The second overlaps, the third has no width, the fourth is no candidate.
     assert (image.tolist(), label.tolist()) == ([0], [0])
-    assert box.tolist() == [[0, 0, 9, 9]]
+    # Clipped to 8 by 9 pixels.
+    assert box.tolist() == [[0, 0, 8, 9]]
     assert score.tolist() == [pytest.approx(0.9)]
-    every = Suppression(dict(TEST_CFG), 4, 1)(boxes, scores)
+    every = Suppression(dict(TEST_CFG), 4, 1, (9, 8))(boxes, scores)
     assert every[3].tolist() == [pytest.approx(0.9), pytest.approx(0.6)]
 
 
@@ -532,7 +533,7 @@ def test_suppression_takes_the_best_candidates_and_drops_thin_boxes():
 )
 def test_what_suppression_cannot_do_is_refused(setting, message):
     with pytest.raises(UserInputError, match=message):
-        Suppression({**TEST_CFG, **setting}, 1000, 2)
+        Suppression({**TEST_CFG, **setting}, 1000, 2, (9, 9))
 
 
 class Singular(nn.Module):

@@ -182,7 +182,7 @@ def test_every_parameter_gets_a_gradient(
 ):
     last = 3 if network == 'shufflenet' else 2
     model = build(network, kind, out_indices=(last,)).train()
-    out = model(images(batch))[0]
+    out = model(images(batch, 64))[0]
     (out * torch.randn_like(out)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
     assert all(b.isfinite().all() for b in model.buffers())
@@ -218,7 +218,7 @@ def test_gradients_of_small_batches_are_those_of_larger_ones(
         return gradient_norm(model.train(), n, images)
 
     reference = start(16)
-    for n in (1, 2, 3, 4, 5, 7, 8, 32):
+    for n in (1, 2, 3, 4, 7, 8):
         assert start(n) < most * reference, n
 
 
@@ -227,7 +227,7 @@ def test_gradients_of_small_batches_are_those_of_larger_ones(
 def test_small_batches_learn(kind, batch, short):
     """Also a larger one behind them, and the network in evaluation mode."""
     torch.manual_seed(0)
-    model = build('cifar', kind, widen_factor=0.35).train()
+    model = build('cifar', kind, widen_factor=0.35, out_indices=(2,)).train()
     model.init_weights()
     head = nn.Linear(1280, 2)
     parameters = [*model.parameters(), *head.parameters()]
@@ -417,8 +417,9 @@ def test_channels_last_stays_channels_last_in_every_layer(
         torch.testing.assert_close(out, reference, rtol=1e-4, atol=1e-4)
 
 
-@networks
-@kinds
+@pytest.mark.parametrize(
+    ('network', 'kind'), [*((n, 'sb') for n in NETWORKS), ('cifar', 'dyconv')]
+)
 def test_the_network_compiles_without_a_graph_break(
     network, kind, images, short
 ):

@@ -1,4 +1,4 @@
-"""F(x) = BN(W2 relu(BN(W1 GAP(x)))), T(x) * sigmoid(F(x)), T(x) + l g(F(x))."""
+"""F(x) = BN(W2 relu(BN(W1 GAP(x)))); T(x) * sigmoid(F(x)), T(x) + l g(F(x))"""
 
 import numpy as np
 import pytest
