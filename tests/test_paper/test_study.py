@@ -32,8 +32,9 @@ def test_gates_with_norm_spread_and_explode_the_gradient(study, make_job):
     static, se, without = map(study.first_gradient, jobs)
     torch.set_num_threads(threads)
     assert static[1] is None
-    # Logits of unit variance, through a sigmoid; and almost constant ones.
-    assert 0.1 < se[1] < 0.21
+    # Logits of unit variance, through a sigmoid, whose slope is at most 1/4
+    # (the sample deviation of 16 is 3 % larger); and almost constant ones.
+    assert 0.1 < se[1] < 0.26
     assert without[1] < 0.03
     assert se[0] > 20 * static[0]
     assert without[0] < 3 * static[0]
