@@ -223,7 +223,7 @@ def test_gradients_of_small_batches_are_those_of_larger_ones(
 
 
 @pytest.mark.parametrize('kind', ['sb', 'se'])
-@pytest.mark.parametrize('batch', [1, 2, 3])
+@pytest.mark.parametrize('batch', [2, 3, 4])
 def test_small_batches_learn(kind, batch, short):
     """Stripes across from stripes along; a larger batch comes last."""
     torch.manual_seed(0)
@@ -236,8 +236,8 @@ def test_small_batches_learn(kind, batch, short):
     stripes[0, :, ::2], stripes[1, :, :, ::2] = 2, 2
 
     def loss(n):
-        labels = torch.randint(0, 2, (n,))
-        x = torch.randn(n, 3, 16, 16) + stripes[labels]
+        labels = (torch.arange(n) + len(losses)) % 2
+        x = torch.randn(n, 3, 16, 16) * 0.3 + stripes[labels]
         logits = head(model(x)[0].mean((2, 3)))
         return nn.functional.cross_entropy(logits, labels)
 
