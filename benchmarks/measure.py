@@ -1,6 +1,7 @@
 """Times and memory of several calls that take turns, and their ratios."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,12 +24,15 @@ class Settings:
         tiny: Whether to measure next to nothing, to see that all of it runs.
         device: PyTorch's name of the device of the networks.
         data_root: Folder of VOCdevkit.
+        cpu_time: Whether to count this process's time on the CPU instead of
+            the time that passes, where others use the machine.
     """
 
     rounds: int = 9
     tiny: bool = False
     device: str = 'cpu'
     data_root: str = 'data/VOCdevkit'
+    cpu_time: bool = False
 
 
 class Pair(NamedTuple):
@@ -127,19 +131,23 @@ def in_turns(
     values = {name: [] for name in calls}
     order = list(calls)
     scale = 1e3 / repeats / (images or 1)
+    clock = time.process_time if settings.cpu_time else timer
     for _ in range(settings.rounds):
         for name in order:
-            values[name].append(scale * _seconds(calls[name], repeats))
+            values[name].append(scale * _seconds(calls[name], repeats, clock))
         order.append(order.pop(0))  # whose turn is first finds cold caches
-    unit = 'ms per image' if images else 'ms'
+    unit = 'CPU ms' if settings.cpu_time else 'ms'
+    unit = f'{unit} per image' if images else unit
     return compare(what, unit, values, pairs)
 
 
-def _seconds(call: Callable[[], object], repeats: int) -> float:
-    start = timer()
+def _seconds(
+    call: Callable[[], object], repeats: int, clock: Callable[[], float]
+) -> float:
+    start = clock()
     for _ in range(repeats):
         call()
-    return timer() - start
+    return clock() - start
 
 
 def peak_memory(call: Callable[[], object], device: str) -> float:
