@@ -1,1 +1,1 @@
-"""How fast sb_mm is, beside the parts of others that it replaces."""
+"""Speed and memory beside the parts of the hosts and of other libraries."""

@@ -1,8 +1,5 @@
 """The networks that are compared: ours and those of others."""
 
-import importlib
-from collections.abc import Callable
-
 import mmpretrain.models  # noqa: F401  fills the registry
 import torch
 from mmpretrain.registry import MODELS
@@ -10,94 +7,42 @@ from torch import Tensor, nn
 
 import sb_mm.models  # noqa: F401  fills the registry
 
-STATIC, SE, SB = 'static', 'SE', 'SB'
-CLASSES = 1000  # of ImageNet
-LAYER_WISE = dict(attention_layers=('expand', 'depthwise', 'project'))
-ATTENTION = {
+STATIC, SE, SB, DYCONV = 'static', 'SE', 'SB', 'DyConv'
+# At every convolution of the blocks, as in Tables 2, 4 and 6.
+KINDS = {
     STATIC: {},
-    SE: dict(attention=dict(type='sb_mm.SqueezeExcite'), **LAYER_WISE),
-    SB: dict(attention=dict(type='sb_mm.ShiftBalance'), **LAYER_WISE),
+    SE: dict(attention=dict(type='sb_mm.SqueezeExcite')),
+    SB: dict(attention=dict(type='sb_mm.ShiftBalance')),
+    DYCONV: dict(attention_conv_cfg=dict(type='sb_mm.DynamicConv2d')),
 }
+OTHERS = 'mmpretrain', 'torchvision', 'timm'
 
 
-def build(kind: str, width: float, **kwargs) -> nn.Module:
-    """Return the backbone ``static``, ``SE`` or ``SB`` of our MobileNetV2."""
+def build(kind: str, width: float, cifar: bool = False) -> nn.Module:
+    """Return a backbone of ours, one of ``KINDS``.
+
+    Args:
+        kind: Which.
+        width: Factor on the channels.
+        cifar: Whether it is the form for 32 x 32 pixels.
+    """
     torch.manual_seed(0)
-    config = dict(
-        type='sb_mm.AttentionMobileNetV2', widen_factor=width, **kwargs
-    )
-    return MODELS.build({**config, **ATTENTION[kind]})
+    name = f'sb_mm.AttentionMobileNetV2{"CIFAR" if cifar else ""}'
+    return MODELS.build(dict(type=name, widen_factor=width, **KINDS[kind]))
 
 
-def build_cifar(kind: str, width: float) -> nn.Module:
-    """Return the same in the form for 32 x 32 pixels."""
-    torch.manual_seed(0)
-    config = dict(type='sb_mm.AttentionMobileNetV2CIFAR', widen_factor=width)
-    attention = {k: v for k, v in ATTENTION[kind].items() if k == 'attention'}
-    return MODELS.build({**config, **attention})
+def build_other(package: str, width: float) -> nn.Module:
+    """Return a package's MobileNetV2 without its classifier."""
+    if package == 'mmpretrain':
+        return MODELS.build(dict(type='MobileNetV2', widen_factor=width))
+    if package == 'torchvision':
+        from torchvision.models import mobilenet_v2
 
-
-def build_mmpretrain(width: float) -> nn.Module:
-    """Return mmpretrain's MobileNetV2."""
-    return MODELS.build(dict(type='MobileNetV2', widen_factor=width))
-
-
-def build_torchvision(width: float) -> nn.Module:
-    """Return torchvision's MobileNetV2 without its classifier."""
-    return classify_torchvision(width).features
-
-
-def build_timm(width: float) -> nn.Module:
-    """Return timm's MobileNetV2 without its classifier."""
-    return _timm(width, num_classes=0, global_pool='')
-
-
-def classify_torchvision(width: float) -> nn.Module:
-    """Return torchvision's MobileNetV2 for the classes of ImageNet."""
-    from torchvision.models import mobilenet_v2
-
-    return mobilenet_v2(num_classes=CLASSES, width_mult=width)
-
-
-def classify_timm(width: float) -> nn.Module:
-    """Return timm's MobileNetV2 for the classes of ImageNet."""
-    return _timm(width, num_classes=CLASSES)
-
-
-def _timm(width: float, **kwargs) -> nn.Module:
+        return mobilenet_v2(width_mult=width).features
     import timm
 
     name = f'mobilenetv2_{round(100 * width):03d}'
-    return timm.create_model(name, **kwargs)
-
-
-OURS = {
-    STATIC: lambda width: build(STATIC, width),
-    SE: lambda width: build(SE, width),
-    SB: lambda width: build(SB, width),
-}
-OTHERS = {
-    'mmpretrain': build_mmpretrain,
-    'torchvision': build_torchvision,
-    'timm': build_timm,
-}
-
-
-def others(notes: list[str]) -> dict[str, Callable[[float], nn.Module]]:
-    """Return the static networks of others that are installed."""
-    return {k: f for k, f in OTHERS.items() if installed(k, notes)}
-
-
-def installed(package: str, notes: list[str]) -> bool:
-    """Tell whether a package is there; if not, note that it is left out."""
-    try:
-        importlib.import_module(package)
-    except ImportError:
-        note = f'{package} is not installed: left out'
-        if note not in notes:
-            notes.append(note)
-        return False
-    return True
+    return timm.create_model(name, num_classes=0, global_pool='')
 
 
 def last_features(output: Tensor | tuple[Tensor, ...]) -> Tensor:

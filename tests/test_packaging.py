@@ -93,7 +93,7 @@ def test_every_import_of_sb_mm_is_of_the_hosts_or_required():
         if name not in known
     }
     assert foreign
-    for extra, folder in (('export', 'deploy'), ('cluster', 'reproduce')):
+    for extra, folder in (('export', 'deploy'), ('cluster', 'paper')):
         optional = {pin.split('==')[0] for pin in lines_of(extra)}
         of_extra = {(f, name) for f, name in foreign if name in optional}
         assert {f for f, _ in of_extra} == {folder}

@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     verb.set_defaults(run=commands.train_cells)
 
     verb = verbs.add_parser(
-        'report', help='write docs/results.md, the READMEs and the metafiles'
+        'report', help='write docs/results.md, configs/*/README.md, metafiles'
     )
     verb.add_argument(
         '--check', action='store_true',

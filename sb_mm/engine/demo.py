@@ -1,15 +1,15 @@
 """The demo: draw a devkit, train SB-SSDLite on it, test it, show it."""
 
-import shutil
 import time
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
 from sb_mm.arguments import check_number
-from sb_mm.checkpoint import weights_only
+from sb_mm.checkpoint import load_checkpoint_file, weights_only
 from sb_mm.datasets.synthetic_voc import make_synthetic_voc
 from sb_mm.errors import UserInputError
 from sb_mm.visualization.detections import draw_sheet, plot_curves
@@ -62,7 +62,7 @@ def run_demo(
     train(load_config(_CONFIG, options, data_root, str(run)))
     seconds = time.perf_counter() - start
     checkpoint = out / 'checkpoint.pth'
-    shutil.copyfile(_best_checkpoint(run), checkpoint)
+    _publish(run, checkpoint)
     results = dict(
         checkpoint=checkpoint,
         table=out / 'per_class.md',
@@ -95,8 +95,14 @@ def _loader_options(workers: int) -> dict:
     return options
 
 
-def _best_checkpoint(run: Path) -> Path:
-    return sorted(run.glob('best_*.pth'), key=lambda p: p.stat().st_mtime)[-1]
+def _publish(run: Path, file: Path) -> None:
+    """Write the best weights, without the records of the training.
+
+    The original family's inferencers cannot load those on PyTorch 2.6.
+    """
+    best = max(run.glob('best_*.pth'), key=lambda p: p.stat().st_mtime)
+    loaded = load_checkpoint_file(str(best))
+    torch.save({key: loaded[key] for key in ('meta', 'state_dict')}, file)
 
 
 def _test(cfg: Config, checkpoint: Path, results: dict) -> dict:

@@ -19,6 +19,7 @@ from sb_mm.errors import UserInputError
 from .checkpoints import check_checkpoint, check_start, newest_checkpoint
 from .checks import check_data
 from .hooks import ResumedScheduleHook, RunInfoHook
+from .memory import keep_freed_memory
 from .work_dir import lock_work_dir
 
 
@@ -126,6 +127,8 @@ def test(
 
 def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config asks for."""
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         _join_cpu_processes(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -190,5 +190,5 @@ def read_record(folder: Path) -> Record:
         **read_job(folder),
         history=[entry for entry in history if entry[1] is not None],
         final=history[-1][1],
-        hours=round(sum(seconds.values()) / 3600, 3),
+        hours=round(sum(seconds.values()) / 3600, 5),
     )

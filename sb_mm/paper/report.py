@@ -1,4 +1,4 @@
-"""The generated files: results, metafiles, and the tables of the READMEs."""
+"""The generated files: results, metafiles, and the tables of the configs."""
 
 import re
 from collections import Counter

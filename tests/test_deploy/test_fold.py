@@ -184,16 +184,18 @@ def test_a_norm_that_does_not_follow_a_convolution_stays():
 
 
 @torch.no_grad()
-def test_a_folded_backbone_is_switched_and_trains_no_more():
+def test_a_folded_network_does_not_train_alone_or_as_a_part():
     model = backbone('SBMobileNetV2', frozen_stages=2).train()
     x = torch.randn(1, 3, 64, 64)
     expected = copy.deepcopy(model).eval()(x)[-1]
-
     model.switch_to_deploy()
     torch.testing.assert_close(model(x)[-1], expected, rtol=1e-4, atol=1e-4)
+    gate = fold(trained(AttentionConvModule(6, 5, 1, attention=SE)))
+    for network in (model, nn.Sequential(model), copy.deepcopy(model), gate):
+        with pytest.raises(UserInputError, match='This network is folded'):
+            network.train()
     model.eval()
-    with pytest.raises(UserInputError, match='This network is folded'):
-        model.train()
+    torch.testing.assert_close(model(x)[-1], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ pytest.importorskip('mmdet')
 from mmpretrain.datasets import CIFAR10, CIFAR100  # noqa: E402
 
 from sb_mm.engine import checks  # noqa: E402
+from sb_mm.engine.checkpoints import check_checkpoint  # noqa: E402
 from sb_mm.engine.checks import check_data  # noqa: E402
-from sb_mm.engine.preflight import check_checkpoint  # noqa: E402
 from sb_mm.errors import UserInputError  # noqa: E402
 
 from .conftest import REPOSITORY  # noqa: E402

@@ -133,6 +133,8 @@ def test_the_names_of_untyped_loops_are_those_of_their_constructors():
     path = 'configs/cifar10/mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py'
     cfg = Config.fromfile(REPOSITORY / path)
     cfg.train_cfg = dict(by_epoch=True, max_epochs=3)
+    with pytest.raises(UserInputError, match='did you mean val_begin'):
+        apply_options(cfg, {'train_cfg.val_begn': 3})
     augments = [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
     options = {
         'train_cfg.val_begin': 3,
@@ -142,8 +144,6 @@ def test_the_names_of_untyped_loops_are_those_of_their_constructors():
     apply_options(cfg, options)
     assert cfg.model.train_cfg.augments == augments
     assert cfg.train_cfg.val_begin == 3
-    with pytest.raises(UserInputError, match='did you mean val_begin'):
-        apply_options(cfg, {'train_cfg.val_begn': 3})
 
 
 def test_the_classes_of_a_custom_config_are_where_they_are_used():

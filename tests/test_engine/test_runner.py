@@ -1,5 +1,6 @@
 """A detector is trained, tested and resumed through the tools."""
 
+import ctypes
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.fileio import load
 from PIL import Image
 
+from sb_mm.engine.memory import keep_freed_memory
 from sb_mm.visualization.detections import read_scalars
 
 from .conftest import REPOSITORY, SHORT
@@ -231,3 +233,8 @@ def test_slurm_gets_the_tool_and_its_options(tmp_path):
     assert done.stdout.strip().endswith(
         'train.py my config.py --work-dir out --launcher slurm --amp'
     )
+
+
+def test_freed_memory_is_kept_where_the_allocator_is_glibcs():
+    libc = ctypes.CDLL(None)
+    assert keep_freed_memory() == hasattr(libc, 'mallopt')

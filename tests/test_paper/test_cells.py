@@ -6,7 +6,6 @@ import pytest
 
 from sb_mm.errors import UserInputError
 from sb_mm.paper.cells import (
-    REPOSITORY,
     Cell,
     as_options,
     find_cell,
@@ -43,25 +42,6 @@ def test_a_cell_resolves_to_what_its_row_says(cell):
             lambda_init=0.1, gate='tanh', hidden_multiplier=1, dropout=0.0
         )
         assert backbone.attention.get(name, default[name]) == value
-
-
-def test_the_first_comment_of_every_leaf_names_its_tables():
-    tables = {}
-    for cell in CELLS:
-        tables.setdefault(cell.config, set()).add(cell.table)
-    assert len(tables) == 16 + 6 + 12 + 16
-    for config, numbers in tables.items():
-        first = (REPOSITORY / config).read_text().splitlines()[0]
-        assert 'arXiv:2103.13080' in first
-        named = first.split(' of ')[0].replace('# Table', '').strip('s ')
-        spans = [p.split('-') for p in named.replace('and', ',').split(',')]
-        listed = {
-            n
-            for span in spans
-            if span[0].strip()
-            for n in range(int(span[0]), int(span[-1]) + 1)
-        }
-        assert numbers == listed, first
 
 
 def test_repeated_cells_share_one_experiment():

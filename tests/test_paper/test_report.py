@@ -145,15 +145,8 @@ def test_the_interval_is_that_of_welch():
 
 def test_the_paper_is_judged_by_its_own_numbers():
     claims = {claim.text: claim for claim in load_claims()}
-    assert {t: len(c.pairs) for t, c in claims.items()} == {
-        **dict.fromkeys(claims, 4),
-        'SE gets worse with each further layer of a block (it collapses).': 8,
-        'Dropout in the gate helps.': 2,
-        'A small initial lambda (up to 0.1) is better than a large one (0.5 '
-        'and more).': 24,
-        'The gating function hardly matters: at most 0.5 points from tanh.': 16,
-        'Three times the hidden units are best.': 3,
-    }
+    sizes = [len(claim.pairs) for claim in claims.values()]
+    assert sizes == [4, 4, 4, 8, 4, 2, 24, 16, 3]
     better = claims['SB is better than DyConv.'].pairs
     found = [verdict(*map(printed_samples, pair)) for pair in better]
     # 92.59 +- 0.082 and 92.506 +- 0.102, five runs each.

@@ -67,7 +67,7 @@ def test_a_resumed_run_draws_what_the_uncut_one_draws(train):
     assert train(3, 'cut', resume=True) == uncut[ITERATIONS:]
 
 
-def test_without_the_hook_a_resumed_run_draws_anew(train):
+def test_without_the_hook_a_resumed_run_draws_again(train):
     uncut = train(2, hooks=())
     train(1, 'cut', hooks=())
     assert train(2, 'cut', hooks=(), resume=True) != uncut[ITERATIONS:]

@@ -182,7 +182,7 @@ def test_every_parameter_gets_a_gradient(
 ):
     last = 3 if network == 'shufflenet' else 2
     model = build(network, kind, out_indices=(last,)).train()
-    out = model(images(batch))[0]
+    out = model(images(batch, 64))[0]
     (out * torch.randn_like(out)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
     assert all(b.isfinite().all() for b in model.buffers())
@@ -218,41 +218,8 @@ def test_gradients_of_small_batches_are_those_of_larger_ones(
         return gradient_norm(model.train(), n, images)
 
     reference = start(16)
-    for n in (1, 2, 3, 4, 5, 7, 8, 32):
+    for n in (1, 2, 3, 4, 7, 8):
         assert start(n) < most * reference, n
-
-
-@pytest.mark.parametrize('kind', ['static', 'sb', 'se'])
-@pytest.mark.parametrize('batch', [1, 2, 3])
-def test_small_batches_learn(kind, batch, short):
-    """Also a larger one behind them, and the network in evaluation mode."""
-    torch.manual_seed(0)
-    model = build('cifar', kind, widen_factor=0.35).train()
-    model.init_weights()
-    head = nn.Linear(1280, 2)
-    parameters = [*model.parameters(), *head.parameters()]
-    optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
-
-    def loss(n):
-        labels = torch.randint(0, 2, (n,))
-        x = torch.randn(n, 3, 16, 16) + 2 * labels.view(-1, 1, 1, 1)
-        logits = head(model(x)[0].mean((2, 3)))
-        return nn.functional.cross_entropy(logits, labels)
-
-    losses = []
-    for n in [batch] * 60 + [16]:
-        value = loss(n)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        losses.append(value.item())
-    # One image is normalised by its own pixels: its brightness is gone.
-    if batch > 1:
-        assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
-        model.eval()
-        assert loss(64) < 0.6
-    assert all(p.isfinite().all() for p in parameters)
-    assert all(b.isfinite().all() for b in model.buffers())
 
 
 # ---- start values ------------------------------------------------------
@@ -417,8 +384,9 @@ def test_channels_last_stays_channels_last_in_every_layer(
         torch.testing.assert_close(out, reference, rtol=1e-4, atol=1e-4)
 
 
-@networks
-@kinds
+@pytest.mark.parametrize(
+    ('network', 'kind'), [*((n, 'sb') for n in NETWORKS), ('cifar', 'dyconv')]
+)
 def test_the_network_compiles_without_a_graph_break(
     network, kind, images, short
 ):

@@ -5,7 +5,6 @@ import logging
 import pytest
 import torch
 from mmengine.logging import MMLogger
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sb_mm.models import (
@@ -23,18 +22,6 @@ NETWORKS = {
     'se layer-wise': lambda **kw: SEMobileNetV2(attention_layers=ALL, **kw),
     'dyconv': DyConvMobileNetV2,
 }
-networks = pytest.mark.parametrize('network', list(NETWORKS))
-
-
-# Every kind of block: without expand, of stride 2, with an addition.
-SHORT = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3))
-TAPS = dict(out_indices=(1, 2), expand_indices=(1,))
-
-
-@pytest.fixture
-def short(monkeypatch):
-    """Leave two stages and the last convolution of every network."""
-    monkeypatch.setattr(AttentionMobileNetV2, 'arch_settings', SHORT)
 
 
 def build(network, **kwargs):
@@ -132,50 +119,6 @@ def test_static_network_computes_what_mmpretrains_does():
     assert ((last > 0) & (last < 6)).float().mean() > 0.05
 
 
-@pytest.mark.parametrize('indices', [(7,), (1, 2, 4, 6), [0, 5]])
-def test_out_indices_choose_among_the_stages(indices):
-    everything = build('sb', out_indices=range(8)).eval()
-    chosen = build('sb', out_indices=indices).eval()
-    chosen.load_state_dict(everything.state_dict())
-    outs, stages = chosen(images()), everything(images())
-    assert len(outs) == len(indices)
-    for out, index in zip(outs, indices, strict=True):
-        assert out.equal(stages[index])
-
-
-def test_sizes_and_channels_are_those_of_the_architecture():
-    model = AttentionMobileNetV2(out_indices=range(8)).eval()
-    with torch.no_grad():
-        outs = model(images(1))
-    assert [tuple(o.shape[1:]) for o in outs] == [
-        (16, 32, 32),
-        (24, 16, 16),
-        (32, 8, 8),
-        (64, 4, 4),
-        (96, 4, 4),
-        (160, 2, 2),
-        (320, 2, 2),
-        (1280, 2, 2),
-    ]
-
-
-@networks
-def test_the_tap_is_the_first_blocks_activated_expansion(network):
-    model = shake(build(network, out_indices=(5, 7), expand_indices=(5,)))
-    seen = []
-    model.layer6[0].conv[0].register_forward_hook(
-        lambda module, args, out: seen.append(out.clone())
-    )
-    tap, stage, last = model(images())
-    assert len(seen) == 1
-    assert tap.equal(seen[0])
-    assert tap.min() >= 0
-    plain = build(network, out_indices=(5, 7)).eval()
-    plain.load_state_dict(model.state_dict())
-    for out, expected in zip((stage, last), plain(images()), strict=True):
-        torch.testing.assert_close(out, expected)
-
-
 def test_the_tap_has_the_paper_s_576_channels_at_19_by_19():
     model = AttentionMobileNetV2(expand_indices=(5,)).eval()
     with torch.no_grad():
@@ -187,149 +130,6 @@ def test_the_tap_has_the_paper_s_576_channels_at_19_by_19():
 def test_taps_alone_can_be_asked_for():
     model = build('static', out_indices=(), expand_indices=(2, 5)).eval()
     assert [o.shape[2] for o in model(images())] == [16, 4]
-
-
-@pytest.mark.parametrize(
-    ('network', 'frozen'),
-    [('static', -1), ('sb', 0), ('sb', 3), ('se', 7), ('dyconv', 3)],
-)
-def test_frozen_stages_neither_learn_nor_move_their_statistics(
-    network, frozen
-):
-    model = build(network, frozen_stages=frozen, out_indices=(6, 7))
-    # At once: a distributed wrapper looks before the first train().
-    if frozen >= 0:
-        assert not model.conv1.conv.weight.requires_grad
-    model.train()
-    before = {k: v.clone() for k, v in model.named_buffers()}
-    sum(o.square().mean() for o in model(images(4))).backward()
-    names = ['conv1', *(f'layer{i}' for i in range(1, 8)), 'conv2']
-    for index, name in enumerate(names):
-        still = index <= frozen
-        stage = getattr(model, name)
-        for parameter in stage.parameters():
-            assert parameter.requires_grad != still
-            assert (parameter.grad is None) == still
-        for key, value in stage.named_buffers():
-            if key.endswith('num_batches_tracked'):
-                assert value.equal(before[f'{name}.{key}']) == still
-
-
-@networks
-def test_norm_eval_keeps_every_norm_on_its_running_statistics(network, short):
-    model = build(network, norm_eval=True, **TAPS).train()
-    before = {k: v.clone() for k, v in model.named_buffers()}
-    model(images())
-    for name, value in model.named_buffers():
-        assert value.equal(before[name]), name
-    assert model.layer2[0].training
-
-
-@networks
-def test_checkpointing_changes_neither_output_nor_gradient(network, short):
-    plain = build(network, **TAPS).train()
-    saving = build(network, with_cp=True, **TAPS).train()
-    saving.load_state_dict(plain.state_dict())
-    outs, saved = plain(images(4)), saving(images(4))
-    for a, b in zip(outs, saved, strict=True):
-        torch.testing.assert_close(a, b)
-    for outputs in (outs, saved):
-        sum(o.square().mean() for o in outputs).backward()
-    grads = dict(saving.named_parameters())
-    for name, parameter in plain.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(parameter.grad, grads[name].grad)
-
-
-def test_checkpointing_does_recompute_the_blocks(short):
-    calls = []
-    model = build('sb', with_cp=True, out_indices=(2,)).train()
-    model.layer2[1].register_forward_hook(lambda *_: calls.append('block'))
-    model.layer2[1].conv[1].register_forward_hook(
-        lambda *_: calls.append('layer')
-    )
-    model(images())[0].sum().backward()
-    assert calls == ['layer', 'block', 'layer']
-
-
-@networks
-def test_every_parameter_gets_a_gradient(network, all_gradients, short):
-    model = build(network, out_indices=(2,)).train()
-    out = model(images(8, 32))[0]
-    (out * torch.randn_like(out)).sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
-    # Norms take the biases of a DyConv gate away, and gates of a ReLU can
-    # be closed for the whole batch.
-    trunk = [n for n in all_gradients(model) if 'gate' not in n]
-    assert trunk == []
-
-
-@networks
-def test_one_image_trains(network, short):
-    model = build(network, out_indices=(2,)).train()
-    before = {k: v.clone() for k, v in model.named_buffers()}
-    out = model(images(1))[0]
-    assert torch.isfinite(out).all()
-    (out * torch.randn_like(out)).sum().backward()
-    for name, value in model.named_buffers():
-        if '.gate.' in name:
-            assert value.equal(before[name]), name
-    moved = 'layer2.0.conv.1.bn.running_mean'
-    assert not dict(model.named_buffers())[moved].equal(before[moved])
-
-
-@networks
-def test_gates_stay_in_float32_under_autocast(network, gate_dtypes, short):
-    model = build(network, **TAPS).train()
-    seen = gate_dtypes(model)
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        out = model(images(2, 32))[-1]
-    assert out.dtype == torch.bfloat16
-    assert seen == (set() if network == 'static' else {torch.float32})
-
-
-@networks
-@pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16])
-def test_a_converted_network_computes_in_its_own_type(network, dtype, short):
-    model = shake(build(network, **TAPS))
-    x = images(2, 32)
-    expected = model(x)[-1]
-    out = model.to(dtype)(x.to(dtype))[-1]
-    assert out.dtype == dtype
-    assert (out.float() - expected).abs().mean() < 0.1
-
-
-@networks
-def test_channels_last_stays_channels_last(network, is_channels_last):
-    model = shake(build(network, out_indices=range(7), expand_indices=(5,)))
-    expected = model(images())
-    model = model.to(memory_format=torch.channels_last)
-    strays = []
-    for name, part in model.named_modules():
-        if name.endswith(('.conv', '.bn', '.attention', '.activate')):
-            part.register_forward_hook(
-                lambda _, args, out, name=name: (
-                    strays.append(name) if not is_channels_last(out) else None
-                )
-            )
-    outs = model(images().to(memory_format=torch.channels_last))
-    assert strays == []
-    for out, reference in zip(outs, expected, strict=True):
-        assert is_channels_last(out)
-        torch.testing.assert_close(out, reference, rtol=1e-3, atol=1e-3)
-
-
-@networks
-@pytest.mark.parametrize('training', [False, True])
-def test_the_network_compiles_without_a_graph_break(network, training, short):
-    torch._dynamo.reset()
-    model = build(network, **TAPS).train(training)
-    reference = build(network, **TAPS).train(training)
-    reference.load_state_dict(model.state_dict())
-    compiled = torch.compile(model, backend='eager', fullgraph=True)
-    x = images(2, 32)
-    for out, expected in zip(compiled(x), reference(x), strict=True):
-        torch.testing.assert_close(out, expected)
 
 
 def test_presets_pass_their_arguments_to_the_layers():
@@ -347,74 +147,6 @@ def test_presets_pass_their_arguments_to_the_layers():
     conv = build('dyconv', num_kernels=2, temperature=3.0)
     conv = conv.layer2[0].conv[0].conv
     assert (conv.num_kernels, conv.temperature.item()) == (2, 3)
-
-
-def test_host_settings_reach_every_layer():
-    model = build(
-        'sb',
-        norm_cfg=dict(type='BN', eps=0.5),
-        act_cfg=dict(type='LeakyReLU', negative_slope=0.3),
-        conv_cfg=dict(type='sb_mm.DynamicConv2d', num_kernels=2),
-        attention_layers=('project',),
-    )
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    # stem, last, 3 a block but 2 in the first of 17
-    assert len(norms) == 2 + 3 * 17 - 1
-    assert {m.eps for m in norms} == {0.5}
-    kinds = {type(m) for m in model.modules()}
-    assert nn.LeakyReLU in kinds
-    assert nn.ReLU6 not in kinds
-    assert type(model.conv1.conv).__name__ == 'DynamicConv2d'
-
-
-def test_attention_after_changes_the_place_in_every_layer():
-    places = {}
-    for place in ('conv', 'norm', 'act'):
-        model = shake(build('sb', attention_after=place))
-        assert model.layer3[1].conv[1].steps.index('attention') == (
-            'conv',
-            'norm',
-            'act',
-        ).index(place)
-        places[place] = model(images())[0]
-    assert (places['conv'] - places['norm']).abs().mean() > 1e-3
-    assert (places['act'] - places['norm']).abs().mean() > 1e-3
-
-
-def test_the_default_start_values_are_mmpretrains():
-    model = build('sb', widen_factor=0.35)
-    model.init_weights()
-    kernel = model.layer4[1].conv[0].conv.weight
-    # He, fan-out: 2 / Cout
-    assert kernel.std().item() == pytest.approx(
-        (2 / kernel.size(0)) ** 0.5, rel=0.05
-    )
-    assert model.layer4[1].conv[0].bn.weight.unique().tolist() == [1.0]
-    lambda_ = model.layer4[1].conv[0].attention.lambda_
-    assert lambda_.unique().tolist() == pytest.approx([0.1])
-
-
-@pytest.mark.parametrize(
-    ('kwargs', 'message'),
-    [
-        (dict(widen_factor=0), r'widen_factor must be a number in \(0, inf'),
-        (dict(widen_factor=-1.0), r'widen_factor must be .* \(0, inf\)'),
-        (dict(out_indices=(8,)), 'items from 0, 1, 2, 3, 4, 5, 6, 7, but'),
-        (dict(out_indices=(-1,)), 'out_indices must be a non-empty'),
-        (dict(out_indices=()), 'out_indices must be a non-empty'),
-        (dict(out_indices=7), 'out_indices must be a non-empty'),
-        (dict(expand_indices=(0,)), 'items from 1, 2, 3, 4, 5, 6, but got'),
-        (dict(expand_indices=(7,)), 'expand_indices must be a non-empty'),
-        (dict(frozen_stages=8), r'frozen_stages must be .* \[-1, 7\]'),
-        (dict(frozen_stages=-2), r'frozen_stages must be .* \[-1, 7\]'),
-        (dict(attention_layers=('dw',)), "'expand', 'depthwise', 'project'"),
-        (dict(attention_after='bn'), "'conv', 'norm', 'act'"),
-    ],
-    ids=repr,
-)
-def test_arguments_out_of_range_name_what_is_allowed(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        build('static', **kwargs)
 
 
 @pytest.mark.parametrize(

@@ -174,38 +174,11 @@ def test_static_network_computes_what_the_recipe_does(
     assert max(high for _, high in seen) > 6
 
 
-def test_sizes_and_channels_are_those_of_the_paper(images):
-    model = AttentionMobileNetV2CIFAR(out_indices=range(8)).eval()
-    with torch.no_grad():
-        outs = model(images(1))
-    assert [tuple(o.shape[1:]) for o in outs] == [
-        (16, 32, 32),
-        (24, 32, 32),
-        (32, 16, 16),
-        (64, 8, 8),
-        (96, 8, 8),
-        (160, 4, 4),
-        (320, 4, 4),
-        (1280, 4, 4),
-    ]
-
-
 @pytest.mark.parametrize(('width', 'last'), [(0.1, 1280), (2.0, 2560)])
 def test_the_stem_has_16_channels_at_every_width(width, last):
     model = AttentionMobileNetV2CIFAR(width)
     assert model.conv1.conv.weight.shape == (16, 3, 3, 3)
     assert model.conv2.conv.out_channels == last
-
-
-def test_hidden_units_of_a_depthwise_layer_are_a_sixth_of_its_channels():
-    model = AttentionMobileNetV2CIFAR(attention=SB)
-    # 16 // 6 = 2, 32 * 6 = 192 // 6 = 32
-    for block, hidden in ((model.layer1[0], 2), (model.layer3[1], 32)):
-        expand, depthwise, project = block.conv
-        assert depthwise.attention.gate.fc1.out_features == hidden
-        for layer in (expand, project):
-            gate = layer.attention.gate
-            assert gate.fc1.out_features == layer.conv.out_channels
 
 
 def test_shortcuts_stand_where_channels_change_without_stride():
@@ -221,52 +194,3 @@ def test_shortcuts_stand_where_channels_change_without_stride():
         shortcut = model.get_submodule(f'{name}.shortcut')
         assert not any(isinstance(m, ShiftBalance) for m in shortcut.modules())
         assert not shortcut.with_activation
-
-
-def test_the_first_block_has_an_expansion_to_tap(images, settle):
-    taps = dict(out_indices=(6,), expand_indices=(0,))
-    model = settle(AttentionMobileNetV2CIFAR(0.35, attention=SB, **taps))
-    tap, _ = model(images())
-    stem = model.conv1(images())
-    torch.testing.assert_close(tap, model.layer1[0].conv[0](stem))
-
-
-def test_the_default_start_values_are_pytorch_s():
-    torch.manual_seed(0)
-    model = AttentionMobileNetV2CIFAR(attention=SB)
-    model.init_weights()
-    for conv in (model.layer4[1].conv[0].conv, model.layer4[1].conv[1].conv):
-        bound = conv.weight[0].numel() ** -0.5
-        assert conv.weight.abs().max() <= bound
-        assert conv.weight.abs().max() > 0.98 * bound
-        # uniform
-        assert conv.weight.std().item() == pytest.approx(
-            bound / 3**0.5, rel=0.05
-        )
-    norm = model.layer4[1].conv[0].bn
-    assert norm.weight.unique().tolist() == [1]
-    assert norm.bias.unique().tolist() == [0]
-    lambda_ = model.layer4[1].conv[0].attention.lambda_
-    assert lambda_.unique().tolist() == pytest.approx([0.1])
-
-
-@pytest.mark.parametrize(
-    ('kwargs', 'message'),
-    [
-        (dict(widen_factor=0), r'widen_factor must be a number in \(0, inf'),
-        (dict(out_indices=(8,)), 'items from 0, 1, 2, 3, 4, 5, 6, 7, but'),
-        (dict(expand_indices=(7,)), 'items from 0, 1, 2, 3, 4, 5, 6, but'),
-        (dict(frozen_stages=8), r'frozen_stages must be .* \[-1, 7\]'),
-        (
-            dict(
-                attention_conv_cfg=dict(type='sb_mm.DynamicConv2d'),
-                attention_layers=('block',),
-            ),
-            "'expand', 'depthwise', 'project', but got",
-        ),
-    ],
-    ids=repr,
-)
-def test_arguments_out_of_range_name_what_is_allowed(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        AttentionMobileNetV2CIFAR(**kwargs)

@@ -263,7 +263,7 @@ def test_the_loss_is_that_of_a_sample_for_each_image():
 # State
 
 
-def test_the_seed_decides_and_each_call_draws_anew():
+def test_the_seed_decides_and_each_call_draws_again():
     preprocessor, data = augmentation(), repeated(50)
     torch.manual_seed(3)
     first, second = (preprocessor(data, True)['inputs'] for _ in range(2))

@@ -14,9 +14,10 @@ SIDES = (19, 10, 5, 3, 2, 1)
 STDS = np.array([0.1, 0.1, 0.2, 0.2])
 
 
-def build(num_classes=3, channels=(4, 6, 4, 4, 4, 4), **test_cfg):
+def build(num_classes=3, channels=(4, 6, 4, 4, 4, 4), settings=(), **test_cfg):
     return MODELS.build(
         dict(
+            settings,
             type='sb_mm.SSDLiteHead',
             num_classes=num_classes,
             in_channels=channels,
@@ -31,6 +32,7 @@ def build(num_classes=3, channels=(4, 6, 4, 4, 4, 4), **test_cfg):
             ),
             bbox_coder=dict(
                 type='DeltaXYWHBBoxCoder',
+                clip_border=False,
                 target_means=[0.0] * 4,
                 target_stds=STDS.tolist(),
             ),
@@ -98,7 +100,7 @@ def metas(n=1, scale=(1.0, 1.0)):
             img_shape=(300, 300),
             pad_shape=(300, 300),
             batch_input_shape=(300, 300),
-            ori_shape=(300, 300),
+            ori_shape=(300 / scale[1], 300 / scale[0]),
             scale_factor=scale,
         )
     ] * n
@@ -162,26 +164,6 @@ def test_the_forward_is_the_layers_written_out(head, randomise):
                 y = y.clamp(0, 6)
             expected = convs[level][-1](y)
             torch.testing.assert_close(outs[level], expected)
-
-
-def test_norm_and_activation_can_be_chosen():
-    head = build()
-    cfg = dict(norm_cfg=dict(type='BN', eps=0.5), act_cfg=dict(type='ReLU'))
-    other = type(head)(
-        3,
-        (4, 6, 4, 4, 4, 4),
-        anchor_generator=dict(
-            type='sb_mm.SSDLitePriorGenerator',
-            scale_major=False,
-            strides=[16, 32, 64, 100, 150, 300],
-            ratios=[[2, 3]] * 6,
-            min_sizes=[60, 105, 150, 195, 240, 285],
-            max_sizes=[105, 150, 195, 240, 285, 330],
-        ),
-        **cfg,
-    )
-    assert other.cls_convs[0][0][1].eps == 0.5
-    assert type(other.reg_convs[0][0][2]) is nn.ReLU
 
 
 # ---- loss --------------------------------------------------------------
@@ -350,14 +332,6 @@ def test_a_prior_with_zero_offsets_is_predicted_as_it_is(limit):
     assert found.scores[0].item() == pytest.approx(1 / (1 + np.exp(-1)), 1e-5)
 
 
-def test_rescaling_brings_boxes_back_to_the_original_image():
-    head = build(candidates_per_class=200)
-    outs = quiet_outputs([(1, 4, 6, 0, 2, 21.0)])
-    plain = predict(head, *outs, scale=(0.5, 0.25)).bboxes
-    scaled = predict(head, *outs, scale=(0.5, 0.25), rescale=True).bboxes
-    torch.testing.assert_close(scaled, plain * torch.tensor([2.0, 4, 2, 4]))
-
-
 @pytest.mark.parametrize('rescale', [False, True])
 @pytest.mark.parametrize('limit', [{}, dict(candidates_per_class=200)])
 def test_no_detection_at_all_is_an_empty_result(limit, rescale):
@@ -409,8 +383,62 @@ def test_the_best_of_each_class_are_those_of_a_loop(limit):
     assert best_of_each_class(scores, labels, limit).tolist() == expected
 
 
-def test_the_best_of_nothing_is_nothing():
-    from sb_mm.models.dense_heads.ssdlite_head import best_of_each_class
+@pytest.mark.parametrize('rescale', [False, True])
+def test_boxes_are_clipped_to_the_image_after_the_suppression(rescale):
+    head = build(candidates_per_class=200)
+    # At the left border and half outside: 105 px at x = 16 of level 2, and
+    # its other square, of 125 px, which overlaps less than what is clipped.
+    found = [(1, 4, 0, 0, 2, 22.0), (1, 4, 0, 5, 2, 21.0)]
+    scores, deltas = quiet_outputs(found)
+    # To the left by 0.9 of a width of 105 px, so that 10 px are left of it.
+    deltas[1].view(6, 4, 10, 10)[0, 0, 4, 0] = -0.6 / STDS[0]
+    scale = (0.5, 0.25)
+    out = predict(head, scores, deltas, scale, rescale)
+    unit = [2.0, 4.0, 2.0, 4.0] if rescale else [1.0] * 4
+    # -47 +- 52.5 and 16 +- 52.5 * sqrt(1 / 3)
+    first = [0.0, 91.5, 5.5, 196.5]
+    torch.testing.assert_close(
+        out.bboxes[0], torch.tensor(first) * torch.tensor(unit)
+    )
+    assert out.bboxes.min() == 0
+    assert len(out) == 2
+    everything = predict(head, *outputs(spread=2.0), scale, rescale).bboxes
+    side = torch.tensor([600.0, 1200.0] if rescale else [300.0, 300.0])
+    assert (everything >= 0).all()
+    assert (everything[:, 2:] <= side).all()
+    torch.testing.assert_close(everything[:, 2:].amax(0), side)
 
-    nothing = best_of_each_class(torch.zeros(0), torch.zeros(0).long(), 5)
-    assert nothing.tolist() == []
+
+def test_suppression_sees_boxes_that_are_not_clipped():
+    head = build(candidates_per_class=200)
+    # Squares of 105 and 125.5 px around (16, 144), both moved by -60 px.
+    scores, deltas = quiet_outputs(
+        [(1, 4, 0, 0, 2, 22.0), (1, 4, 0, 1, 2, 21.0)]
+    )
+    view = deltas[1].view(6, 4, 10, 10)
+    view[0, 0, 4, 0], view[1, 0, 4, 0] = -60 / 10.5, 10 / 12.55
+    # IoU 0.31 as they are; what is left in the image does not overlap it at
+    # all, and clipped to it they would.
+    assert len(predict(head, scores, deltas)) == 2
+
+
+def test_settings_of_the_hosts_configs_are_taken():
+    head = build(
+        settings=dict(
+            use_depthwise=True, norm_cfg=None, act_cfg=dict(type='ReLU')
+        )
+    )
+    assert [type(m) for m in head.reg_convs[0][0]] == [nn.Conv2d, nn.ReLU]
+    other = build(settings=dict(norm_cfg=dict(type='BN', eps=0.5)))
+    assert other.cls_convs[0][0][1].eps == 0.5
+    with pytest.raises(ValueError, match='use_depthwise must be one of True'):
+        build(settings=dict(use_depthwise=False))
+
+
+def test_the_convolutions_start_as_xavier_draws_them():
+    head = build()
+    head.init_weights()
+    for conv in (m for m in head.modules() if isinstance(m, nn.Conv2d)):
+        bound = (6 / conv.weight[0, 0].numel()) ** 0.5
+        bound /= (conv.weight.size(0) + conv.weight.size(1)) ** 0.5
+        assert 0.5 * bound < conv.weight.abs().max() <= bound

@@ -1,4 +1,4 @@
-"""F(x) = BN(W2 relu(BN(W1 GAP(x)))), T(x) * sigmoid(F(x)), T(x) + l g(F(x))."""
+"""The gate F(x), and T(x) * sigmoid(F(x)) and T(x) + lambda * g(F(x))."""
 
 import numpy as np
 import pytest

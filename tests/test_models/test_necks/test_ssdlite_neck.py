@@ -75,22 +75,19 @@ def test_norm_and_activation_can_be_chosen():
 
 
 def test_the_convolutions_start_as_xavier_draws_them():
+    """MMEngine would let each ConvModule draw once more."""
     neck = SSDLiteNeck()
     neck.init_weights()
-    weight = neck.extra_layers[0].conv[0].conv.weight
-    # uniform: sqrt(6 / (fan_in + fan_out))
-    bound = (6 / (1280 + 256)) ** 0.5
-    assert weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
+    for layer in (layer for b in neck.extra_layers for layer in b.conv):
+        out, channels, *kernel = layer.conv.weight.shape
+        # uniform: sqrt(6 / (fan_in + fan_out))
+        bound = (6 / ((channels + out) * kernel[0] * kernel[1])) ** 0.5
+        assert 0.98 * bound < layer.conv.weight.abs().max() <= bound
 
 
 def test_lists_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match='out_channels and hidden_channels'):
         SSDLiteNeck(out_channels=(8, 8), hidden_channels=(8,))
-
-
-def test_no_input_at_all_is_refused():
-    with pytest.raises(ValueError, match='in_channels'):
-        SSDLiteNeck(in_channels=())
 
 
 def test_a_backbone_of_another_width_is_named():
@@ -99,17 +96,13 @@ def test_a_backbone_of_another_width_is_named():
         neck(inputs((5, 6)))
 
 
-def test_a_training_batch_of_one_image_passes_the_level_of_one_cell():
+def test_small_batches_pass_the_level_of_one_cell():
     neck = SSDLiteNeck((4, 6), (8, 8), (16, 16)).train()
-    torch.manual_seed(0)
-    features = (torch.randn(1, 4, 4, 4), torch.randn(1, 6, 3, 3))
     last = neck.extra_layers[1].conv[1].bn
-    before = last.running_mean.clone()
-    outs = neck(features)
-    assert outs[-1].shape == (1, 8, 1, 1)
-    assert last.running_mean.equal(before)
-    outs[-1].sum().backward()
+    for batch in (1, 2):
+        before = last.running_mean.clone()
+        outs = neck((torch.randn(batch, 4, 4, 4), torch.randn(batch, 6, 3, 3)))
+        assert outs[-1].shape == (batch, 8, 1, 1)
+        assert not last.running_mean.equal(before)
+        outs[-1].sum().backward()
     assert neck.extra_layers[0].conv[0].conv.weight.grad.any()
-    # With two images there are statistics.
-    neck(tuple(torch.cat([x, x + 1]) for x in features))
-    assert not last.running_mean.equal(before)
