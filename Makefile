@@ -48,7 +48,8 @@ $(VENV)/ready: $(wildcard requirements/*.txt) setup.py
 	}
 	$(PYTHON) -m venv --clear $(VENV)
 	touch $(VENV)/sb_mm
-	$(PY) -m pip --disable-pip-version-check install --quiet uv
+	$(PY) -m pip --disable-pip-version-check install --quiet \
+		-c requirements/build.txt uv
 	done_with 'virtual environment in $(VENV), with uv'
 	$(UV) install --quiet -r requirements/torch.txt
 	done_with 'torch and torchvision'

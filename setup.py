@@ -73,6 +73,9 @@ setup(
     ],
     python_requires='>=3.10',
     packages=find_packages(include=['sb_mm', 'sb_mm.*']),
+    # An editable installation is then a path, which is searched before a
+    # folder of the working directory that only has the package's name.
+    package_dir={'': '.'},
     package_data={'sb_mm.paper': ['tables.json']},
     cmdclass={'build_py': BuildPy},
     entry_points={'console_scripts': ['sb-mm = sb_mm.__main__:main']},

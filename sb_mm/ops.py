@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Callable[..., NoReturn]:
 def _refuse(operator: str, *args, **kwargs) -> NoReturn:
     raise NotImplementedError(
         f"mmcv's operator {operator} is not among those that sb_mm brings: "
-        'build mmcv with its operators (MMCV_WITH_OPS=1) to use it.'
+        'build mmcv with its operators to use it (docs/install.md).'
     )
 
 
@@ -122,7 +122,8 @@ def _decay(
 
 def _to_corners(boxes: Tensor, offset: int) -> Tensor:
     """Return float32 boxes ``(N, 4)`` whose sides are x2 - x1 + offset."""
-    return boxes.float() + boxes.new_tensor([0, 0, offset, offset])
+    boxes = boxes.float()
+    return boxes + boxes.new_tensor([0, 0, offset, offset])
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:

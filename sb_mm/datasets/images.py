@@ -199,7 +199,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _is_cut_off(file: BinaryIO) -> bool:
-    """Whether it is a JPEG file without its end mark at the end."""
+    """Return whether it is a JPEG file without its end mark at the end."""
     is_jpeg = file.read(2) == b'\xff\xd8'
     file.seek(max(file.seek(0, os.SEEK_END) - 32, 0))
     return is_jpeg and b'\xff\xd9' not in file.read()

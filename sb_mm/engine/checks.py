@@ -63,7 +63,7 @@ def check_data(cfg: Config, loaders: Collection[str]) -> None:
         loaders: Names such as ``'train_dataloader'``.
 
     Raises:
-        UserInputError: Names the first few missing or unusable files, or
+        UserInputError: Names the first few missing or invalid files, or
             lists of classes that differ.
     """
     init_default_scope(cfg.get('default_scope') or 'mmengine')
@@ -360,7 +360,7 @@ def _is_there(path: str) -> bool:
 
 
 def _can_download(dataset: dict) -> bool:
-    """Whether it is one of mmpretrain's datasets that fetch themselves."""
+    """Return whether it is one of mmpretrain's datasets that fetch themselves."""
     accepted = signature(dataset_class(dataset).__init__).parameters
     return 'download' in accepted and dataset.get('download', True)
 

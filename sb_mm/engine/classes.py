@@ -33,7 +33,7 @@ def dataset_class(dataset: dict) -> type:
 
 
 def is_a(dataset: dict, name: str) -> bool:
-    """Whether a config is of the class ``package.module.Name``."""
+    """Return whether a config is of the class ``package.module.Name``."""
     bases = dataset_class(dataset).__mro__
     return name in (f'{base.__module__}.{base.__name__}' for base in bases)
 

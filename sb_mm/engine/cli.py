@@ -149,7 +149,7 @@ os.register_at_fork(after_in_child=_forget_sigterm)
 def run_tool(main: Callable[[], None]) -> NoReturn:
     """Run ``main``; one sentence instead of a traceback, where there is one.
 
-    Exit codes: 0; 2 for unusable input and what cannot be written; 4 for a
+    Exit codes: 0; 2 for invalid input and what cannot be written; 4 for a
     training that diverged; 130 for an interrupt; 143 for SIGTERM.
     """
     # One of several processes may wait for the others, deaf to a handler.
@@ -175,6 +175,10 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
             f'({error.strerror}): make room, or choose another folder.',
             2,
         )
+    except ModuleNotFoundError as error:
+        if error.name not in ('mmdet', 'mmpretrain'):
+            raise
+        _leave(f'error: This needs {error.name}, which is not installed.', 2)
     except TypeError as error:
         if sentence := _sentence(error):
             _leave(f'error: {sentence}', 2)

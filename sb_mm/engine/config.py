@@ -2,6 +2,8 @@
 
 import os.path as osp
 from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
@@ -35,6 +37,10 @@ def load_config(
             option or a setting of a class of sb_mm names nothing.
     """
     cfg = read_config(path)
+    # mmdet's models import it as well, and MMEngine does not say why that
+    # fails; the tools do.
+    if find_spec('mmpretrain'):
+        import_module('mmpretrain')
     options = dict(options or {})
     # On its own, the variable would reach no loader.
     root = data_root or options.pop('data_root', None)

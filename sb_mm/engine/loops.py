@@ -52,7 +52,7 @@ class BatchedValLoop(ValLoop):
 
     @property
     def _labels_suffice(self) -> bool:
-        """Whether no metric asks for the scores of single images."""
+        """Return whether no metric asks for the scores of single images."""
         from mmpretrain.evaluation import Accuracy
 
         return all(

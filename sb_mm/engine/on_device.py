@@ -41,7 +41,7 @@ def use_device_data(cfg: Config, channels_last: bool = False) -> None:
 
 
 def has_device_data(cfg: Config) -> bool:
-    """Whether :func:`use_device_data` was applied to a config."""
+    """Return whether :func:`use_device_data` was applied to a config."""
     given = cfg.model.get('data_preprocessor') or {}
     return given.get('type') == 'sb_mm.OnDeviceAugmentation'
 

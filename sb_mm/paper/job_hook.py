@@ -174,7 +174,7 @@ def note_divergence(folder: Path) -> None:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the training in a folder came to its end, or diverged."""
+    """Return whether the training in a folder came to its end, or diverged."""
     job, history = read_job(folder), read_history(folder)
     return bool(job and history) and (
         history[-1][1] is None or history[-1][0] == job['epochs']

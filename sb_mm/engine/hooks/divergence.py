@@ -81,7 +81,7 @@ class DivergenceHook(Hook):
 
 
 def _finite_everywhere(tensors: list[torch.Tensor]) -> bool:
-    """Whether all elements are finite, in all processes."""
+    """Return whether all elements are finite, in all processes."""
     finite = torch.stack([t.isfinite().all() for t in tensors]).all().int()
     # Of one that stops alone, the others would wait until they are killed.
     all_reduce(finite, 'min')

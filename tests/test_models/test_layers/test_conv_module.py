@@ -182,7 +182,7 @@ def test_mmcvs_fusion_changes_no_output(conv, place, x, randomise):
 
 
 def test_the_init_cfg_of_the_network_around_it_stands():
-    """MMEngine would let a ConvModule draw once more behind it."""
+    """MMEngine would let a ConvModule draw again behind it."""
 
     class Network(BaseModule):
         def __init__(self, init_cfg):

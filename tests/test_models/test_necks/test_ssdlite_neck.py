@@ -75,7 +75,7 @@ def test_norm_and_activation_can_be_chosen():
 
 
 def test_the_convolutions_start_as_xavier_draws_them():
-    """MMEngine would let each ConvModule draw once more."""
+    """MMEngine would let each ConvModule draw again."""
     neck = SSDLiteNeck()
     neck.init_weights()
     for layer in (layer for b in neck.extra_layers for layer in b.conv):
