@@ -360,7 +360,7 @@ def _is_there(path: str) -> bool:
 
 
 def _can_download(dataset: dict) -> bool:
-    """Return whether it is one of mmpretrain's datasets that fetch themselves."""
+    """Return whether a dataset of mmpretrain fetches itself."""
     accepted = signature(dataset_class(dataset).__init__).parameters
     return 'download' in accepted and dataset.get('download', True)
 

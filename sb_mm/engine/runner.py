@@ -192,7 +192,7 @@ def _check_device(cfg: Config) -> None:
 
 
 def _is_first_process(cfg: Config) -> bool:
-    """Return whether this is the process that checks, before all have joined."""
+    """Return whether this process checks, before all have joined."""
     names = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
     ranks = [os.environ[name] for name in names if name in os.environ]
     return cfg.launcher == 'none' or ranks[:1] in ([], ['0'])
