@@ -133,7 +133,7 @@ def test_a_block_is_one_graph(attention):
     torch.manual_seed(0)
     network = AttentionMobileNetV2CIFAR(widen_factor=0.35, **attention)
     block = network.layer2[-1].train()
-    images = torch.randn(4, 8, 8, 8)  # 24 channels at x1.0
+    images = torch.randn(8, 8, 8, 8)  # 24 channels at x1.0
     compiled = torch.compile(
         block, backend='eager', fullgraph=True, dynamic=False
     )
