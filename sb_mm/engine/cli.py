@@ -11,7 +11,13 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
-from mmengine.config import DictAction
+try:
+    from mmengine.config import DictAction
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f'error: {error.name} is not installed for {sys.executable}: after '
+        '`make env`, `source .venv/bin/activate`; else see docs/install.md.'
+    ) from error
 
 from sb_mm.errors import DivergedError, UserInputError, root_cause
 

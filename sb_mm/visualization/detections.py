@@ -59,7 +59,6 @@ def draw_sheet(
     rows: int = 4,
     columns: int = 2,
     score_thr: float = 0.3,
-    cell_width: int = 640,
 ) -> None:
     """Draw the first test images, true boxes left and detected ones right.
 
@@ -69,23 +68,27 @@ def draw_sheet(
         rows: Images from top to bottom.
         columns: Images from left to right.
         score_thr: Boxes of a lower score are not drawn.
-        cell_width: Pixels, of an image pair.
     """
     dataset = runner.test_dataloader.dataset
     visualizer = DetLocalVisualizer()
     visualizer.dataset_meta = dataset.metainfo
     runner.model.eval()
-    cells = [
-        _fit(_draw_pair(runner, visualizer, dataset[i], score_thr), cell_width)
-        for i in range(min(rows * columns, len(dataset)))
-    ]
-    while len(cells) % columns:
-        cells.append(np.full_like(cells[0], 255))
-    lines = [
-        np.hstack(cells[i : i + columns])
-        for i in range(0, len(cells), columns)
-    ]
-    mmcv.imwrite(mmcv.rgb2bgr(np.vstack(lines)), str(out))
+    size = (4 * columns, 2 * rows)
+    figure, grid = plt.subplots(
+        rows, 2 * columns, figsize=size, squeeze=False, layout='constrained'
+    )
+    for axes in grid.flat:
+        axes.axis('off')
+    pairs = grid.reshape(-1, 2)
+    for pair, index in zip(pairs, range(len(dataset)), strict=False):
+        drawn = _draw_pair(runner, visualizer, dataset[index], score_thr)
+        for axes, half in zip(pair, np.hsplit(drawn, 2), strict=True):
+            axes.imshow(half)
+    for true, detected in grid[0].reshape(-1, 2):
+        true.set_title('true')
+        detected.set_title('detected')
+    figure.savefig(out, dpi=100)
+    plt.close(figure)
 
 
 def _draw_pair(
@@ -97,13 +100,3 @@ def _draw_pair(
     image = mmcv.imread(sample.img_path, channel_order='rgb')
     visualizer.add_datasample('', image, sample, pred_score_thr=thr)
     return visualizer.get_image()
-
-
-def _fit(image: np.ndarray, width: int) -> np.ndarray:
-    """Scale to ``width`` and centre on a white cell of half that height."""
-    height = width // 2
-    scaled = mmcv.imrescale(image, (width, height))
-    bottom, right = height - scaled.shape[0], width - scaled.shape[1]
-    return mmcv.impad(
-        scaled, padding=(0, 0, right, bottom), pad_val=(255, 255, 255)
-    )

@@ -19,7 +19,7 @@ from sb_mm.engine.runner import train
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 SSD = CONFIGS / 'coco/ssdlite_mobilenetv2-sb-w1.0_8xb24-600e_coco.py'
 RETINANET = CONFIGS / 'coco/retinanet_mobilenetv2-sb_fpn_1xb16-1x_coco.py'
-CUSTOM = CONFIGS / 'coco/ssd_sb_custom.py'
+CUSTOM = CONFIGS / 'coco/ssd_sb_custom_coco.py'
 # What makes a run fit for a test; nothing of the model.
 SHORT = {
     'train_cfg.max_epochs': 1,

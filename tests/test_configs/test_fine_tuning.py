@@ -126,13 +126,15 @@ def test_the_rate_rises_for_one_epoch_and_falls_to_zero(tmp_path):
     assert rates[4::4] == pytest.approx(cosine)
 
 
-@pytest.mark.parametrize('folder', ['voc', 'coco'])
-def test_custom_data_take_it_as_their_base(folder, tmp_path):
+@pytest.mark.parametrize(
+    'file', ['voc/ssd_sb_custom.py', 'coco/ssd_sb_custom_coco.py']
+)
+def test_custom_data_take_it_as_their_base(file, tmp_path):
     """As the configs' comment says: by the line that names the base."""
-    text = (CONFIGS / folder / 'ssd_sb_custom.py').read_text()
+    text = (CONFIGS / file).read_text()
     (comment,) = [x for x in text.splitlines() if 'published weights' in x]
     base = comment.split("'")[1]
-    path = (CONFIGS / folder / base).resolve()
+    path = ((CONFIGS / file).parent / base).resolve()
     assert path == FINETUNE
     config = tmp_path / 'mine.py'
     config.write_text(text.replace("'../ssd_sb_voc.py'", repr(str(path))))
