@@ -1,6 +1,5 @@
 """Image files: their heads, and whether the training can decode them."""
 
-import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,8 @@ REPLACE = 'replace it, or take its name out of the image list'
 _EXIF_ORIENTATION = 0x0112
 # OpenCV 4's warps, which augmentations use, take no larger image.
 _LONGEST_SIDE = 32_766
+# More take gigabytes each time they are loaded.
+MAX_MEGAPIXELS = 100
 
 
 class ImageHeader(NamedTuple):
@@ -33,6 +34,11 @@ class ImageHeader(NamedTuple):
     width: int
     height: int
     orientation: int
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether viewers show it turned or mirrored."""
+        return self.orientation != 1
 
     @property
     def size(self) -> tuple[int, int]:
@@ -72,14 +78,15 @@ def open_regular(path: str, remedy: str) -> BinaryIO:
     try:
         if stat.S_ISREG(os.stat(path).st_mode):
             return open(path, 'rb')
-    except OSError as error:
-        fault = f'cannot be read ({error.strerror})'
+    except (OSError, ValueError) as error:  # or no path, as with \0
+        reason = getattr(error, 'strerror', None) or first_line(error)
+        fault = f'cannot be read ({reason})'
         raise FileFault(path, fault, remedy) from None
     raise FileFault(path, 'is a folder, pipe or device, not a file', remedy)
 
 
 def read_header(
-    path: str, *, deep: bool = False, max_megapixels: float = math.inf
+    path: str, *, deep: bool = False, max_megapixels: float = MAX_MEGAPIXELS
 ) -> ImageHeader:
     """Read the head of an image file.
 
@@ -104,8 +111,12 @@ def read_header(
         remedy = f'cut or shrink it, OpenCV takes sides up to {_LONGEST_SIDE}'
         raise FileFault(path, fault, remedy)
     if head.width * head.height > max_megapixels * 1e6:
-        remedy = 'cut or shrink it, or raise max_megapixels of the dataset'
-        raise FileFault(path, fault, f'{remedy} ({max_megapixels:g})')
+        remedy = (
+            f'cut or shrink it to {max_megapixels:g} megapixels, or raise '
+            'max_megapixels of VOCDevkitDataset; --no-check leaves this out '
+            'of other datasets'
+        )
+        raise FileFault(path, fault, remedy)
     if is_deep and not deep:
         raise FileFault(
             path,
