@@ -17,7 +17,13 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS, init_default_scope
 
-from sb_mm.datasets.images import ImageHeader, collect, decode, read_header
+from sb_mm.datasets.images import (
+    ImageHeader,
+    collect,
+    decode,
+    open_regular,
+    read_header,
+)
 from sb_mm.errors import UserInputError, first_few, first_line
 
 from .classes import (
@@ -253,6 +259,7 @@ def _images(folder: str, dataset: BaseDataset) -> Iterator[str]:
 
 def _listed_images(cfg: Config, dataset: BaseDataset) -> list[str]:
     """Return some paths of an annotation file, of lines as ``a.jpg 0``."""
+    open_regular(dataset.ann_file, 'give a file of paths and labels').close()
     try:
         samples = dataset.load_data_list()
     except ValueError as error:

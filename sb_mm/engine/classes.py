@@ -186,7 +186,14 @@ def check_class_names(cfg: Config, dataset: BaseDataset) -> None:
         raise UserInputError(
             f'{root} holds {len(folders)} class folders '
             f'({first_few(folders)}), but metainfo.classes has {len(names)} '
-            'names: complete the copy, or, for other classes, run `ls '
-            f'{shlex.quote(root)} > classes.txt` and add `--cfg-options '
+            'names: complete the copy, or, for other classes, run `LC_ALL=C '
+            f'ls {shlex.quote(root)} > classes.txt` and add `--cfg-options '
             f'{" ".join(options).strip()}`.'
+        )
+    ours = [*map(_nfc, names)]
+    theirs = [*map(_nfc, folders)]
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        raise UserInputError(
+            f'metainfo.classes is {listed(names)}, but a label is the place '
+            f'of a folder among the sorted ones: give {listed(folders)}.'
         )

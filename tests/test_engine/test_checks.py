@@ -202,7 +202,7 @@ def test_a_subset_of_imagenet_names_the_commands_that_help(
     monkeypatch.chdir(tmp_path)
     # As the message says.
     _, command, _, options, _ = message.split('`')
-    assert command == f'ls {root}/train > classes.txt'
+    assert command == f'LC_ALL=C ls {root}/train > classes.txt'
     subprocess.run(command, shell=True, check=True)
     first, *options = options.split()
     assert first == '--cfg-options'
@@ -222,6 +222,21 @@ def test_a_subset_of_imagenet_names_the_commands_that_help(
     labels = [dataset.get_data_info(i)['gt_label'] for i in range(6)]
     assert labels == [0, 0, 1, 1, 2, 2]
     assert dataset.metainfo['classes'] == NAMES
+
+
+def test_names_of_the_folders_in_another_order_are_refused(root):
+    (root / 'train/Bee').mkdir()
+    (root / 'val/Bee').mkdir()
+    for split in ('train', 'val'):
+        Image.new('RGB', (8, 8)).save(root / split / 'Bee/a.JPEG')
+    names = ['ant', 'bee', 'Bee', 'cow']  # as `ls` sorts in most locales
+    cfg = custom(root, num_classes=4, metainfo=dict(classes=names))
+    message = error_of(cfg)
+    assert_says(message, '(ant, bee, Bee, cow)', '(Bee, ant, bee, cow)')
+    for split in ('train', 'val', 'test'):
+        metainfo = dict(classes=sorted(names))
+        cfg[f'{split}_dataloader'].dataset.metainfo = metainfo
+    check_data(cfg, TRAINING)
 
 
 def test_a_head_that_computes_accuracy_needs_as_many_classes(root):
@@ -314,6 +329,12 @@ def test_a_label_beyond_the_head(listed):
 def test_a_line_that_is_no_path_and_label(listed, root, line):
     (root / 'meta/val.txt').write_text(f'ant/a.JPEG 0\n{line}\nbee/a.JPEG 1')
     assert 'meta/val.txt has a line that is no path' in error_of(listed)
+
+
+def test_a_list_that_is_a_pipe_is_refused_instead_of_waited_for(listed, root):
+    (root / 'meta/val.txt').unlink()
+    os.mkfifo(root / 'meta/val.txt')
+    assert 'meta/val.txt is a folder, pipe or device' in error_of(listed)
 
 
 def test_listed_images_that_are_not_there(listed, root):
