@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
+import cv2
 from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
@@ -16,6 +17,8 @@ T = TypeVar('T')
 
 REPLACE = 'replace it, or take its name out of the image list'
 _EXIF_ORIENTATION = 0x0112
+# Formats of which Pillow converts 16 bits to 8, and does not say so.
+_DEPTH_UNTOLD = ('PPM', 'JPEG2000', 'AVIF')
 # OpenCV 4's warps, which augmentations use, take no larger image.
 _LONGEST_SIDE = 32_766
 # More take gigabytes each time they are loaded.
@@ -104,6 +107,7 @@ def read_header(
             with Image.open(file) as image:
                 head = ImageHeader(*image.size, _orientation(image))
                 is_deep = image.mode[0] in 'IF' or ';16' in str(image.tile)
+                is_untold = image.format in _DEPTH_UNTOLD
         except Exception as error:  # Pillow's readers raise many types
             raise _unreadable(path, error) from None
     fault = f'is an image of {head.width}x{head.height} pixels'
@@ -117,7 +121,7 @@ def read_header(
             'of other datasets'
         )
         raise FileFault(path, fault, remedy)
-    if is_deep and not deep:
+    if not deep and (is_deep or (is_untold and _is_deep_in_opencv(path))):
         raise FileFault(
             path,
             'has more than 8 bits a channel, of which the upper 8 are read',
@@ -207,6 +211,14 @@ def _orientation(image: Image.Image) -> int:
     exif = image.getexif() if 'exif' in image.info else {}
     tag = exif.get(_EXIF_ORIENTATION, 1)
     return tag if tag in range(1, 9) else 1
+
+
+def _is_deep_in_opencv(path: str) -> bool:
+    try:
+        image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return False  # `decode` will say so
+    return image is not None and image.dtype.itemsize > 1
 
 
 def _is_cut_off(file: BinaryIO) -> bool:

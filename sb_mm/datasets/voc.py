@@ -302,7 +302,7 @@ _VOC_CLASSES = tuple(VOCDataset.METAINFO['classes'])
 
 
 def _without_repeats(files: list[dict], list_path: str) -> list[dict]:
-    unique = {item['img_id']: item for item in files}
+    unique = {nfc(item['img_id']): item for item in files}
     if repeats := len(files) - len(unique):
         _warn(f'{repeats} names are repeated in {list_path}; used once each.')
     return list(unique.values())
