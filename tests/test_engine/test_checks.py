@@ -24,6 +24,7 @@ from mmpretrain.datasets import CIFAR10, CIFAR100  # noqa: E402
 from sb_mm.engine import checks, coco_file  # noqa: E402
 from sb_mm.engine.checkpoints import check_checkpoint  # noqa: E402
 from sb_mm.engine.checks import check_data  # noqa: E402
+from sb_mm.engine.runner import train  # noqa: E402
 from sb_mm.errors import UserInputError  # noqa: E402
 
 from .conftest import REPOSITORY  # noqa: E402
@@ -153,6 +154,8 @@ def test_all_loaders_need_the_classes_in_one_order(
     message = error_of(cfg)
     assert_says(message, f'({", ".join(names)})', f'({", ".join(swapped)})')
     assert f'{split}_dataloader' in message
+    with pytest.raises(UserInputError, match='in the same order'):
+        train(Config(dict(cfg, launcher='none')), check=False)
     tested = 'val' if split == 'test' else 'test'
     check_data(cfg, (f'{tested}_dataloader',))  # alone
 
@@ -252,12 +255,12 @@ def test_a_file_of_class_names_that_is_not_there(root):
 
 def test_a_checkpoint_of_other_classes_than_the_file_of_names(root, tmp_path):
     names = tmp_path / 'classes.txt'
-    names.write_text('ant\nbee\ncow')
+    names.write_text('ant\nb\u00e9e\ncow')
     checkpoint = tmp_path / 'x.pth'
-    meta = dict(dataset_meta=dict(classes=('ant', 'bee', 'cat')))
+    meta = dict(dataset_meta=dict(classes=('ant', 'be\u0301e', 'cat')))
     torch.save(dict(state_dict={}, meta=meta), checkpoint)
     cfg = imagenet(root, metainfo=dict(classes=str(names)))
-    with pytest.raises(UserInputError, match="2 is 'cat' instead of 'cow'"):
+    with pytest.raises(UserInputError, match=r"\(class 2 is 'cat' instead"):
         check_checkpoint(cfg, str(checkpoint))
 
 
