@@ -1,5 +1,6 @@
 """Reading of PASCAL VOC annotation files, with errors a user can act on."""
 
+import codecs
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -15,6 +16,14 @@ _COMPLETE = (
     'ymax'
 )
 _DECLARED = re.compile(rb'<\?xml[^>]*?\bencoding\s*=\s*["\']([\w.:-]+)')
+# UTF-32's mark starts with that of UTF-16: it is looked for first.
+_MARKS = {
+    codecs.BOM_UTF32_LE: 'utf-32',
+    codecs.BOM_UTF32_BE: 'utf-32',
+    codecs.BOM_UTF16_LE: 'utf-16',
+    codecs.BOM_UTF16_BE: 'utf-16',
+    codecs.BOM_UTF8: 'utf-8-sig',
+}
 # Programs that declare these write characters of their successor.
 _SUPERSETS = dict(gb2312='gb18030', gbk='gb18030')
 _TRUE = {'true', 'yes', 't', 'y'}
@@ -97,15 +106,17 @@ def _read_root(path: str, max_bytes: int) -> ET.Element:
 
 def _parse(data: bytes) -> ET.Element:
     """Parse XML, also in encodings and spellings that expat lacks."""
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):  # whatever is declared
+            return ET.fromstring(data.decode(encoding))
     try:
         return ET.fromstring(data)
     except (ET.ParseError, LookupError, ValueError):
-        if not data.removeprefix(b'\xef\xbb\xbf').lstrip().startswith(b'<'):
+        if not data.lstrip().startswith(b'<'):
             raise
     declared = _DECLARED.search(data)
     encoding = declared[1].decode().lower() if declared else 'utf-8'
-    text = data.decode(_SUPERSETS.get(encoding, encoding))
-    return ET.fromstring(text.removeprefix('\ufeff'))
+    return ET.fromstring(data.decode(_SUPERSETS.get(encoding, encoding)))
 
 
 def _read_size(root: ET.Element) -> tuple[int, int] | None:

@@ -1,6 +1,5 @@
 """Image files: their heads, and whether the training can decode them."""
 
-import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
+import cv2
 from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
@@ -17,8 +17,12 @@ T = TypeVar('T')
 
 REPLACE = 'replace it, or take its name out of the image list'
 _EXIF_ORIENTATION = 0x0112
+# Formats of which Pillow converts 16 bits to 8, and does not say so.
+_DEPTH_UNTOLD = ('PPM', 'JPEG2000', 'AVIF')
 # OpenCV 4's warps, which augmentations use, take no larger image.
 _LONGEST_SIDE = 32_766
+# More take gigabytes each time they are loaded.
+MAX_MEGAPIXELS = 100
 
 
 class ImageHeader(NamedTuple):
@@ -33,6 +37,11 @@ class ImageHeader(NamedTuple):
     width: int
     height: int
     orientation: int
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether viewers show it turned or mirrored."""
+        return self.orientation != 1
 
     @property
     def size(self) -> tuple[int, int]:
@@ -72,14 +81,15 @@ def open_regular(path: str, remedy: str) -> BinaryIO:
     try:
         if stat.S_ISREG(os.stat(path).st_mode):
             return open(path, 'rb')
-    except OSError as error:
-        fault = f'cannot be read ({error.strerror})'
+    except (OSError, ValueError) as error:  # or no path, as with \0
+        reason = getattr(error, 'strerror', None) or first_line(error)
+        fault = f'cannot be read ({reason})'
         raise FileFault(path, fault, remedy) from None
     raise FileFault(path, 'is a folder, pipe or device, not a file', remedy)
 
 
 def read_header(
-    path: str, *, deep: bool = False, max_megapixels: float = math.inf
+    path: str, *, deep: bool = False, max_megapixels: float = MAX_MEGAPIXELS
 ) -> ImageHeader:
     """Read the head of an image file.
 
@@ -97,6 +107,7 @@ def read_header(
             with Image.open(file) as image:
                 head = ImageHeader(*image.size, _orientation(image))
                 is_deep = image.mode[0] in 'IF' or ';16' in str(image.tile)
+                is_untold = image.format in _DEPTH_UNTOLD
         except Exception as error:  # Pillow's readers raise many types
             raise _unreadable(path, error) from None
     fault = f'is an image of {head.width}x{head.height} pixels'
@@ -104,9 +115,13 @@ def read_header(
         remedy = f'cut or shrink it, OpenCV takes sides up to {_LONGEST_SIDE}'
         raise FileFault(path, fault, remedy)
     if head.width * head.height > max_megapixels * 1e6:
-        remedy = 'cut or shrink it, or raise max_megapixels of the dataset'
-        raise FileFault(path, fault, f'{remedy} ({max_megapixels:g})')
-    if is_deep and not deep:
+        remedy = (
+            f'cut or shrink it to {max_megapixels:g} megapixels, or raise '
+            'max_megapixels of VOCDevkitDataset; --no-check leaves this out '
+            'of other datasets'
+        )
+        raise FileFault(path, fault, remedy)
+    if not deep and (is_deep or (is_untold and _is_deep_in_opencv(path))):
         raise FileFault(
             path,
             'has more than 8 bits a channel, of which the upper 8 are read',
@@ -196,6 +211,14 @@ def _orientation(image: Image.Image) -> int:
     exif = image.getexif() if 'exif' in image.info else {}
     tag = exif.get(_EXIF_ORIENTATION, 1)
     return tag if tag in range(1, 9) else 1
+
+
+def _is_deep_in_opencv(path: str) -> bool:
+    try:
+        image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return False  # `decode` will say so
+    return image is not None and image.dtype.itemsize > 1
 
 
 def _is_cut_off(file: BinaryIO) -> bool:

@@ -17,6 +17,7 @@ from sb_mm.registry import DATASETS
 from .annotation import AnnotatedObject, read_annotation
 from .devkit_files import FileIndex, choose, nfc, read_list
 from .images import (
+    MAX_MEGAPIXELS,
     collect,
     decode,
     read_header,
@@ -92,7 +93,7 @@ class VOCDevkitDataset(XMLDataset):
         self,
         *,
         skip_unknown_classes: bool = False,
-        max_megapixels: float = 100,
+        max_megapixels: float = MAX_MEGAPIXELS,
         max_annotation_mb: float = 4,
         **kwargs: Any,
     ) -> None:
@@ -163,7 +164,7 @@ class VOCDevkitDataset(XMLDataset):
             if bbox[0] < bbox[2] and bbox[1] < bbox[3]
         ]
         notes += ['box'] * (len(boxes) - len(instances))
-        notes += ['exif'] * (head.orientation != 1)
+        notes += ['exif'] * (head.is_turned)
         notes += ['size'] * (annotation.size not in (None, size))
         width, height = head.shown_size if self._loads_shown else head.size
         return dict(
@@ -301,7 +302,7 @@ _VOC_CLASSES = tuple(VOCDataset.METAINFO['classes'])
 
 
 def _without_repeats(files: list[dict], list_path: str) -> list[dict]:
-    unique = {item['img_id']: item for item in files}
+    unique = {nfc(item['img_id']): item for item in files}
     if repeats := len(files) - len(unique):
         _warn(f'{repeats} names are repeated in {list_path}; used once each.')
     return list(unique.values())

@@ -17,6 +17,7 @@ from sb_mm.checkpoint import (
     shape_conflicts,
     state_dict_of,
 )
+from sb_mm.datasets.devkit_files import nfc
 from sb_mm.errors import UserInputError, first_few
 
 from .build import build_model
@@ -146,13 +147,13 @@ def _check_classes(cfg: Config, path: str, content: dict) -> None:
         )
     saved = [str(c) for c in saved]
     wanted = _classes_of(cfg)
-    if not saved or not wanted or saved == wanted:
-        return
     pairs = [
         f'class {i} is {a!r} instead of {b!r}'
         for i, (a, b) in enumerate(zip(saved, wanted, strict=False))
-        if a != b
+        if nfc(a) != nfc(b)
     ]
+    if not saved or not wanted or not pairs and len(saved) == len(wanted):
+        return
     raise UserInputError(
         f'The checkpoint {path} was trained on {len(saved)} classes and the '
         f'dataset has {len(wanted)} ({first_few(pairs) or "others follow"}): '

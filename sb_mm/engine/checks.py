@@ -5,11 +5,9 @@ an image is asked of the hosts' own datasets. They are recognised by name, so
 that a detector's training need not import mmpretrain, nor the other way.
 """
 
-import json
 import logging
 import os
 import os.path as osp
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from inspect import signature
 from itertools import chain, islice
@@ -19,7 +17,13 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS, init_default_scope
 
-from sb_mm.datasets.images import collect, decode, open_regular, read_header
+from sb_mm.datasets.images import (
+    ImageHeader,
+    collect,
+    decode,
+    open_regular,
+    read_header,
+)
 from sb_mm.errors import UserInputError, first_few, first_line
 
 from .classes import (
@@ -32,24 +36,20 @@ from .classes import (
     dataset_class,
     head_classes,
     is_a,
-    listed,
     open_dataset,
 )
+from .coco_file import check_boxes, check_categories, read_coco
 from .config import dataset_configs
 
 # Images that are decoded of a class folder, and of a list of images.
 _PER_FOLDER, _PER_LIST = 2, 1000
 # Images that take so long that whoever waits is told.
 _MANY = 2000
-# What mmdet reads of an annotation file in COCO's format.
-_COCO = dict(
-    images=('id', 'file_name', 'width', 'height'),
-    categories=('id', 'name'),
-    annotations=('id', 'image_id', 'category_id', 'bbox', 'area'),
-)
 
 
-def check_data(cfg: Config, loaders: Collection[str]) -> None:
+def check_data(
+    cfg: Config, loaders: Collection[str], *, files: bool = True
+) -> None:
     """Look at the data of the given loaders.
 
     Of VOC's and COCO's format every list, annotation and image is read, of
@@ -61,6 +61,7 @@ def check_data(cfg: Config, loaders: Collection[str]) -> None:
     Args:
         cfg: Config of the run.
         loaders: Names such as ``'train_dataloader'``.
+        files: Look at the files, not only at the configs' lists of classes.
 
     Raises:
         UserInputError: Names the first few missing or invalid files, or
@@ -70,6 +71,8 @@ def check_data(cfg: Config, loaders: Collection[str]) -> None:
     training = 'train_dataloader' in loaders
     found = list(dataset_configs(cfg))
     check_class_lists([d for d in found if training or d[0] in loaders])
+    if not files:
+        return
     checked: list[dict] = []
     for dataset in (d for loader, d in found if loader in loaders):
         reading = _reading_part(dataset)
@@ -95,15 +98,16 @@ def _reading_part(dataset: dict) -> dict:
 # Images
 
 
-def _check_images(dataset: dict, paths: Sequence[str]) -> list[tuple]:
-    """Check and decode images; return their sizes (width, height)."""
+def _check_images(
+    dataset: dict, paths: Sequence[str]
+) -> list[tuple[ImageHeader, tuple[int, int]]]:
+    """Check and decode images; return heads and sizes (width, height)."""
     default = dict(type='LoadImageFromFile')
     reader = TRANSFORMS.build((dataset['pipeline'] or [default])[0])
     deep = getattr(reader, 'color_type', '') == 'unchanged'
 
-    def check(path: str) -> tuple[int, int]:
-        read_header(path, deep=deep)
-        return decode(path, reader)
+    def check(path: str) -> tuple[ImageHeader, tuple[int, int]]:
+        return read_header(path, deep=deep), decode(path, reader)
 
     return collect(check, paths)
 
@@ -137,75 +141,31 @@ def _check_coco(cfg: Config, dataset: dict) -> None:
     prefix = opened.data_prefix.get('img') or ''
     if '://' in opened.ann_file + prefix:
         return
-    content = _read_coco(opened.ann_file)
+    content = read_coco(opened.ann_file)
     classes = list(opened.metainfo['classes'])
-    _check_categories(opened.ann_file, content, classes)
+    check_categories(opened.ann_file, content, classes)
     check_class_count(cfg, classes)
+    check_boxes(opened.ann_file, content, classes)
     images = content['images']
     _say_how_many(len(images), opened.ann_file)
     paths = [osp.join(prefix, image['file_name']) for image in images]
-    sizes = _check_images(dataset, paths)
-    wrong = [
-        path
-        for path, size, image in zip(paths, sizes, images, strict=True)
-        if size != (image['width'], image['height'])
-    ]
-    if wrong:
+    found = zip(paths, _check_images(dataset, paths), images, strict=True)
+    other_size, turned = [], []
+    for path, (head, size), image in found:
+        other_size += [path] * (size != (image['width'], image['height']))
+        turned += [path] * head.is_turned
+    _warn_of(other_size, f'have another size than {opened.ann_file} says')
+    _warn_of(
+        turned,
+        'have an EXIF tag and are turned by it, but not their boxes, unless '
+        "color_type of LoadImageFromFile is 'color_ignore_orientation'",
+    )
+
+
+def _warn_of(paths: Sequence[str], what: str) -> None:
+    if paths:
         print_log(
-            f'{len(wrong)} images have another size than {opened.ann_file} '
-            f'says, or are turned by an EXIF tag: {first_few(wrong)}.',
-            'current',
-            logging.WARNING,
-        )
-
-
-def _read_coco(path: str) -> dict[str, list[dict]]:
-    remedy = 'give the annotation file of a dataset in the format of COCO'
-    try:
-        with open_regular(path, f'{remedy}, or set --data-root') as file:
-            content = json.load(file)
-        for part, keys in _COCO.items():
-            for item in content[part]:
-                lacks = [key for key in keys if key not in item]
-                if lacks:
-                    raise KeyError(f'{lacks[0]!r} in one of its {part}')
-    except KeyError as error:
-        raise UserInputError(
-            f'{path} lacks {error.args[0]}: {remedy}.'
-        ) from None
-    except (ValueError, TypeError, RecursionError) as error:
-        if isinstance(error, UserInputError):
-            raise
-        raise UserInputError(
-            f'{path} is not JSON in that form ({first_line(error)}): {remedy}.'
-        ) from None
-    return content
-
-
-def _check_categories(
-    path: str, content: dict[str, list[dict]], classes: list[str]
-) -> None:
-    """Compare the classes with the file, in whose order mmdet labels them."""
-    names = {item['id']: str(item['name']) for item in content['categories']}
-    labelled = [name for name in names.values() if name in classes]
-    if missing := [name for name in classes if name not in labelled]:
-        raise UserInputError(
-            f'{path} has no category {ascii(missing[0])}, only '
-            f'{listed([*map(ascii, names.values())])}: set metainfo.classes '
-            'of the dataset to its names, as they are written there.'
-        )
-    if labelled != classes:
-        raise UserInputError(
-            f'{path} has the categories in the order {listed(labelled)} and '
-            f'metainfo.classes is {listed(classes)}, and mmdet counts labels '
-            'in the order of the file: write the classes in that order.'
-        )
-    used = Counter(item['category_id'] for item in content['annotations'])
-    if others := [i for i in used if names.get(i) not in classes]:
-        left_out = first_few([names.get(i, str(i)) for i in others])
-        print_log(
-            f'{path} has objects of {len(others)} categories that are not in '
-            f'metainfo.classes ({left_out}): they are left out.',
+            f'{len(paths)} images {what}: {first_few(paths)}.',
             'current',
             logging.WARNING,
         )
@@ -304,6 +264,7 @@ def _images(folder: str, dataset: BaseDataset) -> Iterator[str]:
 
 def _listed_images(cfg: Config, dataset: BaseDataset) -> list[str]:
     """Return some paths of an annotation file, of lines as ``a.jpg 0``."""
+    open_regular(dataset.ann_file, 'give a file of paths and labels').close()
     try:
         samples = dataset.load_data_list()
     except ValueError as error:

@@ -3,12 +3,12 @@
 import shlex
 from collections.abc import Sequence
 from itertools import pairwise
-from unicodedata import normalize
 
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
+from sb_mm.datasets.devkit_files import nfc
 from sb_mm.errors import UserInputError, first_few, first_line, shorten
 
 
@@ -66,16 +66,12 @@ def check_class_lists(datasets: Sequence[tuple[str, dict]]) -> None:
         and not isinstance(classes, str)
     ]
     for (one, names), (other, others) in pairwise(known):
-        if [*map(_nfc, names)] != [*map(_nfc, others)]:
+        if [*map(nfc, names)] != [*map(nfc, others)]:
             raise UserInputError(
                 f'{one} has the classes {listed(names)} and {other} '
                 f'{listed(others)}, and a label is a place in that list: '
                 'give both the same metainfo.classes, in the same order.'
             )
-
-
-def _nfc(name: str) -> str:
-    return normalize('NFC', name)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -186,7 +182,14 @@ def check_class_names(cfg: Config, dataset: BaseDataset) -> None:
         raise UserInputError(
             f'{root} holds {len(folders)} class folders '
             f'({first_few(folders)}), but metainfo.classes has {len(names)} '
-            'names: complete the copy, or, for other classes, run `ls '
-            f'{shlex.quote(root)} > classes.txt` and add `--cfg-options '
+            'names: complete the copy, or, for other classes, run `LC_ALL=C '
+            f'ls {shlex.quote(root)} > classes.txt` and add `--cfg-options '
             f'{" ".join(options).strip()}`.'
+        )
+    ours = [*map(nfc, names)]
+    theirs = [*map(nfc, folders)]
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        raise UserInputError(
+            f'metainfo.classes is {listed(names)}, but a label is the place '
+            f'of a folder among the sorted ones: give {listed(folders)}.'
         )

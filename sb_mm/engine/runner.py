@@ -41,7 +41,8 @@ def train(
         amp: Automatic mixed precision.
         auto_scale_lr: Scale the learning rate with the total batch size.
         trust: Run the code that a checkpoint may bring with it.
-        check: Look at data and checkpoint before the model is built.
+        check: Look at data and checkpoint before the model is built; without
+            it at the lists of classes only.
 
     Returns:
         The last validation's metrics, if any.
@@ -60,10 +61,11 @@ def train(
     if cfg.get('resume') and cfg.get('load_from') is None:
         cfg.load_from = newest_checkpoint(cfg.work_dir)
     _check_device(cfg)
-    if check and _is_first_process(cfg):
-        check_data(cfg, ('train_dataloader', 'val_dataloader'))
-        check_start(cfg, trust)
-    first = _is_first_process(cfg)
+    if first := _is_first_process(cfg):
+        loaders = ('train_dataloader', 'val_dataloader')
+        check_data(cfg, loaders, files=check)
+        if check:
+            check_start(cfg, trust)
     lock = lock_work_dir(cfg.work_dir) if first else nullcontext()
     with lock, weights_only(not trust):
         runner = build_runner(cfg)
@@ -95,7 +97,8 @@ def test(
         show_dir: Write images with the predictions there.
         wait_time: Seconds that a window stays.
         trust: Run the code that the checkpoint may bring with it.
-        check: Look at data and checkpoint before the model is built.
+        check: Look at data and checkpoint before the model is built; without
+            it at the lists of classes only.
 
     Returns:
         The metrics.
@@ -112,9 +115,10 @@ def test(
     if show or show_dir:
         _show(cfg, show, show_dir, wait_time)
     _check_device(cfg)
-    if check and _is_first_process(cfg):
-        check_data(cfg, ('test_dataloader',))
-        check_checkpoint(cfg, checkpoint, trust)
+    if _is_first_process(cfg):
+        check_data(cfg, ('test_dataloader',), files=check)
+        if check:
+            check_checkpoint(cfg, checkpoint, trust)
     with weights_only(not trust):
         runner = build_runner(cfg)
         if out is not None:

@@ -250,14 +250,15 @@ def test_names_are_the_same_in_any_form_of_unicode(
     tiny_devkit, make_xml, forms
 ):
     given, written = (normalize(form, 'caf\u00e9') for form in forms)
-    root = tiny_devkit(files=('a.jpg',), lists={'train': f'{given}/{given}\n'})
+    lines = f'{given}/{given}\n{written}/{written}\n'
+    root = tiny_devkit(files=('a.jpg',), lists={'train': lines})
     annotate(root, 'a', make_xml([(written, (1, 1, 9, 9))]))
     for folder, file in (('JPEGImages', 'a.jpg'), ('Annotations', 'a.xml')):
         (root / folder / written).mkdir()
         named = written + file[1:]
         (root / folder / file).rename(root / folder / written / named)
     dataset = load(root, classes=('cat', given))
-    assert dataset.get_data_info(0)['img_id'] == f'{given}/{given}'
+    assert [i['img_id'] for i in infos(dataset)] == [f'{written}/{written}']
     assert dataset.get_data_info(0)['instances'][0]['bbox_label'] == 1
     assert 'each of them once' in error_of(root, classes=(given, written))
 
@@ -268,6 +269,10 @@ def test_names_are_the_same_in_any_form_of_unicode(
         ('utf8', 'utf-8'),
         ('UTF_8', 'utf-8-sig'),
         ('utf-16', 'utf-16'),
+        ('utf16', 'utf-16'),
+        ('utf-16-le', 'utf-16'),
+        ('utf-8', 'utf-16'),
+        ('utf-32', 'utf-32'),
         ('iso-8859-1', 'latin-1'),
         ('gb2312', 'gb18030'),
         ('gbk', 'gbk'),
@@ -550,14 +555,17 @@ def test_a_whole_image_with_data_behind_its_end_passes(flat):
     load_whole(flat)
 
 
-@pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'colour PNG'])
+@pytest.mark.parametrize(
+    'kind',
+    ['.png', '.tiff', '.jp2', 'colour .png', 'colour .ppm', 'colour .jp2'],
+)
 def test_more_than_8_bits_a_channel_are_refused(flat, kind):
     import cv2
 
     path = flat / 'JPEGImages/b.png'
     shape = (48, 64, 3) if 'colour' in kind else (48, 64)
     deep = np.full(shape, 4095, np.uint16)
-    suffix = '.tiff' if kind == 'TIFF' else '.png'
+    suffix = kind.split()[-1]
     path.write_bytes(cv2.imencode(suffix, deep)[1].tobytes())
     message = error_of(flat)
     assert f'{path} has more than 8 bits' in message
@@ -596,7 +604,7 @@ def test_the_tools_that_handle_files_start_without_torch():
         'import sys\n'
         "sys.modules['torch'] = sys.modules['mmdet'] = None\n"
         'import sb_mm.datasets.synthetic_voc\n'
-        'import sb_mm.datasets.prepare_voc\n'
+        'import sb_mm.datasets.download_voc\n'
     )
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, '-c', code], cwd=root, check=True)

@@ -1,7 +1,9 @@
 """Data are looked at before a model is built."""
 
+import codecs
 import hashlib
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -19,9 +21,10 @@ pytest.importorskip('mmdet')
 
 from mmpretrain.datasets import CIFAR10, CIFAR100  # noqa: E402
 
-from sb_mm.engine import checks  # noqa: E402
+from sb_mm.engine import checks, coco_file  # noqa: E402
 from sb_mm.engine.checkpoints import check_checkpoint  # noqa: E402
 from sb_mm.engine.checks import check_data  # noqa: E402
+from sb_mm.engine.runner import train  # noqa: E402
 from sb_mm.errors import UserInputError  # noqa: E402
 
 from .conftest import REPOSITORY  # noqa: E402
@@ -90,9 +93,10 @@ def warnings_of(monkeypatch):
 
     def run(cfg):
         said = []
-        monkeypatch.setattr(
-            checks, 'print_log', lambda text, *_: said.append(text)
-        )
+        for module in (checks, coco_file):
+            monkeypatch.setattr(
+                module, 'print_log', lambda text, *_: said.append(text)
+            )
         check_data(cfg, TRAINING)
         return said
 
@@ -150,6 +154,8 @@ def test_all_loaders_need_the_classes_in_one_order(
     message = error_of(cfg)
     assert_says(message, f'({", ".join(names)})', f'({", ".join(swapped)})')
     assert f'{split}_dataloader' in message
+    with pytest.raises(UserInputError, match='in the same order'):
+        train(Config(dict(cfg, launcher='none')), check=False)
     tested = 'val' if split == 'test' else 'test'
     check_data(cfg, (f'{tested}_dataloader',))  # alone
 
@@ -199,7 +205,7 @@ def test_a_subset_of_imagenet_names_the_commands_that_help(
     monkeypatch.chdir(tmp_path)
     # As the message says.
     _, command, _, options, _ = message.split('`')
-    assert command == f'ls {root}/train > classes.txt'
+    assert command == f'LC_ALL=C ls {root}/train > classes.txt'
     subprocess.run(command, shell=True, check=True)
     first, *options = options.split()
     assert first == '--cfg-options'
@@ -221,6 +227,21 @@ def test_a_subset_of_imagenet_names_the_commands_that_help(
     assert dataset.metainfo['classes'] == NAMES
 
 
+def test_names_of_the_folders_in_another_order_are_refused(root):
+    (root / 'train/Bee').mkdir()
+    (root / 'val/Bee').mkdir()
+    for split in ('train', 'val'):
+        Image.new('RGB', (8, 8)).save(root / split / 'Bee/a.JPEG')
+    names = ['ant', 'bee', 'Bee', 'cow']  # as `ls` sorts in most locales
+    cfg = custom(root, num_classes=4, metainfo=dict(classes=names))
+    message = error_of(cfg)
+    assert_says(message, '(ant, bee, Bee, cow)', '(Bee, ant, bee, cow)')
+    for split in ('train', 'val', 'test'):
+        metainfo = dict(classes=sorted(names))
+        cfg[f'{split}_dataloader'].dataset.metainfo = metainfo
+    check_data(cfg, TRAINING)
+
+
 def test_a_head_that_computes_accuracy_needs_as_many_classes(root):
     cfg = custom(root)
     cfg.model.head.update(topk=(1, 5), cal_acc=True)
@@ -234,12 +255,12 @@ def test_a_file_of_class_names_that_is_not_there(root):
 
 def test_a_checkpoint_of_other_classes_than_the_file_of_names(root, tmp_path):
     names = tmp_path / 'classes.txt'
-    names.write_text('ant\nbee\ncow')
+    names.write_text('ant\nb\u00e9e\ncow')
     checkpoint = tmp_path / 'x.pth'
-    meta = dict(dataset_meta=dict(classes=('ant', 'bee', 'cat')))
+    meta = dict(dataset_meta=dict(classes=('ant', 'be\u0301e', 'cat')))
     torch.save(dict(state_dict={}, meta=meta), checkpoint)
     cfg = imagenet(root, metainfo=dict(classes=str(names)))
-    with pytest.raises(UserInputError, match="2 is 'cat' instead of 'cow'"):
+    with pytest.raises(UserInputError, match=r"\(class 2 is 'cat' instead"):
         check_checkpoint(cfg, str(checkpoint))
 
 
@@ -313,6 +334,12 @@ def test_a_line_that_is_no_path_and_label(listed, root, line):
     assert 'meta/val.txt has a line that is no path' in error_of(listed)
 
 
+def test_a_list_that_is_a_pipe_is_refused_instead_of_waited_for(listed, root):
+    (root / 'meta/val.txt').unlink()
+    os.mkfifo(root / 'meta/val.txt')
+    assert 'meta/val.txt is a folder, pipe or device' in error_of(listed)
+
+
 def test_listed_images_that_are_not_there(listed, root):
     for name in ('ant', 'bee'):
         (root / f'val/{name}/a.JPEG').unlink()
@@ -370,6 +397,10 @@ def drop(part, key):
     return lambda content: content[part][1].pop(key)
 
 
+def put(part, **values):
+    return lambda content: content[part][1].update(values)
+
+
 def rename(name):
     return lambda content: content['categories'][1].update(name=name)
 
@@ -389,6 +420,20 @@ def rename(name):
          ['images/s/x.png cannot be read (No such file']),
         (lambda c: c['images'][1].update(file_name='s'),
          ['images/s is a folder']),
+        (put('images', file_name=5), ["file_name 5 in one of its images"]),
+        (put('images', file_name='\0'), ['cannot be read (embedded null']),
+        (put('images', width='120'), ["has width '120'", 'pixels']),
+        (put('images', height=0), ['has height 0', 'pixels']),
+        (put('images', id=[1]), ['id [1] in one of its images', 'integer']),
+        (put('categories', name=3), ['name 3 in one of its categories']),
+        *((put('annotations', bbox=box), [f'has bbox {box}', 'finite'])
+          for box in (None, [1, 1, 4], [1, 1, '4', 4], [math.nan, 1, 4, 4])),
+        (put('annotations', area=None), ['has area None']),
+        (put('annotations', id=0), ['1 ids more than once in its annot']),
+        (lambda c: c['images'].clear(), ['has no images']),
+        (lambda c: c['annotations'].clear(), ['has no annotations']),
+        (lambda c: [a.update(image_id=9) for a in c['annotations']],
+         ['no object of metainfo.classes']),
     ],
 )  # fmt: skip
 def test_a_coco_file_that_does_not_fit_is_refused(coco, change, words):
@@ -405,12 +450,23 @@ def test_names_in_another_form_of_unicode_are_told_apart(coco):
     [
         ('a.json', b'{"images": [', 'a.json is not JSON'),
         ('a.json', b'\xff\xfe', 'a.json is not JSON'),
+        ('a.json', codecs.BOM_UTF8 + b'{}', 'without a byte order mark'),
+        ('a.json', '{}'.encode('utf-16'), 'in UTF-8'),
         ('a.json', b'[' * 100_000, 'a.json is not JSON'),
         ('a.json', None, 'a.json is a folder, pipe or device'),
         ('images/s/1.png', b'no image', '1.png is not a readable image'),
         ('images/s/1.png', None, '1.png is a folder, pipe or device'),
     ],
-    ids=['cut', 'binary', 'deep', 'pipe', 'no image', 'image pipe'],
+    ids=[
+        'cut',
+        'binary',
+        'BOM',
+        'UTF-16',
+        'deep',
+        'pipe',
+        'no image',
+        'image pipe',
+    ],
 )
 def test_coco_files_that_cannot_be_read(coco, tmp_path, file, content, told):
     cfg = coco()
@@ -431,6 +487,50 @@ def test_other_sizes_and_categories_of_coco_are_warned_of(coco, warnings_of):
     left_out, other_size = warnings_of(coco(change))
     assert_says(left_out, '1 categories', '(cow)', 'left out')
     assert_says(other_size, '1 images have another size', 's/0.png')
+
+
+@pytest.mark.parametrize(
+    ('values', 'told'),
+    [
+        (dict(bbox=[1, 1, -4, 4]), '1 boxes of'),
+        (dict(bbox=[9, 1, 4, 4]), '1 boxes of'),
+        (dict(area=0), '1 boxes of'),
+        (dict(bbox=[1, 1, 9, 4]), 'reach beyond'),
+        (dict(bbox=[-2, 1, 9, 4]), 'reach beyond'),
+        (dict(image_id=9), 'belong to no image'),
+    ],
+)
+def test_boxes_of_coco_that_mmdet_drops_or_does_not_clip_are_counted(
+    coco, warnings_of, values, told
+):
+    (message,) = warnings_of(coco(put('annotations', **values)))
+    assert_says(message, told)
+    kept = 'beyond' in told
+    assert ('left out' not in message) == kept
+    # As the warning says.
+    cfg = coco()
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    assert sum(len(i['instances']) for i in map(dataset.get_data_info,
+               range(3))) == 2 + kept  # fmt: skip
+
+
+def test_images_of_coco_that_exif_turns_are_counted(
+    coco, tmp_path, warnings_of
+):
+    cfg, exif = coco(), Image.Exif()
+    exif[0x0112] = 3  # the size stays
+    Image.new('RGB', (8, 6)).save(tmp_path / 'images/s/1.png', exif=exif)
+    (message,) = warnings_of(cfg)
+    assert_says(message, '1 images', 's/1.png', 'color_ignore_orientation')
+
+
+@pytest.mark.parametrize('kind', ['COCO', 'folders'])
+def test_an_image_of_too_many_pixels_is_refused(kind, coco, root, tmp_path):
+    cfg = coco() if kind == 'COCO' else custom(root)
+    file = 'images/s/1.png' if kind == 'COCO' else 'data/val/ant/a.JPEG'
+    Image.new('1', (12_000, 12_000)).save(tmp_path / file, 'PNG')
+    assert_says(error_of(cfg), file, '100 megapixels', '--no-check')
 
 
 def test_the_metric_needs_its_annotation_file(coco, tmp_path):
