@@ -46,6 +46,9 @@ def load_config(
     root = data_root or options.pop('data_root', None)
     apply_options(cfg, options)
     check_own_arguments(cfg)
+    # See ResumedScheduleHook.
+    named = [key for key in options if key.startswith('param_scheduler')]
+    cfg.schedule_named = bool(named)
     if root is not None:
         set_data_root(cfg, root)
     resolve_data_roots(cfg)
