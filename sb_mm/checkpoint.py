@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from .errors import UserInputError, first_few, first_line
 
 # How PyTorch says that a file wants more than it allows; any other complaint
-# of its unpickler means damage.
+# of its unpickler means damage. Operands 147 and 149 are of pickle's protocol
+# 4, which `torch.save` does not write.
 _NEEDS_MORE = re.compile(
-    r'[^:\n]*(unsupported (global|class)|is blocked|call reduce'
-    r'|can only (build|create)).*?(?=\. |$)',
+    r'[^:\n]*(unsupported (global|class|operand 14[79]\b)|is blocked'
+    r'|call reduce|can only (build|create)).*?(?=\. |$)',
     re.IGNORECASE | re.MULTILINE,
 )
 # They decide what `torch.load` does: not here.

@@ -1,7 +1,7 @@
 """What the command-line tools say instead of a traceback."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 # Longest message, item of a list, and quotation, in characters.
@@ -79,8 +79,14 @@ def first_line(error: Exception) -> str:
     return shorten(lines[0].rstrip('.!'), _ITEM)
 
 
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it was raised for, down to the root cause."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
 def root_cause(error: BaseException) -> BaseException:
     """Return what an error was raised for, of a chain of errors."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__
-    return error
+    return list(chain(error))[-1]

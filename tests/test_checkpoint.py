@@ -84,6 +84,13 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(bomb):
     assert '\n' not in str(e.value)
 
 
+def test_a_plain_pickle_is_refused_as_code(tmp_path):
+    path = tmp_path / 'bomb.pth'
+    path.write_bytes(pickle.dumps(Bomb(tmp_path / 'ran'), protocol=4))
+    with pytest.raises(UserInputError, match='add --trust-checkpoint'):
+        load_checkpoint_file(str(path))
+
+
 @pytest.mark.parametrize('variables', ['0', '1'])
 def test_trust_lets_the_code_run(bomb, variables, monkeypatch):
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', variables)

@@ -1,14 +1,13 @@
 """Checks of checkpoints, before a model is built or trained."""
 
 import os.path as osp
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.fileio import list_from_file
 from mmengine.registry import init_default_scope
-from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
 from sb_mm.checkpoint import (
@@ -18,6 +17,7 @@ from sb_mm.checkpoint import (
     state_dict_of,
 )
 from sb_mm.datasets.devkit_files import nfc
+from sb_mm.datasets.images import open_regular
 from sb_mm.errors import UserInputError, first_few
 
 from .build import build_model
@@ -39,7 +39,8 @@ def check_start(cfg: Config, trust: bool = False) -> None:
     path = cfg.get('load_from')
     if cfg.get('resume'):
         if path is not None:
-            _check_progress(path, check_checkpoint(cfg, path, trust))
+            content = check_checkpoint(cfg, path, trust)
+            _check_progress(cfg, path, content)
         return
     # Fine-tuning: another head is what the user wants, so only that the files
     # can be loaded is checked; MMEngine logs what does not fit.
@@ -85,20 +86,26 @@ def newest_checkpoint(work_dir: str | Path) -> str | None:
     Raises:
         UserInputError: If the file that names it is damaged.
     """
+    file = Path(work_dir, 'last_checkpoint')
+    remedy = 'name the checkpoint that is meant'
+    if not file.exists():
+        return None
     try:
-        found = find_latest_checkpoint(str(work_dir))
-    except UnicodeDecodeError as error:
+        with open_regular(str(file), remedy) as stream:
+            found = stream.read().decode().strip()
+        # The training wrote the path as it was then; the folder may have
+        # moved.
+        moved = Path(work_dir, Path(found or '-').name)
+        moved_here = moved.is_file()
+    except (UnicodeDecodeError, OSError) as error:
         raise UserInputError(
-            f'{work_dir}/last_checkpoint is not the text that a training '
-            'writes there: name the checkpoint that is meant.'
+            f'{file} is not the text that a training writes there: {remedy}.'
         ) from error
     if found == '':  # killed while it was written
         names = ('epoch_*.pth', 'iter_*.pth')
         files = [file for n in names for file in Path(work_dir).glob(n)]
         return str(max(files, key=osp.getmtime)) if files else None
-    # The training wrote the path as it was then; the folder may have moved.
-    moved = Path(work_dir, Path(found or '-').name)
-    return str(moved) if moved.is_file() else found
+    return str(moved) if moved_here else found
 
 
 def pretrained_files(config: object) -> Iterator[str]:
@@ -113,20 +120,63 @@ def pretrained_files(config: object) -> Iterator[str]:
             yield from pretrained_files(value)
 
 
-def _check_progress(path: str, content: dict) -> None:
-    meta, hub = content.get('meta') or {}, content.get('message_hub')
-    numbers = [meta.get('epoch'), meta.get('iter')]
-    parts = {'log_scalars', 'runtime_info', 'resumed_keys'}
-    if (
-        not all(isinstance(number, int) for number in numbers)
-        or not isinstance(hub, dict)
-        or not parts <= hub.keys()
-    ):
+def _check_progress(cfg: Config, path: str, content: dict) -> None:
+    """Raise if a part that ``Runner.resume`` reads is missing or no such."""
+    expected = dict(_RESUMED)
+    if not cfg.get('param_scheduler'):
+        expected.pop('param_schedulers')
+    if 'optimizer' not in cfg.optim_wrapper:  # of several optimizers
+        expected.pop('optimizer.param_groups')
+    faults = [
+        name
+        for name, fits in expected.items()
+        if not fits(_part(content, name.split('.')))
+    ]
+    if faults:
         raise UserInputError(
-            f'The checkpoint {path} does not say how far its training was, '
-            'which --resume needs: start from its weights, with --cfg-options '
-            f'load_from={path}.'
+            f'The checkpoint {path} does not say how far its training was '
+            f'(no valid {first_few(faults)}), which --resume needs: start '
+            f'from its weights, with --cfg-options load_from={path}.'
         )
+
+
+def _part(content: object, keys: list[str]) -> object:
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
+
+
+def _is_dict(part: object) -> bool:
+    return isinstance(part, dict)
+
+
+def _is_count(part: object) -> bool:
+    return type(part) is int and part >= 0  # bool is an int, too
+
+
+def _are_dicts(part: object) -> bool:
+    return isinstance(part, list) and all(map(_is_dict, part))
+
+
+def _are_schedules(part: object) -> bool:
+    # A dict is of several optimizers, by their names.
+    if isinstance(part, dict):
+        return all(map(_are_dicts, part.values()))
+    return _are_dicts(part)
+
+
+# What `Runner.resume` reads, and whether it fits.
+_RESUMED: dict[str, Callable[[object], bool]] = {
+    'meta.epoch': _is_count,
+    'meta.iter': _is_count,
+    'meta.seed': lambda seed: seed is None or _is_count(seed),
+    'message_hub.log_scalars': _is_dict,
+    'message_hub.runtime_info': _is_dict,
+    'message_hub.resumed_keys': _is_dict,
+    'optimizer': _is_dict,
+    'optimizer.param_groups': _are_dicts,
+    'param_schedulers': _are_schedules,
+}
 
 
 def _refuse_names(path: str, names: list[str], what: str) -> None:

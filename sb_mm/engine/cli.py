@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
         '`make env`, `source .venv/bin/activate`; else see docs/install.md.'
     ) from error
 
-from sb_mm.errors import DivergedError, UserInputError, root_cause
+from sb_mm.errors import DivergedError, UserInputError, chain, root_cause
 
 _DIVERGED = 4
 # Shell convention: 128 + the signal.
@@ -162,7 +162,7 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
     if os.environ.get('WORLD_SIZE', '1') == '1':
         exit_on_sigterm()
     try:
-        main()
+        _unmask_signals(main)
     except UserInputError as error:
         _leave(f'error: {_sentence(error) or error}', 2)
     except DivergedError as error:
@@ -190,6 +190,22 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
             _leave(f'error: {sentence}', 2)
         raise
     sys.exit(0)
+
+
+def _unmask_signals(main: Callable[[], None]) -> None:
+    """Run ``main``; a signal ends it, whatever a host made of it.
+
+    MMEngine's ``Config.pretty_text`` takes one for an error of syntax.
+    """
+    try:
+        main()
+    except Exception as error:
+        for cause in chain(error):
+            if isinstance(cause, KeyboardInterrupt) or (
+                isinstance(cause, SystemExit) and cause.code == _TERMINATED
+            ):
+                raise cause from None
+        raise
 
 
 def _leave(message: str, code: int) -> NoReturn:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.config.utils import MODULE2PACKAGE
 
 from sb_mm.errors import UserInputError, first_line, root_cause
 from sb_mm.files import find_config, product_root
@@ -37,6 +38,11 @@ def load_config(
             option or a setting of a class of sb_mm names nothing.
     """
     cfg = read_config(path)
+    scope = cfg.get('default_scope')
+    if scope in MODULE2PACKAGE and not find_spec(scope):
+        raise UserInputError(
+            f'The config {path} needs {scope}, which is not installed.'
+        )
     # mmdet's models import it as well, and MMEngine does not say why that
     # fails; the tools do.
     if find_spec('mmpretrain'):
@@ -46,6 +52,9 @@ def load_config(
     root = data_root or options.pop('data_root', None)
     apply_options(cfg, options)
     check_own_arguments(cfg)
+    # See ResumedScheduleHook.
+    named = [key for key in options if key.startswith('param_scheduler')]
+    cfg.schedule_named = bool(named)
     if root is not None:
         set_data_root(cfg, root)
     resolve_data_roots(cfg)

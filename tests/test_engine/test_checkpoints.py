@@ -10,11 +10,11 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from sb_mm.engine import runner, work_dir
-from sb_mm.engine.checkpoints import newest_checkpoint
+from sb_mm.engine import checkpoints, runner, work_dir
+from sb_mm.engine.checkpoints import check_start, newest_checkpoint
 from sb_mm.errors import UserInputError
 
-from .conftest import SHORT
+from .conftest import CUSTOM, SHORT
 from .test_bad_input import _no_model_is_built, _one_sentence  # noqa: F401
 
 
@@ -127,6 +127,58 @@ def test_the_newest_checkpoint_of_a_work_directory(tmp_path):
     name.write_bytes(b'\xff\x00\x80')
     with pytest.raises(UserInputError, match='last_checkpoint is not the tex'):
         newest_checkpoint(tmp_path)
+    name.write_text(5000 * 'x')  # longer than a name can be
+    with pytest.raises(UserInputError, match='last_checkpoint is not the tex'):
+        newest_checkpoint(tmp_path)
+    name.unlink()
+    for make in (os.mkfifo, os.mkdir):
+        make(name)
+        with pytest.raises(
+            UserInputError, match='last_checkpoint .* a folder'
+        ):
+            newest_checkpoint(tmp_path)
+        name.unlink() if name.is_fifo() else name.rmdir()
+
+
+HUB = dict(log_scalars={}, runtime_info={}, resumed_keys={})
+WHOLE = dict(
+    meta=dict(epoch=1, iter=3, seed=0),
+    message_hub=HUB,
+    optimizer=dict(state={}, param_groups=[{}]),
+    param_schedulers=[{}],
+)
+
+
+@pytest.mark.parametrize(
+    ('change', 'name'),
+    [
+        (dict(meta=dict(epoch=-1, iter=3)), 'meta.epoch'),
+        (dict(meta=dict(epoch=1, iter=True)), 'meta.iter'),
+        (dict(meta=dict(epoch=1, iter=3, seed='a')), 'meta.seed'),
+        (dict(message_hub=5), 'message_hub.log_scalars'),
+        (dict(message_hub=dict(HUB, log_scalars=5)), 'message_hub.log_sc'),
+        (dict(message_hub=dict(HUB, runtime_info=[1])), 'message_hub.runt'),
+        (dict(optimizer=None), 'optimizer'),
+        (dict(optimizer=dict(state={})), 'optimizer.param_groups'),
+        (dict(param_schedulers=None), 'param_schedulers'),
+        (dict(param_schedulers=[5]), 'param_schedulers'),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_cannot_be_resumed(monkeypatch, change, name):
+    cfg = Config.fromfile(CUSTOM)
+    cfg.merge_from_dict(dict(resume=True, load_from='x.pth'))
+    found = {}
+    monkeypatch.setattr(
+        checkpoints, 'check_checkpoint', lambda *_: {**WHOLE, **found}
+    )
+    check_start(cfg)
+    found.update(change)
+    with pytest.raises(UserInputError, match=f'x.pth .*no valid {name}'):
+        check_start(cfg)
+    if 'param_schedulers' in change:
+        cfg.param_scheduler = None  # then none are saved
+        check_start(cfg)
 
 
 def test_one_training_a_work_directory(tool, config, tmp_path, monkeypatch):

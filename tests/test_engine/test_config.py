@@ -2,13 +2,17 @@
 
 import os
 
+import pytest
 from mmengine.config import Config
 
+from sb_mm.engine import config
 from sb_mm.engine.config import (
     dataset_configs,
+    load_config,
     resolve_data_roots,
     set_data_root,
 )
+from sb_mm.errors import UserInputError
 
 from .conftest import REPOSITORY
 
@@ -77,3 +81,9 @@ def test_an_evaluators_file_follows_a_relative_root(tmp_path, monkeypatch):
     )
     resolve_data_roots(cfg)
     assert cfg.val_evaluator.ann_file == str(REPOSITORY / 'configs/val.json')
+
+
+def test_a_host_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(config, 'find_spec', lambda name: None)
+    with pytest.raises(UserInputError, match='needs mmdet, which is not'):
+        load_config(MAIN)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from mmengine.dist import all_reduce, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
 from sb_mm.arguments import check_number
@@ -24,8 +24,8 @@ class DivergenceHook(Hook):
     1. A loss does not become finite again, so it is enough to look at it every
     ``interval`` iterations and at the end of an epoch: a look waits for the
     device, and several processes tell each other, as they stop together. The
-    weights are looked at before they are validated or saved as those of an
-    epoch: the last step may have spoiled them after a finite loss.
+    weights are looked at before they are validated or saved: the last step
+    may have spoiled them after a finite loss.
 
     Args:
         interval: Iterations between two looks at the loss.
@@ -51,23 +51,31 @@ class DivergenceHook(Hook):
         due = self.every_n_train_iters(runner, self.interval)
         if due or self.end_of_epoch(runner.train_dataloader, batch_idx):
             losses = [v for k, v in (outputs or {}).items() if 'loss' in k]
-            self._look(runner, 'loss', losses)
+            self._look(runner, 'loss', losses, runner.iter + 1)
+        hooks = [h for h in runner.hooks if isinstance(h, CheckpointHook)]
+        if any(_saves(hook, runner) for hook in hooks):
+            self._look_at_weights(runner, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Look at the weights before a checkpoint is written."""
-        self._look(runner, 'weights', list(runner.model.parameters()))
+        self._look_at_weights(runner, runner.iter)
 
     def before_val(self, runner: Runner) -> None:
         """Look at the weights, if a training brought them here."""
         if self._trained:
             self.after_train_epoch(runner)
 
-    def _look(self, runner: Runner, what: str, values: list) -> None:
+    def _look_at_weights(self, runner: Runner, done: int) -> None:
+        self._look(runner, 'weights', list(runner.model.parameters()), done)
+
+    def _look(
+        self, runner: Runner, what: str, values: list, done: int
+    ) -> None:
+        """Stop, if a value is not finite after ``done`` iterations."""
         tensors = [torch.as_tensor(v).detach() for v in values]
         if not tensors or _finite_everywhere(tensors):
             return
         # The epoch's number grows before what comes after it.
-        done = max(1, runner.iter + (what == 'loss'))
         epoch = (done - 1) // len(runner.train_dataloader) + 1
         if is_main_process():
             folder = Path(runner.log_dir) / 'vis_data'
@@ -78,6 +86,14 @@ class DivergenceHook(Hook):
             f'The {what} became NaN or infinite by iteration {done} (epoch '
             f'{epoch}): lower the learning rate, or raise the batch size.'
         )
+
+
+def _saves(hook: CheckpointHook, runner: Runner) -> bool:
+    """Return whether a checkpoint is written after this iteration."""
+    if hook.by_epoch:
+        return False
+    due = hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
+    return due or (hook.save_last and hook.is_last_train_iter(runner))
 
 
 def _finite_everywhere(tensors: list[torch.Tensor]) -> bool:

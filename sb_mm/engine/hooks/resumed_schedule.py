@@ -1,5 +1,6 @@
 """Refuse a resume that would not follow the schedule of the config."""
 
+import math
 from collections.abc import Iterator
 
 from mmengine.hooks import Hook
@@ -39,6 +40,8 @@ class ResumedScheduleHook(Hook):
         ]
         if len(saved) != len(asked or []):
             changes.append(f'{len(saved)} schedules, not {len(asked or [])}')
+        if not runner.cfg.get('schedule_named'):
+            changes += _ends_early(runner, checkpoint)
         if changes:
             raise UserInputError(
                 'A resume goes on with the schedule of the checkpoint ('
@@ -46,6 +49,21 @@ class ResumedScheduleHook(Hook):
                 'or start the new schedule from its weights, with '
                 '--cfg-options load_from=CHECKPOINT and without --resume.'
             )
+
+
+def _ends_early(runner: Runner, checkpoint: dict) -> Iterator[str]:
+    """Yield the end of a schedule that was as long as the old training.
+
+    One with a fixed end does not grow with the number of epochs; one that
+    ended before the old training did was meant to.
+    """
+    info = checkpoint['message_hub']['runtime_info']
+    before, now = info.get('max_iters', math.inf), runner.max_iters
+    schedules = runner.param_schedulers or []
+    epoch = len(runner.train_dataloader)
+    ends = [s.end * (epoch if s.by_epoch else 1) for s in schedules]
+    if ends and before <= max(ends) < now:
+        yield f'param_scheduler ends at iteration {max(ends)}, not {now}'
 
 
 def _changes(asked: _ParamScheduler, saved: dict) -> Iterator[str]:

@@ -155,6 +155,23 @@ def test_by_iterations_it_looks_before_a_validation_too(train):
     assert 'The weights became NaN' in error
 
 
+@pytest.mark.parametrize('saving', [dict(interval=3), dict(interval=-1)])
+def test_spoiled_weights_are_never_saved_by_iterations(
+    train, tmp_path, saving
+):
+    hook = dict(type='CheckpointHook', by_epoch=False, **saving)
+    runner, error = train(
+        {},
+        50,
+        {5: math.inf},
+        train_cfg=dict(type='IterBasedTrainLoop', max_iters=6),
+        default_hooks=dict(checkpoint=hook, logger=None),
+    )
+    assert 'The weights became NaN or infinite by iteration 6' in error
+    saved = [file.name for file in tmp_path.glob('*.pth')]
+    assert saved == ['iter_3.pth'] * (saving['interval'] == 3)
+
+
 def test_a_validation_without_a_training_is_left_alone(train):
     runner, _ = train({}, train_cfg=dict(by_epoch=True, max_epochs=0))
     runner.model.weight.data.fill_(math.nan)
@@ -165,7 +182,11 @@ def test_a_validation_without_a_training_is_left_alone(train):
 def look(tmp_path):
     """Let the hook look at a loss as one of several processes."""
     runner = SimpleNamespace(
-        iter=1, epoch=0, log_dir=str(tmp_path), train_dataloader=[0] * 9
+        iter=1,
+        epoch=0,
+        log_dir=str(tmp_path),
+        train_dataloader=[0] * 9,
+        hooks=[],
     )
 
     def run(loss):
