@@ -186,7 +186,7 @@ def check_class_names(cfg: Config, dataset: BaseDataset) -> None:
             f'ls {shlex.quote(root)} > classes.txt` and add `--cfg-options '
             f'{" ".join(options).strip()}`.'
         )
-    ours = [*map(nfc, names)]
+    ours = [nfc(str(name)) for name in names]
     theirs = [*map(nfc, folders)]
     if ours != theirs and sorted(ours) == sorted(theirs):
         raise UserInputError(

@@ -270,6 +270,7 @@ def test_a_checkpoint_of_other_classes_than_the_file_of_names(root, tmp_path):
 def test_a_split_that_is_not_there(root):
     (root / 'val').rename(root / 'valid')
     assert_says(error_of(custom(root)), f'{root}/val not found', '--data-root')
+    check_data(custom(root), TRAINING, files=False)
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
@@ -450,8 +451,8 @@ def test_names_in_another_form_of_unicode_are_told_apart(coco):
     [
         ('a.json', b'{"images": [', 'a.json is not JSON'),
         ('a.json', b'\xff\xfe', 'a.json is not JSON'),
-        ('a.json', codecs.BOM_UTF8 + b'{}', 'without a byte order mark'),
-        ('a.json', '{}'.encode('utf-16'), 'in UTF-8'),
+        ('a.json', codecs.BOM_UTF8 + b'{}', 'a.json is not JSON'),
+        ('a.json', '{}'.encode('utf-16'), 'a.json is not JSON'),
         ('a.json', b'[' * 100_000, 'a.json is not JSON'),
         ('a.json', None, 'a.json is a folder, pipe or device'),
         ('images/s/1.png', b'no image', '1.png is not a readable image'),
