@@ -5,6 +5,7 @@ import ast
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -25,6 +26,8 @@ _DIVERGED = 4
 # Shell convention: 128 + the signal.
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
+# How MMEngine says that a config's type is unknown.
+_UNREGISTERED = re.compile(r'[\w.]+ is not in the \S+ registry')
 # A disk that is full, or a folder that is not the user's.
 _UNWRITABLE = {
     errno.ENOSPC,
@@ -185,6 +188,14 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
         if error.name not in ('mmdet', 'mmpretrain'):
             raise
         _leave(f'error: This needs {error.name}, which is not installed.', 2)
+    except KeyError as error:
+        if not (found := _UNREGISTERED.search(str(error))):
+            raise
+        _leave(
+            f'error: {found[0]}: correct the type, or name the module that '
+            'defines it in custom_imports.',
+            2,
+        )
     except TypeError as error:
         if sentence := _sentence(error):
             _leave(f'error: {sentence}', 2)

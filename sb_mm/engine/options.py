@@ -6,14 +6,15 @@ data were looked at (``model.backbone.lamda_init=0.5``).
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from inspect import Parameter, getsource, isclass, signature
 
 from mmengine import registry
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import OptimWrapper
-from mmengine.registry import DefaultScope, Registry
+from mmengine.registry import HOOKS, DefaultScope, Registry
 from mmengine.runner import (
     EpochBasedTrainLoop,
     IterBasedTrainLoop,
@@ -24,6 +25,7 @@ from mmengine.runner import (
 )
 from torch.utils.data import DataLoader
 
+from sb_mm.arguments import check_number
 from sb_mm.errors import UserInputError, first_few
 
 # What MMEngine takes out of a config before a constructor sees the rest.
@@ -91,6 +93,54 @@ def check_own_arguments(cfg: Config) -> None:
             if str(node.get('type')).startswith('sb_mm.'):
                 for key in node:
                     _check_new(path, key, dict(type=node['type']), {})
+
+
+def check_values(cfg: Config, loaders: Sequence[str]) -> None:
+    """Check values at which MMEngine stops only when it builds its parts.
+
+    Args:
+        cfg: A whole config.
+        loaders: Names of the dataloaders that are used.
+
+    Raises:
+        UserInputError: If a hook is unknown, or the length of the training or
+            a dataloader's settings are not possible.
+    """
+    hooks = cfg.get('custom_hooks') or []
+    if not isinstance(hooks, (list, tuple)):
+        raise UserInputError(
+            f'custom_hooks is {hooks}, but must be a list of hooks, such as '
+            "[dict(type='EMAHook')]."
+        )
+    with _scope_of(cfg):
+        for hook in [*hooks, *(cfg.get('default_hooks') or {}).values()]:
+            _check_hook(hook)
+    for key in ('max_epochs', 'max_iters'):
+        if key in (cfg.get('train_cfg') or {}):
+            check_number(
+                f'train_cfg.{key}', cfg.train_cfg[key], 1, integer=True
+            )
+    for name in loaders:
+        loader = cfg.get(name) or {}
+        for key in ('prefetch_factor', 'persistent_workers'):
+            if loader.get(key) and not loader.get('num_workers'):
+                raise UserInputError(
+                    f'{name}.{key}={loader[key]} needs dataloader workers: '
+                    f'set {name}.{key}=None, or num_workers above 0.'
+                )
+
+
+def _check_hook(hook: object) -> None:
+    if hook is None or isinstance(hook, Hook):
+        return
+    kind = hook.get('type') if isinstance(hook, dict) else hook
+    # As HOOKS.build does: the class may be one of the default scope.
+    with HOOKS.switch_scope_and_registry(None) as hooks:
+        if not isclass(kind) and not hooks.get(str(kind)):
+            raise UserInputError(
+                f'The hook {kind} is unknown: correct the type, or name the '
+                'module that defines it in custom_imports.'
+            )
 
 
 def _scope_of(cfg: Config) -> object:
@@ -230,3 +280,5 @@ def _functions(reader: Callable) -> Iterator[Callable]:
     for base in reader.__mro__[:-1]:  # without object
         if '__init__' in vars(base):
             yield vars(base)['__init__']
+    if issubclass(reader, CheckpointHook):
+        yield Runner.save_checkpoint  # gets the rest

@@ -20,6 +20,7 @@ from .checkpoints import check_checkpoint, check_start, newest_checkpoint
 from .checks import check_data
 from .hooks import ResumedScheduleHook, RunInfoHook
 from .memory import keep_freed_memory
+from .options import check_values
 from .work_dir import lock_work_dir
 
 
@@ -61,8 +62,9 @@ def train(
     if cfg.get('resume') and cfg.get('load_from') is None:
         cfg.load_from = newest_checkpoint(cfg.work_dir)
     _check_device(cfg)
+    loaders = ('train_dataloader', 'val_dataloader')
+    check_values(cfg, loaders)
     if first := _is_first_process(cfg):
-        loaders = ('train_dataloader', 'val_dataloader')
         check_data(cfg, loaders, files=check)
         if check:
             check_start(cfg, trust)
@@ -115,8 +117,10 @@ def test(
     if show or show_dir:
         _show(cfg, show, show_dir, wait_time)
     _check_device(cfg)
+    loaders = ('test_dataloader',)
+    check_values(cfg, loaders)
     if _is_first_process(cfg):
-        check_data(cfg, ('test_dataloader',), files=check)
+        check_data(cfg, loaders, files=check)
         if check:
             check_checkpoint(cfg, checkpoint, trust)
     with weights_only(not trust):

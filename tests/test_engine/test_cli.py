@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+from mmengine.registry import MODELS
 
 from sb_mm.engine.cli import exit_on_sigterm, run_tool
 
@@ -50,3 +51,12 @@ def test_a_signal_that_a_host_takes_for_an_error(capsys, number, code, word):
 def test_an_error_of_its_own_is_still_raised():
     with pytest.raises(SyntaxError, match='own'):
         run_tool(lambda: exec('raise SyntaxError("own")'))
+
+
+@pytest.mark.usefixtures('_handler')
+def test_a_type_that_is_not_registered(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_tool(lambda: MODELS.build(dict(type='NoSuchModel')))
+    assert stop.value.code == 2
+    message = 'error: NoSuchModel is not in the mmengine::model registry: corr'
+    assert capsys.readouterr().err.splitlines()[-1].startswith(message)

@@ -11,6 +11,7 @@ from sb_mm.engine.cli import Options
 from sb_mm.engine.options import (
     apply_options,
     check_own_arguments,
+    check_values,
 )
 from sb_mm.errors import UserInputError
 
@@ -40,6 +41,7 @@ def _apply(**options):
             'datasets.0 .sb_mm.VOCDevkitDataset.* ann_file',
         ),
         ('default_hooks__checkpiont__interval', 'did you mean checkpoint'),
+        ('default_hooks__checkpoint__max_keep', 'did you mean max_keep_ckpts'),
         ('optim_wrapper__optimizer__nestrov', 'did you mean nesterov'),
         ('optim_wrapper__clipgrad', 'did you mean clip_grad'),
         ('param_scheduler__0__T_maxx', 'did you mean T_max'),
@@ -74,6 +76,8 @@ def test_a_name_that_nothing_reads_is_refused(key, message):
         dict(train_dataloader__pin_memory=True),
         dict(train_dataloader__num_batch_per_epoch=2),
         dict(default_hooks__ema__type='EMAHook', default_hooks__ema__begin=1),
+        dict(default_hooks__checkpoint__save_optimizer=False),
+        dict(default_hooks__checkpoint__meta=dict(a=1)),  # of the saving
         dict(optim_wrapper__clip_grad__max_norm=3),
         dict(optim_wrapper__paramwise_cfg__norm_decay_mult=0),
         dict(optim_wrapper__optimizer__nesterov=True),
@@ -175,6 +179,30 @@ def test_a_misspelt_argument_in_a_config_is_named(key, message):
         check_own_arguments(cfg)
 
 
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('custom_hooks', 5, 'custom_hooks is 5, but must be a list'),
+        ('custom_hooks', dict(type='EMAHook'), 'must be a list of hooks'),
+        ('custom_hooks', [dict(type='NoSuchHook')], 'hook NoSuchHook is unk'),
+        ('custom_hooks', [5], 'hook 5 is unknown'),
+        ('default_hooks.mine', dict(type='SSDHead'), 'hook SSDHead is unkno'),
+        ('train_cfg.max_epochs', 0, r'train_cfg.max_epochs must be an int'),
+        ('train_dataloader.num_workers', 0, 'persistent_workers=True needs'),
+    ],
+)
+def test_a_value_that_mmengine_would_stop_at_later(key, value, message):
+    cfg = copy.deepcopy(VOC)
+    cfg.pop('custom_hooks')
+    cfg.merge_from_dict({key: value})
+    with pytest.raises(UserInputError, match=message):
+        check_values(cfg, ['train_dataloader'])
+    hooks = [dict(type='EMAHook'), dict(type='YOLOXModeSwitchHook')]
+    cfg = copy.deepcopy(VOC)
+    cfg.custom_hooks = hooks  # of MMEngine and of mmdet
+    check_values(cfg, ['train_dataloader'])
+
+
 def test_every_config_gives_known_arguments():
     configs = [
         p
@@ -183,7 +211,9 @@ def test_every_config_gives_known_arguments():
     ]
     assert len(configs) > 10
     for path in configs:
-        check_own_arguments(Config.fromfile(path))
+        cfg = Config.fromfile(path)
+        check_own_arguments(cfg)
+        check_values(cfg, ['train_dataloader', 'val_dataloader'])
 
 
 @pytest.mark.parametrize(
