@@ -11,10 +11,13 @@ from sb_mm.engine.cli import exit_on_sigterm, run_tool
 
 @pytest.fixture
 def _handler():
-    before = signal.getsignal(signal.SIGTERM)
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     exit_on_sigterm()
+    # Python has no handler of it where it was started with it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures('_handler')
