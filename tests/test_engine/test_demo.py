@@ -35,6 +35,8 @@ def test_the_demo_leaves_its_results_in_one_folder(demo, tmp_path, capsys):
         with Image.open(tmp_path / f'{name}.png') as image:
             pixels = np.asarray(image.convert('RGB'))
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+    # 4 rows of 2 pairs, each on 4 x 2 inches of 100 pixels.
+    assert pixels.shape == (4 * 200, 2 * 400, 3)
 
 
 def test_a_detector_that_learnt_too_little_fails_the_demo(tool, monkeypatch):
