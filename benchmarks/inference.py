@@ -12,7 +12,7 @@ from sb_mm.deploy import fold
 from sb_mm.deploy.onnx import exportable, to_onnx, wrap
 from sb_mm.deploy.this_cpu import for_this_cpu
 
-from .measure import Pair, Row, Settings, in_turns, one_thread
+from .measure import Pair, Settings, in_turns, one_thread
 from .networks import KINDS, SB, SE, STATIC
 
 EAGER, FOLDED = 'PyTorch', 'PyTorch, folded'
@@ -20,7 +20,7 @@ PORTABLE, THIS_CPU = 'ONNX Runtime', 'ONNX Runtime, --this-cpu'
 _TOLERANCE = 1e-4  # of the scores
 
 
-def inference(settings: Settings) -> Iterator[Row]:
+def inference(settings: Settings) -> Iterator[dict]:
     """Time an image from its pixels to the scores of 1,000 classes.
 
     On one CPU thread: the waiting threads of PyTorch and ONNX Runtime would

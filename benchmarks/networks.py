@@ -1,5 +1,7 @@
 """The networks that are compared: ours and those of others."""
 
+import os
+
 import mmpretrain.models  # noqa: F401  fills the registry
 import torch
 from mmpretrain.registry import MODELS
@@ -7,15 +9,26 @@ from torch import Tensor, nn
 
 import sb_mm.models  # noqa: F401  fills the registry
 
+from .measure import Settings
+
 STATIC, SE, SB, DYCONV = 'static', 'SE', 'SB', 'DyConv'
+FUSED_SE, FUSED_SB = 'SE fused', 'SB fused'
 # At every convolution of the blocks, as in Tables 2, 4 and 6.
 KINDS = {
     STATIC: {},
-    SE: dict(attention=dict(type='sb_mm.SqueezeExcite')),
-    SB: dict(attention=dict(type='sb_mm.ShiftBalance')),
+    SE: dict(attention=dict(type='sb_mm.SqueezeExcite', fused=False)),
+    SB: dict(attention=dict(type='sb_mm.ShiftBalance', fused=False)),
+    FUSED_SE: dict(attention=dict(type='sb_mm.SqueezeExcite', fused=True)),
+    FUSED_SB: dict(attention=dict(type='sb_mm.ShiftBalance', fused=True)),
     DYCONV: dict(attention_conv_cfg=dict(type='sb_mm.DynamicConv2d')),
 }
 OTHERS = 'mmpretrain', 'torchvision', 'timm'
+
+
+def trained_on(settings: Settings) -> list[str]:
+    """Return the kinds of network; on a CPU, fused gates are plain ones."""
+    fuses = settings.on_gpu or os.environ.get('TRITON_INTERPRET') == '1'
+    return [STATIC, SE, SB, *((FUSED_SE, FUSED_SB) if fuses else ())]
 
 
 def build(kind: str, width: float, cifar: bool = False) -> nn.Module:
