@@ -1,24 +1,25 @@
-r"""The gate of a layer and its gating function in a handful of Triton kernels.
+r"""The gate of a layer and its gating function in five Triton kernels.
 
-Eq. 6-7 of arXiv:2103.13080 on ``(N, C)`` tensors, whose 26 small calls cost a
-GPU more than their arithmetic does:
+Eq. 6-7 of arXiv:2103.13080 on ``(N, C)`` tensors, whose two dozen calls cost
+a GPU far more than the arithmetic in them:
 
 .. math:: s = \lambda\, g(L), \quad L = BN_2(W_2 h) + o, \quad
           h = ReLU(BN_1(W_1 p)), \quad p = GAP(x)
 
-A program holds all ``N`` rows of some channels, so that the statistics of the
-batch never leave it. With :math:`\hat z` for a normalised :math:`z`, each norm
-:math:`y = \gamma \hat z + \beta` keeps :math:`\hat z` and
-:math:`1 / \sigma`, from which the backward pass makes :math:`h` and :math:`L`
-again:
+A program holds all ``N`` rows of some columns, so that the statistics of a
+norm :math:`y = \gamma \hat z + \beta`, :math:`\hat z = (z - \mu) / \sigma`,
+never leave it. It keeps :math:`\hat z` and, as row ``N`` of the same tensor,
+:math:`1 / \sigma`. The backward pass makes :math:`h` and :math:`L` of them
+again, and
 
 .. math:: dz = \frac{\gamma}{\sigma} \left( dy - \frac{1}{N} \sum_n dy
                - \frac{\hat z}{N} \sum_n dy\, \hat z \right)
 
-All arithmetic is float32 and, unlike cuBLAS's, never TF32.
+All of it is float32, and never TF32.
 """
+# ruff: noqa: ANN001, ANN201, ANN202 (a kernel's arguments have no types)
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
@@ -28,51 +29,75 @@ from torch.autograd.function import once_differentiable
 
 from .norm import MIN_VALUES, GateBatchNorm1d
 
-# More rows do not fit the registers of a program.
-MAX_ROWS = 256
-_DTYPES = torch.float32, torch.bfloat16, torch.float16
-_FUNCTIONS = {
-    torch.tanh: 'tanh',
-    torch.sigmoid: 'sigmoid',
-    torch.relu: 'relu',
-}
-# TF32 would be another result than the plain form's.
+MAX_ROWS = 256  # which a program's registers hold
+FUNCTIONS = {torch.tanh: 'tanh', torch.sigmoid: 'sigmoid', torch.relu: 'relu'}
 PRECISION = tl.constexpr('ieee')
+# The columns of a program, and the columns of its input at a time.
+BLOCK = dict(COLS=16, K=32)
 _INTERPRETED = triton.knobs.runtime.interpret
+_kernel = triton.jit(do_not_specialize=('n', 'inputs', 'hidden', 'outputs'))
 
 
-# ---- parts of the kernels: tiles of (rows, columns), zero outside --------
-
-
-@triton.jit
-def _affine(tile, gamma, beta, cols, count):
-    """Return ``gamma * tile + beta``."""
-    gamma = tl.load(gamma + cols, mask=cols < count, other=0.0)
-    beta = tl.load(beta + cols, mask=cols < count, other=0.0)
-    return gamma[None, :] * tile + beta[None, :]
+# ---- parts: tiles of (rows, columns) of contiguous tensors, zero outside --
 
 
 @triton.jit
-def _load(x, rows, cols, row_count, count):
-    inside = (rows[:, None] < row_count) & (cols[None, :] < count)
-    at = rows[:, None] * count + cols[None, :]
+def _load(x, rows, cols, height, width):
+    inside = (rows[:, None] < height) & (cols[None, :] < width)
+    at = rows[:, None] * width + cols[None, :]
     return tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _store(x, tile, rows, cols, row_count, count):
-    inside = (rows[:, None] < row_count) & (cols[None, :] < count)
-    tl.store(x + rows[:, None] * count + cols[None, :], tile, mask=inside)
+def _store(x, tile, rows, cols, height, width):
+    inside = (rows[:, None] < height) & (cols[None, :] < width)
+    tl.store(x + rows[:, None] * width + cols[None, :], tile, mask=inside)
 
 
 @triton.jit
-def _input(x, gamma, beta, rows, cols, n, count):
-    """Load a layer's input: the pooled sums, or ``h`` from its norm."""
-    tile = _load(x, rows, cols, n, count)
+def _row(x, cols, width):
+    return tl.load(x + cols, mask=cols < width, other=0.0)[None, :]
+
+
+@triton.jit
+def _input(x, gamma, beta, rows, cols, n, width):
+    """Load a Linear's input: the pooled sums, or ``h`` from its norm."""
+    tile = _load(x, rows, cols, n, width)
     if gamma is not None:
-        tile = tl.maximum(_affine(tile, gamma, beta, cols, count), 0.0)
-        tile = tl.where(rows[:, None] < n, tile, 0.0)
+        tile = _row(gamma, cols, width) * tile + _row(beta, cols, width)
+        tile = tl.where((rows[:, None] < n) & (tile > 0), tile, 0.0)
     return tile
+
+
+@triton.jit
+def _linear_norm(
+    x, x_gamma, x_beta, weight, mean, var, batches, normed, rows, cols,
+    n, inputs, width, factor, eps, momentum, K: tl.constexpr,
+):  # fmt: skip
+    """Store and return the normalised ``factor * input @ weight.T``."""
+    z = tl.zeros((rows.shape[0], cols.shape[0]), tl.float32)
+    for start in range(0, inputs, K):
+        ks = start + tl.arange(0, K)
+        tile = _input(x, x_gamma, x_beta, rows, ks, n, inputs)
+        w = tl.trans(_load(weight, cols, ks, width, inputs))
+        z = tl.dot(tile, w, z, input_precision=PRECISION)
+    z *= factor
+    mu = tl.sum(z, 0) / n
+    z = tl.where(rows[:, None] < n, z - mu[None, :], 0.0)
+    squares = tl.sum(z * z, 0)
+    inverse = 1 / tl.sqrt(squares / n + eps)
+    z *= inverse[None, :]
+    _store(normed, z, rows, cols, n, width)
+    valid = cols < width
+    tl.store(normed + n * width + cols, inverse, mask=valid)
+    old = tl.load(mean + cols, mask=valid)
+    tl.store(mean + cols, old + momentum * (mu - old), mask=valid)
+    old = tl.load(var + cols, mask=valid)
+    unbiased = squares / (n - 1)
+    tl.store(var + cols, old + momentum * (unbiased - old), mask=valid)
+    if tl.program_id(0) == 0:
+        tl.store(batches, tl.load(batches) + 1)
+    return z
 
 
 @triton.jit
@@ -94,125 +119,112 @@ def _gating(logits, FUNCTION: tl.constexpr):
 
 
 @triton.jit
-def _norm_backward(dy, normed_at, gamma_at, dnorm, rows, cols, n, count):
+def _norm_backward(dy, normed, gamma, dvectors, rows, cols, n, width):
     """Return ``dz``, and store the gradients of gamma and beta."""
-    normed = _load(normed_at, rows, cols, n, count)
-    valid = cols < count
-    slope = tl.load(normed_at + n * count + cols, mask=valid, other=0.0)
-    slope *= tl.load(gamma_at + cols, mask=valid, other=0.0)
-    dgamma = tl.sum(dy * normed, 0)
-    dbeta = tl.sum(dy, 0)
-    tl.store(dnorm + cols, dgamma, mask=valid)
-    tl.store(dnorm + count + cols, dbeta, mask=valid)
-    common = (dbeta[None, :] + normed * dgamma[None, :]) / n
-    dz = slope[None, :] * (dy - common)
+    z = _load(normed, rows, cols, n, width)
+    dgamma, dbeta = tl.sum(dy * z, 0), tl.sum(dy, 0)
+    tl.store(dvectors + cols, dgamma, mask=cols < width)
+    tl.store(dvectors + width + cols, dbeta, mask=cols < width)
+    slope = _row(gamma, cols, width) * _row(normed + n * width, cols, width)
+    dz = slope * (dy - (dbeta[None, :] + z * dgamma[None, :]) / n)
     return tl.where(rows[:, None] < n, dz, 0.0)
 
 
 @triton.jit
 def _weight_backward(
-    dz, x, gamma, beta, dw, cols, n, inputs, outputs,
-    ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
+    dz, x, x_gamma, x_beta, dw, cols, n, inputs, width,
+    ROWS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Store ``dW = dz^T input``, where ``dz`` is what this program stored."""
-    tl.debug_barrier()
+    """Store ``dW = dz^T input``, where ``dz`` is what the program stored."""
+    tl.debug_barrier()  # all its threads see it
     for start in range(0, inputs, K):
         ks = start + tl.arange(0, K)
-        tile = tl.zeros((COLS, K), tl.float32)
+        tile = tl.zeros((cols.shape[0], K), tl.float32)
         for first in range(0, n, ROWS):
             rows = first + tl.arange(0, ROWS)
-            d = tl.trans(_load(dz, rows, cols, n, outputs))
-            h = _input(x, gamma, beta, rows, ks, n, inputs)
+            d = tl.trans(_load(dz, rows, cols, n, width))
+            h = _input(x, x_gamma, x_beta, rows, ks, n, inputs)
             tile = tl.dot(d, h, tile, input_precision=PRECISION)
-        _store(dw, tile, cols, ks, outputs, inputs)
+        _store(dw, tile, cols, ks, width, inputs)
 
 
-# ---- the kernels ---------------------------------------------------------
+# ---- kernels: what they read, what they write, sizes, numbers -------------
 
 
-@triton.jit(do_not_specialize=('n', 'inputs', 'outputs'))
-def layer_forward(
-    x, x_gamma, x_beta, weight, mean, var, batches, normed,
-    gamma, beta, scale, out,
-    n, inputs, outputs, factor, offset, eps, momentum,
-    FUNCTION: tl.constexpr,
+@_kernel
+def hidden_forward(
+    x, weight, mean, var, batches, normed,
+    n, hidden, inputs, factor, eps, momentum,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Linear and batch norm; with ``out``, the gating function as well.
-
-    Stores ``(z - mean) / std`` in the first ``n`` rows of ``normed`` and
-    ``1 / std`` in the last.
-    """
+    """The first Linear, of the sums over the pixels, and its norm."""
     rows = tl.arange(0, ROWS)
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    z = tl.zeros((ROWS, COLS), tl.float32)
-    for start in range(0, inputs, K):
-        ks = start + tl.arange(0, K)
-        tile = _input(x, x_gamma, x_beta, rows, ks, n, inputs)
-        w = tl.trans(_load(weight, cols, ks, outputs, inputs))
-        z = tl.dot(tile, w, z, input_precision=PRECISION)
-    z *= factor
-    m = tl.sum(z, 0) / n
-    z = tl.where(rows[:, None] < n, z - m[None, :], 0.0)
-    squares = tl.sum(z * z, 0)
-    inverse = 1 / tl.sqrt(squares / n + eps)
-    z *= inverse[None, :]
-    valid = cols < outputs
-    _store(normed, z, rows, cols, n, outputs)
-    tl.store(normed + n * outputs + cols, inverse, mask=valid)
-    old = tl.load(mean + cols, mask=valid)
-    tl.store(mean + cols, old + momentum * (m - old), mask=valid)
-    old = tl.load(var + cols, mask=valid)
-    unbiased = squares / (n - 1)
-    tl.store(var + cols, old + momentum * (unbiased - old), mask=valid)
-    if tl.program_id(0) == 0:
-        tl.store(batches, tl.load(batches) + 1)
-    if out is not None:
-        logits = _affine(z, gamma, beta, cols, outputs) + offset
-        value, _ = _gating(logits, FUNCTION)
-        if scale is not None:
-            value *= tl.load(scale + cols, mask=valid, other=0.0)[None, :]
-        _store(out, value, rows, cols, n, outputs)
+    _linear_norm(
+        x, None, None, weight, mean, var, batches, normed, rows, cols,
+        n, inputs, hidden, factor, eps, momentum, K,
+    )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=('n', 'inputs', 'outputs'))
-def output_backward(
-    dout, normed, gamma, beta, scale, x, x_gamma, x_beta, dz, dw, dvectors,
-    n, inputs, outputs, offset,
+@_kernel
+def output_forward(
+    x, x_gamma, x_beta, weight, gamma, beta, scale,
+    mean, var, batches, normed, out,
+    n, outputs, hidden, offset, eps, momentum,
     FUNCTION: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Back through the gating function, the second norm and its Linear.
+    """ReLU, the second Linear, its norm, the gating function and lambda."""
+    rows = tl.arange(0, ROWS)
+    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    z = _linear_norm(
+        x, x_gamma, x_beta, weight, mean, var, batches, normed, rows, cols,
+        n, hidden, outputs, 1.0, eps, momentum, K,
+    )  # fmt: skip
+    z = _row(gamma, cols, outputs) * z + _row(beta, cols, outputs) + offset
+    value, _ = _gating(z, FUNCTION)
+    if scale is not None:
+        value *= _row(scale, cols, outputs)
+    _store(out, value, rows, cols, n, outputs)
+
+
+@_kernel
+def output_backward(
+    dout, normed, gamma, beta, scale, x, x_gamma, x_beta, dz, dw, dvectors,
+    n, outputs, hidden, offset,
+    FUNCTION: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """Back to the second Linear's weights and output.
 
     ``dvectors`` are the gradients of gamma, beta and lambda.
     """
     rows = tl.arange(0, ROWS)
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    valid = cols < outputs
-    logits = _load(normed, rows, cols, n, outputs)
-    logits = _affine(logits, gamma, beta, cols, outputs) + offset
-    value, slope = _gating(logits, FUNCTION)
+    z = _load(normed, rows, cols, n, outputs)
+    z = _row(gamma, cols, outputs) * z + _row(beta, cols, outputs) + offset
+    value, slope = _gating(z, FUNCTION)
     dy = _load(dout, rows, cols, n, outputs)
     if scale is not None:
         dscale = tl.sum(dy * value, 0)
-        tl.store(dvectors + 2 * outputs + cols, dscale, mask=valid)
-        slope *= tl.load(scale + cols, mask=valid, other=0.0)[None, :]
+        at = dvectors + 2 * outputs + cols
+        tl.store(at, dscale, mask=cols < outputs)
+        dy *= _row(scale, cols, outputs)
     dy *= slope
     d = _norm_backward(dy, normed, gamma, dvectors, rows, cols, n, outputs)
     _store(dz, d, rows, cols, n, outputs)
     _weight_backward(
-        dz, x, x_gamma, x_beta, dw, cols, n, inputs, outputs,
-        min(ROWS, K), COLS, K,
-    )  # fmt: skip
+        dz, x, x_gamma, x_beta, dw, cols, n, hidden, outputs, min(ROWS, K), K
+    )
 
 
-@triton.jit(do_not_specialize=('n', 'inputs', 'hidden', 'outputs'))
+@_kernel
 def hidden_backward(
     dnext, next_weight, normed, gamma, beta, x, dz, dw, dvectors,
-    n, inputs, hidden, outputs, factor,
+    n, hidden, inputs, outputs, factor,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Back through the second Linear's input, ReLU, the first norm, its W."""
+    """Back to the first Linear's weights and output."""
     rows = tl.arange(0, ROWS)
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
     dy = tl.zeros((ROWS, COLS), tl.float32)
@@ -224,21 +236,19 @@ def hidden_backward(
     h = _input(normed, gamma, beta, rows, cols, n, hidden)
     dy = tl.where(h > 0, dy, 0.0)
     d = _norm_backward(dy, normed, gamma, dvectors, rows, cols, n, hidden)
-    d *= factor
-    _store(dz, d, rows, cols, n, hidden)
+    _store(dz, d * factor, rows, cols, n, hidden)
     _weight_backward(
-        dz, x, None, None, dw, cols, n, inputs, hidden,
-        min(ROWS, K), COLS, K,
-    )  # fmt: skip
+        dz, x, None, None, dw, cols, n, inputs, hidden, min(ROWS, K), K
+    )
 
 
-@triton.jit(do_not_specialize=('n', 'inputs', 'hidden'))
+@_kernel
 def input_backward(
     dz, weight, dx, n, inputs, hidden,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Back through the first Linear: ``dx = dz W``, in the type of ``dx``."""
-    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    """Back to the pixels: ``dx = dz W_1``, in the type of ``dx``."""
+    rows = tl.arange(0, ROWS)
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
     d = tl.zeros((ROWS, COLS), tl.float32)
     for start in range(0, hidden, K):
@@ -249,232 +259,141 @@ def input_backward(
     _store(dx, d, rows, cols, n, inputs)
 
 
-# ---- as operators, which torch.compile does not look into ----------------
+# ---- their use ------------------------------------------------------------
 
 
-def _operator(*written: str) -> Callable[[Callable], Callable]:
-    """Register a function that writes some of its arguments, by its name.
-
-    Not as ``torch.library.custom_op``, which takes the host ten times as long.
-    """
-
-    def register(function: Callable) -> Callable:
-        name = f'sb_mm::{function.__name__}'
-        schema = torch.library.infer_schema(function, mutates_args=written)
-        torch.library.define(name, schema)
-        torch.library.impl(name, ('cpu', 'cuda'), function)
-        torch.library.register_fake(name, lambda *_: None)
-        return getattr(torch.ops.sb_mm, function.__name__)
-
-    return register
-
-
-def _launch(kernel: Callable, grid: tuple[int, ...], rows: int, *args) -> None:
-    """Start programs of ``rows`` (a power of 2) times 16 columns each.
-
-    A dot takes no less than 16 of both.
-    """
-    if _INTERPRETED:  # numpy >= 2.4 makes no range of the integers there
-        args = [tl.constexpr(a) if isinstance(a, int) else a for a in args]
-    kernel[grid](
-        *args,
-        ROWS=rows,
-        COLS=16,
-        K=32,
-        num_warps=8 if rows > 128 else 4,
-        num_stages=2,
-    )
-
-
-def _columns(kernel: Callable, n: int, columns: int, *args) -> None:
-    """Start programs that hold all ``n`` rows."""
-    rows = max(16, triton.next_power_of_2(n))
-    _launch(kernel, (triton.cdiv(columns, 16),), rows, *args)
-
-
-@_operator('mean', 'var', 'batches', 'normed')
-def gate_hidden(
-    total: Tensor, weight: Tensor, mean: Tensor, var: Tensor, batches: Tensor,
-    normed: Tensor, factor: float, eps: float, momentum: float,
-) -> None:  # fmt: skip
-    """Pooled sums to ``normed``, ``(N + 1, hidden)``."""
-    n, inputs = total.shape
-    units = weight.size(0)
-    _columns(
-        layer_forward, n, units,
-        total, None, None, weight, mean, var, batches, normed,
-        None, None, None, None,
-        n, inputs, units, factor, 0.0, eps, momentum, '',
+def _launch_gate(
+    kernel: str,
+    reads: Sequence[Tensor | None],
+    writes: Sequence[Tensor],
+    sizes: Sequence[int],
+    numbers: Sequence[float],
+    function: str,
+) -> None:
+    """Start a kernel for ``sizes[:2]``, the rows and columns of its result."""
+    rows = max(16, triton.next_power_of_2(sizes[0]))
+    grid = (triton.cdiv(sizes[1], BLOCK['COLS']),)
+    if _INTERPRETED:  # there, NumPy >= 2.4 makes no range of an integer
+        sizes = map(tl.constexpr, sizes)
+    options = dict(FUNCTION=function) if function else {}
+    globals()[kernel][grid](
+        *reads, *writes, *sizes, *numbers, **options,
+        ROWS=rows, **BLOCK, num_warps=8 if rows > 128 else 4, num_stages=2,
     )  # fmt: skip
-    torch.autograd.graph.increment_version((mean, var, batches))
+    torch.autograd.graph.increment_version(writes)
 
 
-@_operator('mean', 'var', 'batches', 'normed', 'out')
-def gate_output(
-    hidden: Tensor, hidden_gamma: Tensor, hidden_beta: Tensor, weight: Tensor,
-    mean: Tensor, var: Tensor, batches: Tensor, normed: Tensor,
-    gamma: Tensor, beta: Tensor, scale: Tensor | None, out: Tensor,
-    offset: float, eps: float, momentum: float, function: str,
-) -> None:  # fmt: skip
-    """The hidden layer's ``normed`` to ``out``, ``(N, Cout)``."""
-    n, outputs = out.shape
-    _columns(
-        layer_forward, n, outputs,
-        hidden, hidden_gamma, hidden_beta, weight, mean, var, batches, normed,
-        gamma, beta, scale, out,
-        n, hidden.size(1), outputs, 1.0, offset, eps, momentum, function,
-    )  # fmt: skip
-    torch.autograd.graph.increment_version((mean, var, batches))
-
-
-@_operator('dz', 'dw', 'dvectors')
-def gate_output_backward(
-    dout: Tensor, normed: Tensor, gamma: Tensor, beta: Tensor,
-    scale: Tensor | None, hidden: Tensor, hidden_gamma: Tensor,
-    hidden_beta: Tensor, dz: Tensor, dw: Tensor, dvectors: Tensor,
-    offset: float, function: str,
-) -> None:  # fmt: skip
-    """From the gradient of ``out`` to those of ``W_2 h`` and ``W_2``."""
-    n, outputs = dout.shape
-    _columns(
-        output_backward, n, outputs,
-        dout, normed, gamma, beta, scale,
-        hidden, hidden_gamma, hidden_beta, dz, dw, dvectors,
-        n, hidden.size(1), outputs, offset, function,
-    )  # fmt: skip
-
-
-@_operator('dz', 'dw', 'dvectors')
-def gate_hidden_backward(
-    dnext: Tensor, next_weight: Tensor, normed: Tensor, gamma: Tensor,
-    beta: Tensor, total: Tensor, dz: Tensor, dw: Tensor, dvectors: Tensor,
-    factor: float,
-) -> None:  # fmt: skip
-    """From the gradient of ``W_2 h`` to those of the sums' and ``W_1``."""
-    n, units = dz.shape
-    _columns(
-        hidden_backward, n, units,
-        dnext, next_weight, normed, gamma, beta, total, dz, dw, dvectors,
-        n, total.size(1), units, dnext.size(1), factor,
-    )  # fmt: skip
-
-
-@_operator('dx')
-def gate_input_backward(dz: Tensor, weight: Tensor, dx: Tensor) -> None:
-    """``dx = dz W_1``, in the type of ``dx``."""
-    (n, hidden), inputs = dz.shape, weight.size(1)
-    grid = triton.cdiv(inputs, 16), triton.cdiv(n, 32)
-    _launch(input_backward, grid, 32, dz, weight, dx, n, inputs, hidden)
+# An operator, so that torch.compile does not look into it. Not by custom_op,
+# which takes the host ten times as long.
+_schema = torch.library.infer_schema(_launch_gate, mutates_args=('writes',))
+torch.library.define('sb_mm::launch_gate', _schema)
+torch.library.impl('sb_mm::launch_gate', ('cpu', 'cuda'), _launch_gate)
+torch.library.register_fake('sb_mm::launch_gate', lambda *_: None)
+_launch = torch.ops.sb_mm.launch_gate.default
 
 
 class _FusedGate(torch.autograd.Function):
     @staticmethod
-    def forward(  # noqa: ANN205
-        ctx, x, w1, gamma1, beta1, w2, gamma2, beta2, scale,  # noqa: ANN001
-        stats1, stats2, offset, function, dtype,  # noqa: ANN001
+    def forward(
+        ctx, x, w1, gamma1, beta1, w2, gamma2, beta2, scale,
+        stats1, numbers1, stats2, numbers2, offset, function, dtype,
     ):  # fmt: skip
+        (hidden, inputs), outputs, n = w1.shape, w2.size(0), x.size(0)
         total = x.sum((2, 3), dtype=torch.float32)
         factor = 1 / (x.size(2) * x.size(3))
-        n = x.size(0)
-        mean, var, batches, eps, momentum = stats1
-        hidden = torch.empty(n + 1, w1.size(0), device=x.device)
-        gate_hidden(
-            total, w1, mean, var, batches, hidden, factor, eps, momentum
-        )
-        mean, var, batches, eps, momentum = stats2
-        normed = torch.empty(n + 1, w2.size(0), device=x.device)
-        out = torch.empty_like(normed[1:], dtype=dtype)
-        gate_output(
-            hidden, gamma1, beta1, w2, mean, var, batches, normed,
-            gamma2, beta2, scale, out, offset, eps, momentum, function,
+        normed1 = torch.empty(n + 1, hidden, device=x.device)
+        _launch(
+            'hidden_forward', (total, w1), (*stats1, normed1),
+            (n, hidden, inputs), (factor, *numbers1), '',
         )  # fmt: skip
-        ctx.save_for_backward(
-            total, w1, gamma1, beta1, w2, gamma2, beta2, scale, hidden, normed
-        )
-        ctx.rest = x.shape, x.dtype, factor, offset, function
+        normed2 = torch.empty(n + 1, outputs, device=x.device)
+        out = torch.empty(n, outputs, device=x.device, dtype=dtype)
+        second = normed1, gamma1, beta1, w2, gamma2, beta2, scale
+        _launch(
+            'output_forward', second, (*stats2, normed2, out),
+            (n, outputs, hidden), (offset, *numbers2), function,
+        )  # fmt: skip
+        ctx.save_for_backward(total, w1, *second, normed2)
+        ctx.constants = x.shape, x.dtype, factor, offset, function
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dout):  # noqa: ANN001, ANN205
-        total, w1, gamma1, beta1, w2, gamma2, beta2, scale, hidden, normed = (
-            ctx.saved_tensors
-        )
-        shape, dtype, factor, offset, function = ctx.rest
-        dz2, dw2 = torch.empty_like(normed[1:]), torch.empty_like(w2)
-        dvectors2 = torch.empty(3, w2.size(0), device=w2.device)
-        gate_output_backward(
-            dout.contiguous(), normed, gamma2, beta2, scale,
-            hidden, gamma1, beta1, dz2, dw2, dvectors2, offset, function,
+    def backward(ctx, dout):
+        (
+            total,
+            w1,
+            normed1,
+            gamma1,
+            beta1,
+            w2,
+            gamma2,
+            beta2,
+            scale,
+            normed2,
+        ) = ctx.saved_tensors
+        shape, dtype, factor, offset, function = ctx.constants
+        (hidden, inputs), outputs, n = w1.shape, w2.size(0), shape[0]
+        dz2, dw2 = torch.empty_like(normed2[1:]), torch.empty_like(w2)
+        dvectors2 = torch.empty(3, outputs, device=w2.device)
+        _launch(
+            'output_backward',
+            (dout.contiguous(), normed2, gamma2, beta2, scale,
+             normed1, gamma1, beta1), (dz2, dw2, dvectors2),
+            (n, outputs, hidden), (offset,), function,
         )  # fmt: skip
-        dz1, dw1 = torch.empty_like(hidden[1:]), torch.empty_like(w1)
-        dvectors1 = torch.empty(2, w1.size(0), device=w1.device)
-        gate_hidden_backward(
-            dz2, w2, hidden, gamma1, beta1, total, dz1, dw1, dvectors1, factor
-        )
+        dz1, dw1 = torch.empty_like(normed1[1:]), torch.empty_like(w1)
+        dvectors1 = torch.empty(2, hidden, device=w1.device)
+        _launch(
+            'hidden_backward', (dz2, w2, normed1, gamma1, beta1, total),
+            (dz1, dw1, dvectors1), (n, hidden, inputs, outputs), (factor,), '',
+        )  # fmt: skip
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = torch.empty_like(total, dtype=dtype)
-            gate_input_backward(dz1, w1, dx)
-            # Not written to every pixel: a view.
-            dx = dx[:, :, None, None].expand(shape)
-        dgamma1, dbeta1 = dvectors1.unbind()
+            dx = torch.empty(n, inputs, device=w1.device, dtype=dtype)
+            sizes = n, inputs, hidden
+            _launch('input_backward', (dz1, w1), (dx,), sizes, (), '')
+            dx = dx[:, :, None, None].expand(shape)  # a view
         dgamma2, dbeta2, dscale = dvectors2.unbind()
         return (
-            dx, dw1, dgamma1, dbeta1, dw2, dgamma2, dbeta2,
-            None if scale is None else dscale, *[None] * 5,
+            dx, dw1, *dvectors1.unbind(), dw2, dgamma2, dbeta2,
+            None if scale is None else dscale, *[None] * 7,
         )  # fmt: skip
-
-
-# ---- what the layers call ------------------------------------------------
 
 
 def applies(gate: nn.Module, x: Tensor) -> bool:
     """Tell whether the kernels can compute a gate of ``x``.
 
-    In training on a CUDA device, with a batch whose statistics the norms use
-    and which fits (8 to 256 images), in float32, bfloat16 or float16; if the
-    gate is float32, has plain parts (no dropout, no ``nn.SyncBatchNorm``, not
-    quantised) without forward or backward hooks; and not in an export.
+    On a CUDA device, in training on 8 to 256 images, whose statistics the
+    norms use; if the gate is float32 and its parts are plain ones: no
+    dropout, no ``nn.SyncBatchNorm``, none that is quantised or has hooks.
+    Not in an export. There is no second derivative.
     """
-    norms = gate.bn1, gate.bn2
     return (
         (x.is_cuda or _INTERPRETED)
         and MIN_VALUES <= x.size(0) <= MAX_ROWS
-        and x.dtype in _DTYPES
-        and all(map(_is_usable_norm, norms))
-        and all(map(_is_usable_linear, (gate.fc1, gate.fc2)))
+        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and type(gate.dropout) is nn.Identity
+        and all(map(_is_plain_norm, (gate.bn1, gate.bn2)))
+        and all(map(_is_plain_linear, (gate.fc1, gate.fc2)))
         and not any(map(_has_hooks, (gate, *gate._modules.values())))
         and not torch.jit.is_tracing()
     )
 
 
-def _is_usable_norm(norm: nn.Module) -> bool:
-    return (
-        type(norm) is GateBatchNorm1d
-        and norm.training
-        and norm.affine
-        and norm.track_running_stats
-        and norm.momentum is not None
-    )
+def _is_plain_norm(norm: nn.Module) -> bool:
+    plain = type(norm) is GateBatchNorm1d and norm.training and norm.affine
+    return plain and norm.track_running_stats and norm.momentum is not None
 
 
-def _is_usable_linear(linear: nn.Module) -> bool:
-    return (
-        type(linear) is nn.Linear
-        and linear.bias is None
-        and linear.weight.dtype == torch.float32
-    )
+def _is_plain_linear(linear: nn.Module) -> bool:
+    plain = type(linear) is nn.Linear and linear.bias is None
+    return plain and linear.weight.dtype == torch.float32
 
 
 def _has_hooks(part: nn.Module) -> bool:
-    return bool(
-        part._forward_hooks
-        or part._forward_pre_hooks
-        or part._backward_hooks
-        or part._backward_pre_hooks
-    )
+    forward = part._forward_hooks or part._forward_pre_hooks
+    return bool(forward or part._backward_hooks or part._backward_pre_hooks)
 
 
 def fused_gate(
@@ -494,35 +413,25 @@ def fused_gate(
         scale: Lambda, ``(Cout,)``, or None for 1.
         dtype: Of the result.
     """
-    if function not in _FUNCTIONS:
-        gates = function(_call(gate, x, None, '', torch.float32))
+    if function not in FUNCTIONS:
+        gates = function(_call(gate, x, 'none', None, torch.float32))
         return (gates if scale is None else scale * gates).to(dtype)
-    return _call(gate, x, scale, _FUNCTIONS[function], dtype)
+    return _call(gate, x, FUNCTIONS[function], scale, dtype)
 
 
 def _call(
     gate: nn.Module,
     x: Tensor,
-    scale: Tensor | None,
     function: str,
+    scale: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    layers = (gate.fc1, gate.bn1), (gate.fc2, gate.bn2)
-    weights = [
-        weight
-        for linear, norm in layers
-        for weight in (linear.weight, norm.weight, norm.bias)
-    ]
-    stats = [
-        (
-            norm.running_mean,
-            norm.running_var,
-            norm.num_batches_tracked,
-            norm.eps,
-            norm.momentum,
-        )
-        for _, norm in layers
-    ]
+    weights, stats = [], []
+    for linear, norm in (gate.fc1, gate.bn1), (gate.fc2, gate.bn2):
+        weights += linear.weight, norm.weight, norm.bias
+        buffers = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        stats += buffers, (norm.eps, norm.momentum)
+    offset = float(gate.offset)
     return _FusedGate.apply(
-        x, *weights, scale, *stats, float(gate.offset), function, dtype
+        x, *weights, scale, *stats, offset, function, dtype
     )
