@@ -1,7 +1,5 @@
 """The networks that are compared: ours and those of others."""
 
-import os
-
 import mmpretrain.models  # noqa: F401  fills the registry
 import torch
 from mmpretrain.registry import MODELS
@@ -25,10 +23,10 @@ KINDS = {
 OTHERS = 'mmpretrain', 'torchvision', 'timm'
 
 
-def trained_on(settings: Settings) -> list[str]:
+def trained_on(settings: Settings, se: bool = True) -> list[str]:
     """Return the kinds of network; on a CPU, fused gates are plain ones."""
-    fuses = settings.on_gpu or os.environ.get('TRITON_INTERPRET') == '1'
-    return [STATIC, SE, SB, *((FUSED_SE, FUSED_SB) if fuses else ())]
+    kinds = [STATIC, SB, *([SE] if se else [])]
+    return kinds + [f'{kind} fused' for kind in kinds[1:] if settings.on_gpu]
 
 
 def build(kind: str, width: float, cifar: bool = False) -> nn.Module:
