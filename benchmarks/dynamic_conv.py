@@ -1,6 +1,6 @@
 """DyConv: matrix products against the grouped convolutions of others."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sb_mm.models.layers import DynamicConv2d
 
-from .measure import Pair, Settings, compare, in_turns, peak_memory
+from .measure import Pair, Rows, Settings, compare, in_turns, peak_memory
 from .networks import DYCONV, build
 
 OURS, GROUPED = 'sb_mm', 'grouped convolution'
@@ -28,7 +28,7 @@ def grouped(conv: DynamicConv2d, x: Tensor) -> Tensor:
     return y.view(n, -1, *y.shape[2:])
 
 
-def dynamic_conv(settings: Settings) -> Iterator[dict]:
+def dynamic_conv(settings: Settings) -> Rows:
     """Measure forward and backward of all DyConv layers of MobileNetV2.
 
     Others are to be that much slower where matrices are multiplied.

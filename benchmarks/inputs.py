@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mmpretrain.datasets
@@ -15,13 +15,13 @@ from mmpretrain.registry import DATASETS, MODELS
 import sb_mm.datasets  # noqa: F401  fills the registry
 from sb_mm.errors import UserInputError
 
-from .measure import Pair, Settings, in_turns, one_thread
+from .measure import Pair, Rows, Settings, in_turns, one_thread
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 _IMAGES = 320  # of VOC2007, at most
 
 
-def augmentation(settings: Settings) -> Iterator[dict]:
+def augmentation(settings: Settings) -> Rows:
     """Time SSD's training images, from the file to the packed tensor."""
     with one_thread():
         datasets = _voc(settings)
@@ -35,7 +35,7 @@ def augmentation(settings: Settings) -> Iterator[dict]:
         yield from in_turns(what, calls, pairs, settings, images=n)
 
 
-def loading(settings: Settings) -> Iterator[dict]:
+def loading(settings: Settings) -> Rows:
     """Time the loader of SSD's training with two dataloader workers."""
     with one_thread():
         datasets = _voc(settings)
@@ -131,7 +131,7 @@ def use_random_images(config: Config, images: int) -> ConfigDict:
     return loader
 
 
-def cifar_input(settings: Settings) -> Iterator[dict]:
+def cifar_input(settings: Settings) -> Rows:
     """Time CIFAR-10's input, from the images to the batch on the device.
 
     mmpretrain's has dataloader workers beside a GPU only: on a CPU they would

@@ -13,6 +13,7 @@ from torch.utils.benchmark import timer  # waits for the device
 
 WARM_UP = 3  # calls before the first round
 Calls = Mapping[str, Callable[[], object]]
+Rows = Iterator[dict]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def compare(
     unit: str,
     values: Mapping[str, Sequence[float]],
     pairs: Sequence[Pair],
-) -> Iterator[dict]:
+) -> Rows:
     """Yield a row for each pair whose two calls have values, one a round.
 
     Its ``ratio`` is the first quartile, median and third quartile of
@@ -86,7 +87,7 @@ def in_turns(
     settings: Settings,
     repeats: int = 1,
     images: int = 0,
-) -> Iterator[dict]:
+) -> Rows:
     """Time calls that take turns, round by round.
 
     Args:

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,33 +21,37 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Settings
+from benchmarks.measure import Rows, Settings
 from sb_mm.arguments import check_number
 from sb_mm.engine.cli import run_tool
 from sb_mm.engine.hooks.run_info import commit, hardware, versions
 from sb_mm.errors import UserInputError
 from sb_mm.files import write_in_one_step
 
-# Those that may find no data come first.
-CASES = {
-    name: f'benchmarks.{module}:{name}'
-    for module, names in dict(
-        inputs='augmentation loading cifar_input',
-        dynamic_conv='dynamic_conv',
-        training='training_step cifar_step training_memory device_calls '
-        'detector_step training_loop',
-        inference='inference',
-    ).items()
-    for name in names.split()
-}
+# Each in which module. Those that may find no data come first.
+CASES = dict(
+    augmentation='inputs',
+    loading='inputs',
+    cifar_input='inputs',
+    dynamic_conv='dynamic_conv',
+    training_step='training',
+    cifar_step='training',
+    training_loop='training',
+    training_memory='training',
+    device_calls='training',
+    detector_step='training',
+    inference='inference',
+)
 # Only if asked for: they need a GPU, or minutes for a compiler.
-MORE = {
-    name: f'benchmarks.training:{name}'
-    for name in (
-        'cifar_channels_last cifar_graphs cifar_compiled detector_bfloat16 '
-        'detector_graphs detector_compiled compiled_kernels'
-    ).split()
-}
+MORE = dict(
+    cifar_channels_last='training',
+    cifar_graphs='training',
+    cifar_compiled='training',
+    detector_bfloat16='training',
+    detector_graphs='training',
+    detector_compiled='training',
+    compiled_kernels='training',
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,20 +79,18 @@ class ChildError(Exception):
     """A case ended without its last row."""
 
 
-def _rows(
-    name: str, settings: Settings, limit: float | None
-) -> Iterator[dict]:
+def _rows(name: str, settings: Settings, limit: float | None) -> Rows:
     """Yield a case's rows; with a limit, from a process of its own.
 
     Modules are loaded before, once for all cases.
     """
-    case = resolve_name((CASES | MORE)[name])
+    case = resolve_name(f'benchmarks.{(CASES | MORE)[name]}:{name}')
     if limit is None:
         yield from _measure(case, settings)
         return
     fork = multiprocessing.get_context('fork')
     receiver, sender = fork.Pipe(duplex=False)
-    child = fork.Process(target=_send, args=(case, settings, sender))
+    child = fork.Process(target=_send, args=(sender, case, settings))
     child.start()
     sender.close()
     end = monotonic() + limit
@@ -104,12 +106,12 @@ def _rows(
         child.kill()
 
 
-def _send(case, settings: Settings, sender: Connection) -> None:  # noqa: ANN001
-    for row in _measure(case, settings):
+def _send(sender: Connection, *args) -> None:
+    for row in _measure(*args):
         sender.send(row)
 
 
-def _measure(case, settings: Settings) -> Iterator[dict]:  # noqa: ANN001
+def _measure(case: Callable[[Settings], Rows], settings: Settings) -> Rows:
     torch.backends.cudnn.benchmark = True  # as in our configs
     where = dict(
         device=torch.device(settings.device).type,
@@ -123,9 +125,9 @@ def _measure(case, settings: Settings) -> Iterator[dict]:  # noqa: ANN001
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=__doc__, formatter_class=formatter
     )
     add = parser.add_argument
     add('--only', nargs='+', choices=CASES | MORE, default=list(CASES))
@@ -134,12 +136,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add('--data-root', default=Settings.data_root, help='of VOCdevkit')
     add('--limit', type=float, help='seconds of a case')
     add('--tiny', action='store_true', help='see only that all of it runs')
-    add(
-        '--out',
-        type=Path,
-        default=Path('work_dirs/performance.json'),
-        help='JSON; what it holds of other cases stays',
-    )
+    out = Path('work_dirs/performance.json')
+    add('--out', type=Path, default=out, help='what it holds of others stays')
     args = parser.parse_args(argv)
     check_number('--rounds', args.rounds, 1, integer=True)
     if args.out.is_dir():

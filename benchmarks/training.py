@@ -2,12 +2,15 @@
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from unittest.mock import patch
 
+import mmdet.models  # noqa: F401  fills the registry
 import torch
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
@@ -24,6 +27,7 @@ from .inputs import CONFIGS, use_random_images
 from .measure import (
     Calls,
     Pair,
+    Rows,
     Settings,
     compare,
     in_turns,
@@ -68,7 +72,7 @@ def graphs(network: nn.Module, images: Tensor) -> None:
     )
 
 
-def training_step(settings: Settings) -> Iterator[dict]:
+def training_step(settings: Settings) -> Rows:
     """Time steps of MobileNetV2 at ImageNet's size, in two layouts."""
     batch, size = (2, 64) if settings.tiny else (32, 224)
     images = torch.randn(batch, 3, size, size, device=settings.device)
@@ -85,7 +89,7 @@ def training_step(settings: Settings) -> Iterator[dict]:
 
 def cifar_step(
     settings: Settings, form: Form = eager, layout: torch.memory_format = NCHW
-) -> Iterator[dict]:
+) -> Rows:
     """Time steps of the networks for CIFAR-10."""
     batch = 8 if settings.tiny else 128
     images = torch.randn(batch, 3, 32, 32, device=settings.device)
@@ -102,7 +106,7 @@ def cifar_step(
 
 def detector_step(
     settings: Settings, form: Form = eager, amp: bool = False
-) -> Iterator[dict]:
+) -> Rows:
     """Time steps of SSDLite x1.0, with target assignment and losses."""
     batch = 2 if settings.tiny else 32
     steps = {
@@ -125,7 +129,7 @@ detector_compiled = partial(detector_step, form=compiled)
 
 def _step_rows(
     what: str, steps: Calls, most: float, settings: Settings, repeats: int
-) -> Iterator[dict]:
+) -> Rows:
     """Yield times; on a GPU memory, kernels and their time as well."""
     kinds = (SB, FUSED_SB, SE, FUSED_SE)
     pairs = [Pair(kind, STATIC, most) for kind in kinds]
@@ -170,9 +174,6 @@ def step(
 def _detector_step(
     kind: str, batch: int, device: str, form: Form, amp: bool
 ) -> Callable[[], dict]:
-    from mmdet.registry import MODELS
-    from mmdet.testing import demo_mm_inputs
-
     torch.manual_seed(0)
     config = Config.fromfile(CONFIGS / 'ssd_sb_voc.py').model
     config.backbone.update(type='sb_mm.AttentionMobileNetV2', **KINDS[kind])
@@ -200,7 +201,7 @@ class _EpochTimes(Hook):
         self.seconds.append(timer() - self.begin)
 
 
-def training_loop(settings: Settings) -> Iterator[dict]:
+def training_loop(settings: Settings) -> Rows:
     """Time epochs of CIFAR-10 x0.35, from the loader to the optimizer."""
     images = 16 if settings.tiny else 6400 if settings.on_gpu else 1280
     values = {
@@ -234,7 +235,7 @@ def _epochs(kind: str, images: int) -> list[float]:
     return times.seconds[1:]
 
 
-def training_memory(settings: Settings) -> Iterator[dict]:
+def training_memory(settings: Settings) -> Rows:
     """Measure the most memory that a step takes, with fresh gradients."""
     batch, size = (2, 64) if settings.tiny else (32, 224)
     images = torch.randn(batch, 3, size, size, device=settings.device)
@@ -248,7 +249,7 @@ def training_memory(settings: Settings) -> Iterator[dict]:
         yield from compare(what, 'MiB', peaks, pairs)
 
 
-def device_calls(settings: Settings) -> Iterator[dict]:
+def device_calls(settings: Settings) -> Rows:
     """Count the calls of forward and backward of the CIFAR-10 network.
 
     They are the same on every machine, and what a step costs where the GPU
@@ -261,7 +262,7 @@ def device_calls(settings: Settings) -> Iterator[dict]:
     yield from compare('device calls, eager', 'calls', calls, pairs)
 
 
-def compiled_kernels(settings: Settings) -> Iterator[dict]:
+def compiled_kernels(settings: Settings) -> Rows:
     """Count the kernels that ``torch.compile`` makes of the same networks."""
     kernels = {
         kind: [_count_kernels(build(kind, 0.35, True))]
