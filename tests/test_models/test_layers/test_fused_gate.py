@@ -36,6 +36,12 @@ needs_kernels = pytest.mark.skipif(
     DEVICE == 'cpu' and not INTERPRETED, reason='run in the interpreter'
 )
 needs_compiler = pytest.mark.skipif(INTERPRETED, reason='is interpreted')
+NETWORKS = (
+    ('MobileNetV2', 0.35),
+    ('MobileNetV2', 1.0),
+    ('MnasNet', 1.0),
+    ('ShuffleNetV2', 1.0),
+)
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1e-2, torch.half: 2e-3}
 
 
@@ -141,22 +147,15 @@ def wide_blocks(monkeypatch):
 
 
 @needs_kernels
-@pytest.mark.parametrize(
-    ('network', 'width'),
-    [
-        ('MobileNetV2', 0.35),
-        ('MobileNetV2', 1.0),
-        ('MnasNet', 1.0),
-        ('ShuffleNetV2', 1.0),
-    ],
-)
-def test_every_layer_of_the_networks(network, width, wide_blocks):
-    cfg = dict(type=f'sb_mm.Attention{network}', widen_factor=width)
-    cfg['attention'] = dict(type='sb_mm.ShiftBalance')
-    with torch.device('meta'):
-        parts = MODELS.build(cfg).modules()
-    gates = [p.gate for p in parts if isinstance(p, ChannelAttention)]
-    layers = {(*g.fc1.weight.shape[::-1], len(g.bn2.bias)) for g in gates}
+def test_every_layer_of_the_networks(wide_blocks):
+    layers = set()
+    for network, width in NETWORKS:
+        cfg = dict(type=f'sb_mm.Attention{network}', widen_factor=width)
+        cfg['attention'] = dict(type='sb_mm.ShiftBalance')
+        with torch.device('meta'):
+            parts = MODELS.build(cfg).modules()
+        gates = [p.gate for p in parts if isinstance(p, ChannelAttention)]
+        layers |= {(*g.fc1.weight.shape[::-1], len(g.bn2.bias)) for g in gates}
     for channels, n in zip(sorted(layers), cycle([8, 13, 32, 60])):
         Case(ShiftBalance, channels, n).check()
 
