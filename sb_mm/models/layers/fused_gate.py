@@ -19,6 +19,7 @@ All of it is float32, and never TF32.
 """
 # ruff: noqa: ANN001, ANN201, ANN202 (a kernel's arguments have no types)
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,6 +27,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from triton import knobs  # of Triton 3.4, whose launchers take these arguments
 
 from .norm import MIN_VALUES, GateBatchNorm1d
 
@@ -34,8 +37,19 @@ FUNCTIONS = {torch.tanh: 'tanh', torch.sigmoid: 'sigmoid', torch.relu: 'relu'}
 PRECISION = tl.constexpr('ieee')
 # The columns of a program, and the columns of its input at a time.
 BLOCK = dict(COLS=16, K=32)
-_INTERPRETED = triton.knobs.runtime.interpret
-_kernel = triton.jit(do_not_specialize=('n', 'inputs', 'hidden', 'outputs'))
+_compiled = {}
+_INTERPRETED = knobs.runtime.interpret
+
+
+def _kernel(function: Callable) -> Callable:
+    """Compile a function once for all sizes and addresses."""
+    arguments = inspect.signature(function).parameters.values()
+    names = [a.name for a in arguments if a.annotation is a.empty]
+    return triton.jit(
+        function,
+        do_not_specialize=names,
+        do_not_specialize_on_alignment=names,
+    )
 
 
 # ---- parts: tiles of (rows, columns) of contiguous tensors, zero outside --
@@ -155,6 +169,7 @@ def _weight_backward(
 def hidden_forward(
     x, weight, mean, var, batches, normed,
     n, hidden, inputs, factor, eps, momentum,
+    FUNCTION: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """The first Linear, of the sums over the pixels, and its norm."""
@@ -190,7 +205,7 @@ def output_forward(
 
 @_kernel
 def output_backward(
-    dout, normed, gamma, beta, scale, x, x_gamma, x_beta, dz, dw, dvectors,
+    dout, normed, gamma, beta, x, x_gamma, x_beta, scale, dz, dw, dvectors,
     n, outputs, hidden, offset,
     FUNCTION: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
@@ -222,6 +237,7 @@ def output_backward(
 def hidden_backward(
     dnext, next_weight, normed, gamma, beta, x, dz, dw, dvectors,
     n, hidden, inputs, outputs, factor,
+    FUNCTION: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """Back to the first Linear's weights and output."""
@@ -245,6 +261,7 @@ def hidden_backward(
 @_kernel
 def input_backward(
     dz, weight, dx, n, inputs, hidden,
+    FUNCTION: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """Back to the pixels: ``dx = dz W_1``, in the type of ``dx``."""
@@ -272,29 +289,44 @@ def _launch_gate(
 ) -> None:
     """Start a kernel for ``sizes[:2]``, the rows and columns of its result."""
     rows = max(16, triton.next_power_of_2(sizes[0]))
-    grid = (triton.cdiv(sizes[1], BLOCK['COLS']),)
+    grid = triton.cdiv(sizes[1], BLOCK['COLS']), 1, 1
     if _INTERPRETED:  # there, NumPy >= 2.4 makes no range of an integer
         sizes = map(tl.constexpr, sizes)
-    options = dict(FUNCTION=function) if function else {}
-    globals()[kernel][grid](
-        *reads, *writes, *sizes, *numbers, **options,
-        ROWS=rows, **BLOCK, num_warps=8 if rows > 128 else 4, num_stages=2,
+    args = *reads, *writes, *sizes, *numbers, function, rows, *BLOCK.values()
+    # What it is compiled for.
+    key = (
+        kernel, function, rows, reads[0].dtype, writes[-1].dtype,
+        reads[-1] is None, writes[-1].device,
     )  # fmt: skip
+    if (
+        key in _compiled and not _INTERPRETED
+    ):  # Triton's own look-up takes the host ten times this
+        _compiled[key][grid](*args)
+    else:
+        _compiled[key] = globals()[kernel][grid](
+            *args, num_warps=8 if rows > 128 else 4, num_stages=2
+        )
     torch.autograd.graph.increment_version(writes)
 
 
-# An operator, so that torch.compile does not look into it. Not by custom_op,
-# which takes the host ten times as long.
+# An operator, so that torch.compile does not look into it.
 _schema = torch.library.infer_schema(_launch_gate, mutates_args=('writes',))
 torch.library.define('sb_mm::launch_gate', _schema)
 torch.library.impl('sb_mm::launch_gate', ('cpu', 'cuda'), _launch_gate)
 torch.library.register_fake('sb_mm::launch_gate', lambda *_: None)
-_launch = torch.ops.sb_mm.launch_gate.default
+
+
+def _launch(*args) -> None:
+    """Start a kernel, as an operator where one is recorded or compiled."""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        torch.ops.sb_mm.launch_gate(*args)
+    else:
+        _launch_gate(*args)
 
 
 class _FusedGate(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: ANN205
         ctx, x, w1, gamma1, beta1, w2, gamma2, beta2, scale,
         stats1, numbers1, stats2, numbers2, offset, function, dtype,
     ):  # fmt: skip
@@ -319,7 +351,7 @@ class _FusedGate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dout):
+    def backward(ctx, dout):  # noqa: ANN205
         (
             total,
             w1,
@@ -334,23 +366,26 @@ class _FusedGate(torch.autograd.Function):
         ) = ctx.saved_tensors
         shape, dtype, factor, offset, function = ctx.constants
         (hidden, inputs), outputs, n = w1.shape, w2.size(0), shape[0]
-        dz2, dw2 = torch.empty_like(normed2[1:]), torch.empty_like(w2)
-        dvectors2 = torch.empty(3, outputs, device=w2.device)
+        device = w1.device
+        dz2 = torch.empty(n, outputs, device=device)
+        dw2 = torch.empty(outputs, hidden, device=device)
+        dvectors2 = torch.empty(3, outputs, device=device)
         _launch(
             'output_backward',
-            (dout.contiguous(), normed2, gamma2, beta2, scale,
-             normed1, gamma1, beta1), (dz2, dw2, dvectors2),
+            (dout.contiguous(), normed2, gamma2, beta2,
+             normed1, gamma1, beta1, scale), (dz2, dw2, dvectors2),
             (n, outputs, hidden), (offset,), function,
         )  # fmt: skip
-        dz1, dw1 = torch.empty_like(normed1[1:]), torch.empty_like(w1)
-        dvectors1 = torch.empty(2, hidden, device=w1.device)
+        dz1 = torch.empty(n, hidden, device=device)
+        dw1 = torch.empty(hidden, inputs, device=device)
+        dvectors1 = torch.empty(2, hidden, device=device)
         _launch(
             'hidden_backward', (dz2, w2, normed1, gamma1, beta1, total),
             (dz1, dw1, dvectors1), (n, hidden, inputs, outputs), (factor,), '',
         )  # fmt: skip
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = torch.empty(n, inputs, device=w1.device, dtype=dtype)
+            dx = torch.empty(n, inputs, device=device, dtype=dtype)
             sizes = n, inputs, hidden
             _launch('input_backward', (dz1, w1), (dx,), sizes, (), '')
             dx = dx[:, :, None, None].expand(shape)  # a view
@@ -370,7 +405,7 @@ def applies(gate: nn.Module, x: Tensor) -> bool:
     Not in an export. There is no second derivative.
     """
     return (
-        (x.is_cuda or _INTERPRETED)
+        (_is_current(x) or _INTERPRETED)
         and MIN_VALUES <= x.size(0) <= MAX_ROWS
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and type(gate.dropout) is nn.Identity
@@ -379,6 +414,10 @@ def applies(gate: nn.Module, x: Tensor) -> bool:
         and not any(map(_has_hooks, (gate, *gate._modules.values())))
         and not torch.jit.is_tracing()
     )
+
+
+def _is_current(x: Tensor) -> bool:
+    return x.is_cuda and x.get_device() == torch.cuda.current_device()
 
 
 def _is_plain_norm(norm: nn.Module) -> bool:
