@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import onnxruntime
 import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
@@ -12,18 +14,12 @@ from sb_mm.deploy import fold
 from sb_mm.deploy.onnx import exportable, to_onnx, wrap
 from sb_mm.deploy.this_cpu import for_this_cpu
 
+from .inputs import CONFIGS
 from .measure import Calls, Pair, Rows, Settings, in_turns, one_thread
-from .networks import KINDS, SB, SE, STATIC
+from .networks import SB, SE, STATIC
 
 EAGER, FOLDED = 'PyTorch', 'PyTorch, folded'
 PORTABLE, THIS_CPU = 'ONNX Runtime', 'ONNX Runtime, --this-cpu'
-_PAIRS = (
-    ((SB, FOLDED), (SB, EAGER)),
-    ((SB, THIS_CPU), (SB, PORTABLE)),
-    ((SB, FOLDED), (STATIC, FOLDED)),
-    ((SB, THIS_CPU), (STATIC, THIS_CPU)),
-    ((SB, THIS_CPU), (SE, PORTABLE)),
-)
 
 
 def inference(settings: Settings) -> Rows:
@@ -41,12 +37,14 @@ def inference(settings: Settings) -> Rows:
                 for runtime, call in _runtimes(kind, width, images).items():
                     calls[f'{kind}: {runtime}'] = call
             pairs = [
-                Pair(
-                    ': '.join(ours),
-                    ': '.join(other),
-                    most if other[0] == STATIC else None,
+                Pair(f'{SB}: {ours}', f'{kind}: {other}', target)
+                for ours, kind, other, target in (
+                    (FOLDED, SB, EAGER, None),
+                    (THIS_CPU, SB, PORTABLE, None),
+                    (FOLDED, STATIC, FOLDED, most),
+                    (THIS_CPU, STATIC, THIS_CPU, most),
+                    (THIS_CPU, SE, PORTABLE, 1),
                 )
-                for ours, other in _PAIRS
             ]
             what = f'one image x{width}'
             yield from in_turns(what, calls, pairs, settings, repeats=10)
@@ -74,18 +72,11 @@ def _runtimes(kind: str, width: float, images: Tensor) -> Calls:
 def _build_classifier(kind: str, width: float) -> nn.Module:
     """Return an mmpretrain classifier whose norms and shifts do something."""
     torch.manual_seed(0)
-    backbone = dict(type='sb_mm.AttentionMobileNetV2', widen_factor=width)
-    head = dict(type='LinearClsHead', num_classes=1000, in_channels=1280)
-    scaling = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
-    model = MODELS.build(
-        dict(
-            type='ImageClassifier',
-            data_preprocessor=dict(scaling, to_rgb=True),
-            backbone=backbone | KINDS[kind],
-            neck=dict(type='GlobalAveragePooling'),
-            head=head,
-        )
-    )
+    name = f'mobilenetv2-{kind.lower()}-w{width}_1xb256-300e_in1k.py'
+    cfg = Config.fromfile(CONFIGS / 'imagenet' / name)
+    cfg.model.data_preprocessor = cfg.data_preprocessor
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(cfg.model)
     for name, parameter in model.named_parameters():
         if name.endswith('lambda_'):
             nn.init.uniform_(parameter, -0.5, 0.5)

@@ -18,14 +18,7 @@ Rows = Iterator[dict]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how often.
-
-    Attributes:
-        rounds: Values of each call.
-        tiny: Whether to measure next to nothing, to see that all of it runs.
-        device: PyTorch's name of the device of the networks.
-        data_root: Folder of VOCdevkit.
-    """
+    """How often and where things are measured; ``tiny``: next to nothing."""
 
     rounds: int = 9
     tiny: bool = False
@@ -90,13 +83,8 @@ def in_turns(
 ) -> Rows:
     """Time calls that take turns, round by round.
 
-    Args:
-        what: Is measured.
-        calls: By name.
-        pairs: What is compared.
-        settings: How often.
-        repeats: Times that a call is made for one value.
-        images: That pass in a call, if the time of one is meant.
+    A value is of ``repeats`` calls in a row; where ``images`` pass in a call,
+    of one of them.
     """
     for call in calls.values():
         _seconds(call, WARM_UP)

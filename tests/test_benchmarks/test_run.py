@@ -75,7 +75,7 @@ def _odd_case(case, settings):
 
 def test_device_calls_of_a_training_step():
     # Convolution, ReLU, their gradients, the sum and its gradient.
-    layers = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.ReLU())
+    layers = _Backbone(nn.Conv2d(3, 4, 1, bias=False), nn.ReLU())
     assert count_calls(layers) == 6
     calls = {k: count_calls(build(k, 0.35, True)) for k in KINDS}
     ratios = {kind: count / calls[STATIC] for kind, count in calls.items()}
@@ -84,3 +84,8 @@ def test_device_calls_of_a_training_step():
     # Five kernels a gate instead of 26 calls.
     assert ratios['SB fused'] <= 2.4
     assert ratios['SE fused'] <= 2.5
+
+
+class _Backbone(nn.Sequential):
+    def forward(self, x):
+        return (super().forward(x),)
