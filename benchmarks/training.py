@@ -2,7 +2,7 @@
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from unittest.mock import patch
@@ -132,7 +132,7 @@ def _working(make: Callable, kinds: Sequence[str]) -> Calls:
             call = make(kind)
             call()
             steps[kind] = call
-        except RuntimeError as error:
+        except Exception as error:  # of CUDA, Triton or a compiler
             print(f'{kind} does not work: {error}')
     return steps
 
