@@ -19,9 +19,6 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton import JITFunction
-
-from sb_mm.models.layers import fused_gate
 
 from .inputs import CONFIGS, use_random_images
 from .measure import (
@@ -288,6 +285,10 @@ def _pretending() -> AbstractContextManager:
 
     Each is there to launch one kernel; nothing is computed.
     """
+    from triton import JITFunction
+
+    from sb_mm.models.layers import fused_gate
+
     parts = vars(fused_gate).items()
     # Indexed by a grid, each gives what takes arguments.
     nothing = defaultdict(lambda: lambda *args, **options: None)

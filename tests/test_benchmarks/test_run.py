@@ -74,6 +74,7 @@ def _odd_case(case, settings):
 
 
 def test_device_calls_of_a_training_step():
+    pytest.importorskip('triton')
     # Convolution, ReLU, their gradients, the sum and its gradient.
     layers = _Backbone(nn.Conv2d(3, 4, 1, bias=False), nn.ReLU())
     assert count_calls(layers) == 6
