@@ -28,6 +28,7 @@ from sb_mm.registry import MODELS
 
 triton = pytest.importorskip('triton')
 fused_gate = pytest.importorskip('sb_mm.models.layers.fused_gate')
+gate_kernels = pytest.importorskip('sb_mm.models.layers.gate_kernels')
 
 INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -143,7 +144,7 @@ def test_rows(n):
 def wide_blocks(monkeypatch):
     """Let the interpreter take fewer steps."""
     if INTERPRETED:
-        monkeypatch.setattr(fused_gate, 'BLOCK', dict(COLS=256, K=256))
+        monkeypatch.setattr(gate_kernels, 'BLOCK', dict(COLS=256, K=256))
 
 
 @needs_kernels
@@ -349,10 +350,10 @@ KERNELS = (
 @needs_compiler
 @pytest.mark.parametrize('capability', [80, 90])
 def test_registers_hold_the_largest_batch(capability, tmp_path):
-    constants = dict(ROWS=256, FUNCTION='tanh', **fused_gate.BLOCK)
+    constants = dict(ROWS=256, FUNCTION='tanh', **gate_kernels.BLOCK)
     target = triton.backends.compiler.GPUTarget('cuda', capability, 32)
     for name in KERNELS:
-        kernel = getattr(fused_gate, name)
+        kernel = getattr(gate_kernels, name)
         types = {
             arg: 'constexpr'
             if arg in constants
