@@ -110,10 +110,11 @@ class ChannelAttention(nn.Module):
         gate_norm: Whether the gate has batch normalisation, as in the paper;
             without it, its Linear layers have a bias.
         gate_offset: Added to the gate's logits.
-        fused: Compute the gate in four Triton kernels where
-            :func:`.fused_gate.applies`, in training on a GPU. None for what
-            the environment variable ``SB_MM_FUSED_GATE`` says: ``1`` is on.
-            Without Triton, the plain form is used, with a warning for True.
+        fused: Compute the gate in five Triton kernels, forward and backward,
+            where :func:`.fused_gate.applies`: in training on a GPU. None for
+            what the environment variable ``SB_MM_FUSED_GATE`` says when the
+            layer is built, where ``1`` is on. Without Triton, the plain form
+            is used, with a warning for True.
 
     Raises:
         ValueError: If an argument is out of its range.

@@ -28,6 +28,7 @@ from sb_mm.registry import MODELS
 
 triton = pytest.importorskip('triton')
 fused_gate = pytest.importorskip('sb_mm.models.layers.fused_gate')
+gate_kernels = pytest.importorskip('sb_mm.models.layers.gate_kernels')
 
 INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -121,20 +122,19 @@ class Case:
 
 @needs_kernels
 @pytest.mark.parametrize('gate', attention.GATES)
-@pytest.mark.parametrize('dtype', TOLERANCE)
-def test_shift_balance(gate, dtype):
-    Case(ShiftBalance, (5, 18, 37), 11, dtype, gate=gate).check()
+def test_gating_functions(gate):
+    Case(ShiftBalance, (5, 18, 37), 11, gate=gate).check()
 
 
 @needs_kernels
 @pytest.mark.parametrize('dtype', TOLERANCE)
-@pytest.mark.parametrize('offset', [0, 4])
-def test_squeeze_excite(dtype, offset):
-    Case(SqueezeExcite, (40, 5, 40), 11, dtype, gate_offset=offset).check()
+def test_precisions(dtype):
+    Case(ShiftBalance, (37, 18, 5), 11, dtype).check()
+    Case(SqueezeExcite, (40, 5, 40), 11, dtype, gate_offset=4).check()
 
 
 @needs_kernels
-@pytest.mark.parametrize('n', [8, 16, 37, 130, 256])
+@pytest.mark.parametrize('n', [8, 37, 130, 256])
 def test_rows(n):
     Case(ShiftBalance, (34, 17, 18), n).check()
 
@@ -143,7 +143,7 @@ def test_rows(n):
 def wide_blocks(monkeypatch):
     """Let the interpreter take fewer steps."""
     if INTERPRETED:
-        monkeypatch.setattr(fused_gate, 'BLOCK', dict(COLS=256, K=256))
+        monkeypatch.setattr(gate_kernels, 'BLOCK', dict(COLS=256, K=256))
 
 
 @needs_kernels
@@ -156,7 +156,7 @@ def test_every_layer_of_the_networks(wide_blocks):
             parts = MODELS.build(cfg).modules()
         gates = [p.gate for p in parts if isinstance(p, ChannelAttention)]
         layers |= {(*g.fc1.weight.shape[::-1], len(g.bn2.bias)) for g in gates}
-    for channels, n in zip(sorted(layers), cycle([8, 13, 32, 60])):
+    for channels, n in zip(sorted(layers), cycle([8, 13, 60])):
         Case(ShiftBalance, channels, n).check()
 
 
@@ -349,10 +349,10 @@ KERNELS = (
 @needs_compiler
 @pytest.mark.parametrize('capability', [80, 90])
 def test_registers_hold_the_largest_batch(capability, tmp_path):
-    constants = dict(ROWS=256, FUNCTION='tanh', **fused_gate.BLOCK)
+    constants = dict(ROWS=256, FUNCTION='tanh', **gate_kernels.BLOCK)
     target = triton.backends.compiler.GPUTarget('cuda', capability, 32)
     for name in KERNELS:
-        kernel = getattr(fused_gate, name)
+        kernel = getattr(gate_kernels, name)
         types = {
             arg: 'constexpr'
             if arg in constants
