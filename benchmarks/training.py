@@ -2,8 +2,8 @@
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from unittest.mock import patch
 
@@ -280,20 +280,25 @@ def compiled_kernels(settings: Settings) -> Rows:
     yield from compare('kernels, compiled', 'kernels', kernels, pairs)
 
 
-def _pretending() -> AbstractContextManager:
+@contextmanager
+def _pretending() -> Iterator[None]:
     """Let fused gates go through their operators on a CPU, for the count.
 
     Each is there to launch one kernel; nothing is computed.
     """
     from triton import JITFunction
 
-    from sb_mm.models.layers import fused_gate
+    from sb_mm.models.layers import fused_gate, gate_kernels
 
-    parts = vars(fused_gate).items()
+    parts = vars(gate_kernels).items()
     # Indexed by a grid, each gives what takes arguments.
     nothing = defaultdict(lambda: lambda *args, **options: None)
     kernels = {k: nothing for k, v in parts if isinstance(v, JITFunction)}
-    return patch.multiple(fused_gate, _INTERPRETED=True, **kernels)
+    with (
+        patch.multiple(gate_kernels, **kernels),
+        patch.object(fused_gate, 'INTERPRETED', True),
+    ):
+        yield
 
 
 class CallCounter(TorchDispatchMode):
