@@ -272,6 +272,7 @@ def test_names_are_the_same_in_any_form_of_unicode(
         ('utf16', 'utf-16'),
         ('utf-16-le', 'utf-16'),
         ('utf-8', 'utf-16'),
+        ('utf-16', 'utf-8'),
         ('utf-32', 'utf-32'),
         ('iso-8859-1', 'latin-1'),
         ('gb2312', 'gb18030'),
@@ -384,11 +385,12 @@ def test_all_missing_files_are_counted_and_three_are_named(tiny_devkit):
         ('no xml', 'is not XML'),
         ('<annotation><object>', 'is not XML'),
         ('<html></html>', 'holds <html>'),
-        ('<?xml version="1.0" encoding="hex"?><annotation/>', 'is not XML'),
+        ('<?xml encoding="hex"?><annotation/>', 'save it as UTF-8'),
+        ('<?xml encoding="ansi"?><annotation/>', 'save it as UTF-8'),
         ('<annotation>é</annotation>'.encode('latin-1'), 'save it as UTF-8'),
         (b' ' * 4_000_001, 'max_annotation_mb'),
     ],
-    ids=['empty', 'text', 'cut', 'html', 'codec', 'undeclared', 'large'],
+    ids='empty text cut html codec unknown undeclared large'.split(),
 )
 def test_an_annotation_that_is_not_one_is_refused(flat, text, told):
     annotate(flat, 'a', text)
