@@ -263,6 +263,20 @@ def test_names_are_the_same_in_any_form_of_unicode(
     assert 'each of them once' in error_of(root, classes=(given, written))
 
 
+def test_parts_of_a_name_may_be_in_different_forms_of_unicode(tiny_devkit):
+    """Such as a file of macOS in a folder of Linux."""
+    root = tiny_devkit(
+        files=('a.jpg',), lists={'train': '\u00e9/\u00e9\u00fc'}
+    )
+    moved = []
+    for folder, file in (('JPEGImages', 'a.jpg'), ('Annotations', 'a.xml')):
+        moved.append(root / folder / '\u00e9' / f'e\u0301\u00fc{file[1:]}')
+        moved[-1].parent.mkdir()
+        (root / folder / file).rename(moved[-1])
+    info = load(root).get_data_info(0)
+    assert [info['img_path'], info['xml_path']] == [*map(str, moved)]
+
+
 @pytest.mark.parametrize(
     ('declared', 'written'),
     [
@@ -390,7 +404,7 @@ def test_all_missing_files_are_counted_and_three_are_named(tiny_devkit):
         ('<annotation>é</annotation>'.encode('latin-1'), 'save it as UTF-8'),
         (b' ' * 4_000_001, 'max_annotation_mb'),
     ],
-    ids='empty text cut html codec unknown undeclared large'.split(),
+    ids=['empty', 'text', 'cut', 'html', 'codec', 'name', 'none', 'large'],
 )
 def test_an_annotation_that_is_not_one_is_refused(flat, text, told):
     annotate(flat, 'a', text)
