@@ -59,10 +59,12 @@ class FileIndex:
 
 def choose(paths: Sequence[str], filename: str) -> tuple[str, list[str]]:
     """Return the path that ``<filename>`` names, or the first, and notes."""
-    for path in paths:
-        if nfc(os.path.basename(path)) == nfc(filename):
-            return path, []
-    return paths[0], ['twin'] * (len(paths) > 1)
+    names = {path: nfc(os.path.basename(path)) for path in paths}
+    wanted = nfc(filename)
+    same = [p for p in paths if names[p].lower() == wanted.lower()]
+    exact = [p for p in same if names[p] == wanted]
+    note = ['twin'] if len(paths) > 1 and not same else []
+    return (exact or same or paths)[0], note
 
 
 def read_list(path: str) -> list[str]:

@@ -217,13 +217,16 @@ def test_image_suffixes_in_any_case(tiny_devkit):
         ('a.png', 'a.png', False),
         ('a.jpg', 'a.jpg', False),
         (r'C:\images\a.png', 'a.png', False),
-        ('b.png', 'a.jpg', True),
+        ('A.PNG', 'a.png', False),
+        ('a.bmp', 'a.bmp', False),
+        ('b.png', 'a.bmp', True),
     ],
 )
-def test_of_two_images_filename_names_the_one(
+def test_of_several_images_filename_names_the_one(
     tiny_devkit, make_xml, warnings_of, named, used, warned
 ):
-    root = tiny_devkit(files=('a.jpg', 'a.png'), lists={'train': 'a\n'})
+    files = ('a.bmp', 'a.jpg', 'a.png')
+    root = tiny_devkit(files=files, lists={'train': 'a\n'})
     text = make_xml([DISC]).replace('<size>', f'<filename>{named}</filename>'
                                     '<size>')  # fmt: skip
     annotate(root, 'a', text)
