@@ -102,6 +102,13 @@ def test_training_then_testing_then_resuming(
     assert code == 0, error
     assert (trained / 'epoch_3.pth').is_file()
 
+    # Another optimizer is told in a sentence.
+    other = [*two, 'optim_wrapper.paramwise_cfg.norm_decay_mult=0']
+    code, error = tool(*train, '--resume', '--cfg-options', *other)
+    assert code == 2, error
+    assert 'epoch_3.pth does not fit this training' in error
+    assert 'parameter groups' in error
+
 
 def test_mmdets_own_tool_trains_our_config(config, tmp_path):
     train = Path(mmdet.__file__).parent / '.mim/tools/train.py'
