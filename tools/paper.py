@@ -49,12 +49,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     verb.set_defaults(run=commands.train_cells)
 
     verb = verbs.add_parser(
-        'report', help='write docs/results.md, configs/*/README.md, metafiles'
+        'report', help='write docs/results.md, or a page beside other records'
     )
-    verb.add_argument(
-        '--check', action='store_true',
-        help='write nothing; exit 1 if a file is not up to date',
-    )  # fmt: skip
     _add_results(verb)
     verb.set_defaults(run=commands.report)
     return parser.parse_args(argv)
@@ -74,7 +70,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        '--results', type=Path, default=commands.results_folder(),
+        '--results', type=Path, default=commands.RESULTS,
         metavar='FOLDER', help='of the records (%(default)s)',
     )  # fmt: skip
 
@@ -110,7 +106,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         help='as tasks of this Ray cluster; auto: the one of this machine',
     )  # fmt: skip
     where.add_argument(
-        '--slurm', action='store_true', help='print a job array, train nothing'
+        '--slurm', action='store_true', help='print the command for Slurm'
     )
     where.add_argument(
         '--dry-run', action='store_true', help='list the jobs, train nothing'
@@ -142,8 +138,8 @@ def _whole(least: int) -> Callable[[str], int]:
 
 def main() -> None:
     """Run the command."""
-    args = vars(parse_args())
-    sys.exit(args.pop('run')(**args))
+    args = parse_args()
+    sys.exit(args.run(args))
 
 
 if __name__ == '__main__':

@@ -4,8 +4,8 @@
     python docs/se_collapse/study.py measure --data-root DIR
     python docs/se_collapse/study.py report
 
-``data.json`` has the networks, and what ``measure`` found; ``report`` writes
-it and the records of the trainings into ``README.md``.
+``data.json`` has the networks, and what ``measure`` found; ``report`` prints
+the tables of ``README.md`` from it and from the records of the trainings.
 """
 
 import argparse
@@ -29,13 +29,12 @@ from sb_mm.engine.cli import run_tool
 from sb_mm.engine.hooks.run_info import commit, hardware, versions
 from sb_mm.models.layers import ChannelAttention
 from sb_mm.paper.cells import find_cell
-from sb_mm.paper.claims import SEEDS, welch
-from sb_mm.paper.job import Execution, Job
-from sb_mm.paper.records import Record, identity, read_results
-from sb_mm.paper.report import fill, final_result, markdown
+from sb_mm.paper.job import Job
+from sb_mm.paper.records import Record, identity, read_records
+from sb_mm.paper.report import SEEDS, final_result, markdown, welch
 
 HERE = Path(__file__).resolve().parent
-DATA, PAGE = HERE / 'data.json', HERE / 'README.md'
+DATA = HERE / 'data.json'
 # Of the trainings, besides what is changed of a network.
 _SHORT = {
     'train_cfg.max_epochs': 4,
@@ -51,7 +50,7 @@ def measure(data_root: str | None) -> None:
     for network in track(networks, 'measuring'):
         cell, options = find_cell(network['cell']), network['options']
         found = [
-            first_gradient(Job(cell, seed, options, Execution(data_root)))
+            first_gradient(Job(cell, seed, options, data_root=data_root))
             for seed in data['seeds']
         ]
         norms, spreads = zip(*found, strict=True)
@@ -107,21 +106,17 @@ def gradients_table(data: dict) -> str:
     rows = []
     for network in data['networks']:
         if 'gradient' in network:
+            norm = float(format(network['gradient'], '.2g'))
             spread = network['spread']
-            rows.append(
-                [
-                    network['label'],
-                    f'{float(format(network["gradient"], ".2g")):,.6g}',
-                    '-' if spread is None else f'{spread:.2g}',
-                ]
-            )
+            spread = '-' if spread is None else f'{spread:.2g}'
+            rows.append([network['label'], f'{norm:,.6g}', spread])
+    header = ['network', 'norm of the gradient', 'spread of a gate']
     environment = data['environment']
     origin = (
         f'Seeds {", ".join(map(str, data["seeds"]))}; '
         f'{environment["hardware"]}, commit {environment["commit"]}, '
         f'{data["date"]}. {data["note"]}'
     )
-    header = ['network', 'norm of the gradient', 'spread of a gate']
     return f'{markdown(header, rows)}\n\n{origin.strip()}'
 
 
@@ -160,12 +155,10 @@ def _compared(changed: list[Record], before: list[Record]) -> tuple[str, str]:
 
 
 def report() -> None:
-    """Write the tables into the page."""
+    """Print the tables of the page."""
     data = json.loads(DATA.read_text())
-    records = read_results(HERE / 'records').records
-    text = fill(PAGE.read_text(), 'gradients', gradients_table(data), PAGE)
-    table = trainings_table(data['networks'], records)
-    PAGE.write_text(fill(text, 'trainings', table, PAGE))
+    print(gradients_table(data), end='\n\n')
+    print(trainings_table(data['networks'], read_records(HERE / 'records')))
 
 
 def main() -> None:
