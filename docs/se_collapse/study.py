@@ -31,7 +31,7 @@ from sb_mm.models.layers import ChannelAttention
 from sb_mm.paper.cells import find_cell
 from sb_mm.paper.job import Job
 from sb_mm.paper.records import Record, identity, read_records
-from sb_mm.paper.report import SEEDS, final_result, markdown, welch
+from sb_mm.paper.report import SEEDS, markdown, welch
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE / 'data.json'
@@ -125,7 +125,7 @@ def trainings_table(networks: list[dict], records: list[Record]) -> str:
     runs = [_runs(network, records) for network in networks]
     rows = []
     for network, found in zip(networks, runs, strict=True):
-        each = ', '.join(map(final_result, found)) or 'not run'
+        each = ', '.join(record.text for record in found) or 'not run'
         before = network['unchanged']
         compared = _compared(found, [] if before is None else runs[before])
         rows.append([network['label'], each, *compared])

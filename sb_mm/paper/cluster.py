@@ -28,7 +28,7 @@ def slurm_array(
     """Return the shell command that submits the jobs as a Slurm array.
 
     Args:
-        arguments: Of ``tools/paper.py``; ``--slurm`` is left out.
+        arguments: Of ``tools/paper.py``.
         jobs: How many there are.
         cpus: Cores of a job.
         gpus: Any number but 0 is one, as Slurm does not share them.

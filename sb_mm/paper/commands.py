@@ -1,6 +1,5 @@
 """What the verbs of ``tools/paper.py`` do; each takes the verb's options."""
 
-import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from rich.progress import track
 from rich.table import Table
 
 from sb_mm.arguments import check_number
-from sb_mm.engine.cli import exit_on_sigterm
 from sb_mm.errors import UserInputError, first_few
 from sb_mm.files import repository
 
@@ -28,14 +26,8 @@ from .cost import (
 )
 from .job import Job, train_job
 from .job_hook import read_job
-from .records import (
-    Record,
-    check_writable,
-    full_trainings,
-    read_records,
-    summary,
-)
-from .report import NOT_RUN, final_result, paper_result, results_page
+from .records import Record, check_writable, full_trainings, read_records
+from .report import NOT_RUN, paper_result, results_page, summary
 from .train import check_input, follow, plan_jobs, run_locally
 
 # Of records: the clone's, or that of who installed a wheel.
@@ -47,20 +39,21 @@ def list_cells(args: Namespace) -> None:
     records = _read(args.results)
     shown = Table('cell', 'config and overrides', 'paper', 'here', box=None)
     for cell in _selected(args):
-        here = _measured(cell, records)
         # Lists of layers look like rich's markup.
-        entries = (cell.experiment, paper_result(cell), here)
+        entries = [cell.experiment, paper_result(cell)]
+        entries.append(_measured(cell, records))
         shown.add_row(cell.id, *map(escape, entries))
     _print(shown)
 
 
 def _read(results: Path) -> list[Record]:
-    if not (results == RESULTS or results.is_dir()):
+    records = read_records(results)
+    if not records and results != RESULTS:
         raise UserInputError(
-            f'--results {results} is not a folder: give the one that holds '
-            'the records.'
+            f'--results {results} holds no records (*.jsonl): give the folder '
+            'that tools/paper.py train --results wrote.'
         )
-    return read_records(results)
+    return records
 
 
 def _selected(args: Namespace) -> list[Cell]:
@@ -79,15 +72,12 @@ def _measured(cell: Cell, records: Sequence[Record]) -> str:
     reduced = [r for r in records if r.experiment == cell.experiment]
     if not reduced:
         return NOT_RUN
-    finals = first_few([final_result(record) for record in reduced])
+    finals = first_few([record.text for record in reduced])
     return f'{NOT_RUN} ({len(reduced)} reduced: {finals})'
 
 
 def show_cell(args: Namespace) -> None:
-    """Print a cell's resolved config, its cost, and the command to train it.
-
-    With ``layers``, the overhead of every layer too.
-    """
+    """Print a cell's config, its cost, and the command to train it."""
     cell = find_cell(args.cell)
     cost, layers = count(cell), attention_shapes(cell)
     print(cell.resolve().pretty_text)
@@ -98,10 +88,9 @@ def show_cell(args: Namespace) -> None:
         print(
             f'# {name}: {shape.multiplies:,} multiplies, {shape.adds:,} adds'
         )
-    multiplies = sum(shape.multiplies for shape in layers.values())
-    adds = sum(shape.adds for shape in layers.values())
     print(
-        f'# SB adds {multiplies:,} multiplies and {adds:,} adds in '
+        f'# SB adds {sum(s.multiplies for s in layers.values()):,} multiplies '
+        f'and {sum(s.adds for s in layers.values()):,} adds in '
         f'{len(layers)} layers (Eq. 10-17)'
     )
     print(f'# {cell.experiment}')
@@ -183,15 +172,10 @@ def train_cells(args: Namespace) -> int:
         events = run_on_ray(todo.values(), results, args.ray, *share)
     else:
         events = run_locally(_commands(todo), args.jobs)
-    exit_on_sigterm()
     with closing(events):
         failed = follow(todo.values(), events)
     if failed:
         print(f'failed: {len(failed)}; the same command tries them again')
-    if len(failed) < len(todo):
-        words = [] if args.results == RESULTS else ['--results', args.results]
-        command = shlex.join(['tools/paper.py', 'report', *map(str, words)])
-        print(f'python {command} puts the results beside the paper')
     return int(bool(failed))
 
 
@@ -243,15 +227,9 @@ def _commands(jobs: dict[int, Job]) -> dict[Job, list[str]]:
 def report(args: Namespace) -> None:
     """Write the records into docs/results.md, or into a page beside them."""
     records = _read(args.results)
-    page = args.results / 'results.md'
     own = repository() and args.results.resolve() == RESULTS.resolve()
-    if own:
-        page = REPOSITORY / 'docs/results.md'
-    elif not records:
-        raise UserInputError(
-            f'--results {args.results} holds no records (*.jsonl): give the '
-            'folder that tools/paper.py train --results wrote.'
-        )
+    folder = REPOSITORY / 'docs' if own else args.results
+    page = folder / 'results.md'
     with Console(stderr=True).status('counting networks'):
         page.write_text(results_page(records))
     print(f'written: {page}')

@@ -204,15 +204,7 @@ def _set_hooks(cfg: Config) -> None:
 
 
 def train_job(job: Job, results: Path) -> Record:
-    """Train a job, or what is left of it, and record it.
-
-    Args:
-        job: To be trained.
-        results: Folder of the records.
-
-    Raises:
-        UserInputError: If its input cannot be used.
-    """
+    """Train a job, or what is left of it, and record it in a folder."""
     for record in read_records(results):
         if record.identity == job.identity:
             return record

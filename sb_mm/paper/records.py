@@ -8,10 +8,9 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from filelock import FileLock
@@ -90,18 +89,19 @@ class Record:
         spread = math.sqrt(chance * (1 - chance) / self.val['images'])
         return self.final < 100 * (chance + 5 * spread)
 
+    @property
+    def text(self) -> str:
+        """The result in percent, and whether the training failed."""
+        if self.final is None:
+            return '/'
+        return f'{self.final:.2f}' + (' (/)' if self.failed else '')
+
     def __str__(self) -> str:
         """Return the result and the time that it took."""
-        if self.final is None:
-            return f'/ (diverged), {self.hours:.2f} h'
-        chance = ' (/, at chance)' if self.failed else ''
-        return f'{self.final:.2f} %{chance}, {self.hours:.2f} h'
+        return f'{self.hours:.2f} h, result (%): {self.text}'
 
     def to_line(self) -> str:
-        """Return the JSON line, without the line break.
-
-        ``digest``, at its end, tells whether the line was edited since.
-        """
+        """Return the JSON line, whose digest tells if it is edited later."""
         content = asdict(self)
         return json.dumps({**content, 'digest': _digest(content)})
 
@@ -202,21 +202,3 @@ def full_trainings(cell: Cell, records: Iterable[Record]) -> list[Record]:
     """Return those of a cell, shared by the cells that repeat it."""
     same = (r for r in records if r.experiment == cell.experiment)
     return [record for record in same if record.is_full]
-
-
-def results_of(records: Iterable[Record]) -> list[float]:
-    """Return the results of those that did not fail, in percent."""
-    return [record.final for record in records if not record.failed]
-
-
-def summary(records: Collection[Record]) -> str:
-    """Return mean and sample standard deviation, and how many failed."""
-    finals = results_of(records)
-    if not finals:
-        return '/'
-    text = f'{fmean(finals):.3f}'
-    if len(finals) > 1:
-        text += f' ± {stdev(finals):.3f}'
-    if failed := len(records) - len(finals):
-        text += f' ({failed} of {len(records)} runs: /)'
-    return text

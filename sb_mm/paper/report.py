@@ -8,14 +8,14 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from statistics import fmean
+from statistics import fmean, stdev
 
 from scipy import stats
 
 from .cells import Cell, as_options, find_cell, load_cells
 from .cost import count
 from .datasets import TABLES
-from .records import Record, full_trainings, results_of, summary
+from .records import Record, full_trainings
 
 NOT_RUN = 'not run'
 _CONFIDENCE = 0.95
@@ -94,6 +94,24 @@ def paper_result(cell: Cell) -> str:
     return f'{cell.result:.3f}' + ('' if std is None else f' ± {std:.3f}')
 
 
+def results_of(records: Iterable[Record]) -> list[float]:
+    """Return the results of those that did not fail, in percent."""
+    return [record.final for record in records if not record.failed]
+
+
+def summary(records: Sequence[Record]) -> str:
+    """Return mean and sample standard deviation, and how many failed."""
+    finals = results_of(records)
+    if not finals:
+        return '/'
+    text = f'{fmean(finals):.3f}'
+    if len(finals) > 1:
+        text += f' ± {stdev(finals):.3f}'
+    if failed := len(records) - len(finals):
+        text += f' ({failed} of {len(records)} runs: /)'
+    return text
+
+
 def _origin(records: Sequence[Record]) -> str:
     """Return how many runs there are, and where they come from."""
     seeds = ', '.join(str(r.seed) for r in records)
@@ -130,17 +148,10 @@ def _reduced_row(runs: list[Record]) -> list[str]:
         f'{first.train["images"]:,} / {first.val["images"]:,}',
         f'`{first.cell}`',
         summary(runs),
-        ', '.join(map(final_result, runs)),
+        ', '.join(record.text for record in runs),
         f'{sum(r.hours for r in runs):.2f}',
         _origin(runs),
     ]
-
-
-def final_result(record: Record) -> str:
-    """Return a run's last metric in percent, and whether it failed."""
-    if record.final is None:
-        return '/'
-    return f'{record.final:.2f}' + (' (/)' if record.failed else '')
 
 
 # Returns the results of a cell's trainings in percent, if none of them failed.
@@ -219,13 +230,10 @@ def verdict(
     second: Sequence[float],
     margin: float | None = None,
 ) -> str:
-    """Return what the results of two cells say of a claim.
+    """Return what results, in percent, say of a claim.
 
-    Args:
-        first: In percent, of the cell that is said to be better.
-        second: Of the other one.
-        margin: None for that; else the claim is that the two differ by no
-            more than this, in percentage points.
+    It is that the first are better, or, with a margin, that the two differ by
+    no more than this.
     """
     if min(len(first), len(second)) < SEEDS:
         return OPEN

@@ -51,7 +51,7 @@ def test_list_shows_configs_and_full_and_reduced_trainings(
     assert 'not run (1 reduced: 9' in lines['t9-x0.35-gate-none']
     assert lines['t9-x0.35-gate-tanh'].rstrip().endswith('not run')
     assert run(*words[:-1], tmp_path / 'nowhere') == 2
-    assert 'nowhere is not a folder' in capsys.readouterr().err
+    assert 'nowhere holds no records' in capsys.readouterr().err
 
 
 def test_show_prints_the_resolved_config_and_the_command(run, capsys):
@@ -120,7 +120,7 @@ def test_jobs_are_listed_with_what_is_known_of_them(
     assert first.startswith('0  t6-x0.35-sb seed 0  recorded  ')
     assert second.startswith('1  t6-x0.35-sb seed 1  epoch 0 of 200  ')
     assert run(*words, '--only', 0) == 0
-    assert capsys.readouterr().out == '91.00 %, 1.00 h\n'
+    assert capsys.readouterr().out == '1.00 h, result (%): 91.00\n'
     assert run(*words, '--slurm') == 0
     assert capsys.readouterr().out.startswith('sbatch --array=0-1 ')
 
@@ -138,7 +138,7 @@ def test_the_tool_trains_in_processes_and_records(cifar, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     (record,) = read_records(tmp_path)
-    assert f'static seed 0: {record.final:.2f} %' in done.stdout
+    assert f'static seed 0: {record}' in done.stdout
 
 
 def test_the_report_goes_into_docs_or_beside_other_records(
