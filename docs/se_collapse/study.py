@@ -11,8 +11,6 @@ the tables of ``README.md`` from it and from the records of the trainings.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 from statistics import mean
@@ -20,7 +18,6 @@ from statistics import mean
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from rich.progress import track
@@ -80,25 +77,17 @@ def first_gradient(job: Job) -> tuple[float, float | None]:
     model.train()
     data = model.data_preprocessor(next(iter(loader)), training=True)
     spreads: list[float] = []
-    with ExitStack() as stack:
-        for hook in _watch(model, spreads):
-            stack.callback(hook.remove)
-        losses = model(**data, mode='loss')
-    model.parse_losses(losses)[0].backward()
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    return norm.item(), mean(spreads) if spreads else None
-
-
-def _watch(model: BaseModel, spreads: list[float]) -> Iterator:
-    """Let every gate add its spread to a list."""
     for module in model.modules():
         if isinstance(module, ChannelAttention):
-            yield module.gate.register_forward_hook(
+            module.gate.register_forward_hook(
                 lambda _, __, logits, layer=module: spreads.append(
                     layer.gate_function(logits).detach().std(0).mean().item()
                 )
             )
+    model.parse_losses(model(**data, mode='loss'))[0].backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.item(), mean(spreads) if spreads else None
 
 
 def gradients_table(data: dict) -> str:

@@ -4,7 +4,6 @@ The folder of the jobs and that of the records are on storage that all nodes
 share.
 """
 
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from types import ModuleType
 
 from sb_mm.errors import UserInputError, first_line
 
-from .cells import REPOSITORY
 from .job import Job, train_job
 from .train import Ended
 
@@ -99,14 +97,8 @@ def _connected(address: str | None) -> ModuleType:
         raise UserInputError(
             "--ray needs Ray: pip install 'sb_mm[cluster]'."
         ) from error
-    path = [str(REPOSITORY), os.environ.get('PYTHONPATH', '')]
     try:
-        ray.init(
-            address,
-            log_to_driver=False,
-            ignore_reinit_error=True,
-            runtime_env=dict(env_vars=dict(PYTHONPATH=':'.join(path))),
-        )
+        ray.init(address, log_to_driver=False, ignore_reinit_error=True)
     except (ConnectionError, ValueError) as error:
         raise UserInputError(
             f'No Ray cluster answers at {address!r} ({first_line(error)}): '

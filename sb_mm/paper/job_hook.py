@@ -10,7 +10,6 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import collect_env
-from torch.utils.data import Dataset
 
 from sb_mm.engine.hooks.run_info import commit, hardware, versions
 from sb_mm.errors import UserInputError
@@ -66,17 +65,18 @@ class JobHook(Hook):
                     'give another --out.'
                 )
         epoch = runner.epoch
-        starts = [s for s in before.get('starts', []) if s['epoch'] < epoch]
+        starts, history = before.get('starts', []), before.get('history', [])
         start = dict(
             epoch=epoch,
             date=datetime.now().astimezone().isoformat(timespec='seconds'),
             execution=self.execution,
             environment=_environment(),
         )
-        self.job['starts'] = [*starts, start]
-        history = before.get('history', [])
-        self.job['history'] = [e for e in history if e[0] <= epoch]
-        self.job['seconds'] = before.get('seconds', [])[:epoch]
+        self.job.update(
+            starts=[*(s for s in starts if s['epoch'] < epoch), start],
+            history=[entry for entry in history if entry[0] <= epoch],
+            seconds=before.get('seconds', [])[:epoch],
+        )
         _write(self.folder, self.job)
 
     @master_only
@@ -101,19 +101,18 @@ class JobHook(Hook):
 
 
 def _describe(runner: Runner) -> dict[str, Any]:
-    loader = runner.train_dataloader
+    data = [runner.train_dataloader.dataset, runner.val_dataloader.dataset]
+    sizes = [
+        dict(images=len(d), classes=len(d.metainfo.get('classes') or ()))
+        for d in data
+    ]
     return dict(
-        train=_describe_data(loader.dataset),
-        val=_describe_data(runner.val_dataloader.dataset),
+        train=sizes[0],
+        val=sizes[1],
         epochs=runner.max_epochs,
-        batch=loader.batch_size,
+        batch=runner.train_dataloader.batch_size,
         parameters=sum(p.numel() for p in runner.model.parameters()),
     )
-
-
-def _describe_data(dataset: Dataset) -> dict[str, int]:
-    classes = len(dataset.metainfo.get('classes') or ())
-    return dict(images=len(dataset), classes=classes)
 
 
 def _environment() -> dict[str, str]:

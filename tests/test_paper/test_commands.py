@@ -1,7 +1,6 @@
 """What tools/paper.py prints, and its exit codes."""
 
 import runpy
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -126,19 +125,17 @@ def test_jobs_are_listed_with_what_is_known_of_them(
 
 
 @pytest.mark.slow
-def test_the_tool_trains_in_processes_and_records(cifar, tmp_path):
-    command = [
-        sys.executable, 'tools/paper.py', 'train', '--cells',
-        't6-x0.35-static', '--epochs', '1', '--data-root', cifar,
-        '--jobs', '1', '--out', tmp_path / 'out', '--results', tmp_path,
+def test_the_tool_trains_in_processes_and_records(
+    run, cifar, tmp_path, capsys
+):
+    words = (
+        'train', '--cells', 't6-x0.35-static', '--epochs', 1, '--jobs', 1,
+        '--data-root', cifar, '--out', tmp_path / 'out', '--results', tmp_path,
         '--cfg-options', 'train_dataloader.batch_size=8',
-    ]  # fmt: skip
-    done = subprocess.run(
-        list(map(str, command)), cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    )  # fmt: skip
+    assert run(*words) == 0
     (record,) = read_records(tmp_path)
-    assert f'static seed 0: {record}' in done.stdout
+    assert f'static seed 0: {record}\n' in capsys.readouterr().out
 
 
 def test_the_report_goes_into_docs_or_beside_other_records(
