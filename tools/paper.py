@@ -3,7 +3,6 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 # Python puts tools/ on the path, not the repository.
@@ -77,8 +76,8 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add('--seeds', type=_whole(0), nargs='+', default=[0])
-    add('--epochs', type=_whole(1), help="instead of the paper's")
+    add('--seeds', type=int, nargs='+', default=[0])
+    add('--epochs', type=int, help="instead of the paper's")
     add(
         '--cfg-options', nargs='+', action=Options, default={},
         help='settings that differ from the paper, key=value',
@@ -99,7 +98,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        '--jobs', type=_whole(1), help='at a time; one a GPU if left out'
+        '--jobs', type=int, help='at a time; one a GPU if left out'
     )
     where.add_argument(
         '--ray', nargs='?', const='auto', metavar='ADDRESS',
@@ -112,7 +111,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         '--dry-run', action='store_true', help='list the jobs, train nothing'
     )
     add('--only', type=int, metavar='N', help='only job N, from 0')
-    add('--cpus-per-job', type=_whole(1), default=1, help='of --ray, --slurm')
+    add('--cpus-per-job', type=int, default=1, help='of --ray, --slurm')
     add(
         '--gpus-per-job', type=float,
         help='of --ray, --slurm; if left out 1, but 0 if Ray has none',
@@ -121,19 +120,6 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         '--out', type=Path, default=Path('work_dirs/paper'),
         help='folder of logs and checkpoints (%(default)s)',
     )  # fmt: skip
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    """Return what reads whole numbers that NumPy takes for seeds as well."""
-
-    def read(text: str) -> int:
-        if not (text.isdecimal() and least <= int(text) < 2**32):
-            raise argparse.ArgumentTypeError(
-                f'{text} is no whole number from {least} to 2**32 - 1'
-            )
-        return int(text)
-
-    return read
 
 
 def main() -> None:

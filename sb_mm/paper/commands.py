@@ -186,9 +186,15 @@ def _planned(args: Namespace) -> dict[int, Job]:
             'Nothing to train: name tables with --table 6, or cells with '
             '--cells (tools/paper.py list shows them).'
         )
+    for seed in args.seeds:  # as NumPy takes them
+        check_number('--seeds', seed, 0, 2**32 - 1, integer=True)
+    check_number('--cpus-per-job', args.cpus_per_job, 1, integer=True)
     options = dict(args.cfg_options)
     if args.epochs is not None:
+        check_number('--epochs', args.epochs, 1, integer=True)
         options['train_cfg.max_epochs'] = args.epochs
+    if args.jobs is not None:
+        check_number('--jobs', args.jobs, 1, integer=True)
     root = args.data_root
     jobs = plan_jobs(
         _selected(args),

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from sb_mm.errors import UserInputError
-from sb_mm.paper.cells import as_options, find_cell, load_cells, select_cells
+from sb_mm.paper.cells import find_cell, load_cells, select_cells
 from sb_mm.paper.datasets import DATASETS
 
 CELLS = load_cells()
@@ -16,6 +16,7 @@ def test_all_123_rows_of_the_ten_tables_are_there():
     rows = {1: 16, 2: 5, 3: 6, 4: 12, 5: 24, 6: 12, 7: 4, 8: 20, 9: 20, 10: 4}
     assert Counter(c.table for c in CELLS.values()) == rows
     assert len(CELLS) == 123
+    assert sum('params_m' in c.printed for c in CELLS.values()) == 55
 
 
 def test_a_cell_resolves_to_what_its_row_says():
@@ -78,24 +79,6 @@ def test_selection_is_by_table_width_attention_and_id():
     assert [c.id for c in select_cells(cells=ids)] == ids
     assert [c.id for c in select_cells([6], cells=[ids[1]])] == ids[1:]
     assert len(select_cells()) == 123
-
-
-@pytest.mark.parametrize(
-    ('cell', 'options'),
-    [
-        ('t5-x0.35-se-expand', ['model.backbone.attention_layers=[expand]']),
-        ('t1-se-x0.35', []),
-        (
-            't2-se-pointwise-depthwise',
-            [
-                'model.backbone.attention_layers=[expand,depthwise,project]',
-            ],
-        ),
-        ('t9-x1.0-gate-none', ['model.backbone.attention.gate=none']),
-    ],
-)
-def test_overrides_are_what_the_command_line_reads(cell, options):
-    assert as_options(CELLS[cell].overrides) == options
 
 
 @pytest.mark.parametrize('name', DATASETS)

@@ -93,8 +93,14 @@ def test_check_prints_every_count_and_tells_a_mismatch(
         ([], 'Nothing to train'),
         (['--cells', 't6-x0.35-zb'], 'did you mean t6-x0.35-sb'),
         (['--cells', CELL, '--only', 1], '--only must be an integer in'),
-        (['--cells', CELL, '--seeds', -1], '-1 is no whole number'),
-        (['--cells', CELL, '--epochs', 0], '0 is no whole number'),
+        (
+            ['--cells', CELL, '--seeds', -1],
+            '--seeds must be an integer in [0, ',
+        ),
+        (
+            ['--cells', CELL, '--epochs', 0],
+            '--epochs must be an integer in [1, ',
+        ),
         (['--cells', CELL, '--ray', '--jobs', 2], 'not allowed with'),
         (['--cells', CELL, '--data-root', 'nowhere'], 'nowhere'),
     ],

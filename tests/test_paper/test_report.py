@@ -4,7 +4,7 @@ import pytest
 from scipy import stats
 
 from sb_mm.paper import report
-from sb_mm.paper.cells import REPOSITORY, find_cell, load_cells
+from sb_mm.paper.cells import REPOSITORY, find_cell
 from sb_mm.paper.cost import Cost
 from sb_mm.paper.datasets import TABLES
 from sb_mm.paper.records import read_records
@@ -43,12 +43,6 @@ def test_the_page_is_not_stale():
     records = read_records(REPOSITORY / 'results')
     stale = 'run: python tools/paper.py report'
     assert results_page(records) == PAGE, stale
-
-
-def test_without_records_every_cell_says_not_run():
-    text = results_page([])
-    for name in load_cells():
-        assert _row(text, f'`{name}`')[-3:] == ['not run', '', '']
 
 
 def test_records_become_mean_deviation_and_difference(make_record):
