@@ -94,9 +94,10 @@ class JobHook(Hook):
     def after_val_epoch(
         self, runner: Runner, metrics: dict[str, float] | None = None
     ) -> None:
-        """Write the metric."""
+        """Write the metric, again where a resumed job validates again."""
         percent = round(metrics[self.metric] * self.factor, 3)
-        self.job['history'].append([runner.epoch, percent])
+        before = [e for e in self.job['history'] if e[0] < runner.epoch]
+        self.job['history'] = [*before, [runner.epoch, percent]]
         _write(self.folder, self.job)
 
 

@@ -27,14 +27,15 @@ def _weights(job):
     return checkpoint['state_dict']
 
 
-def _cut_after(monkeypatch, epoch):
-    """Let a training end like one that is killed while it validates."""
+def _cut_after(monkeypatch, epoch, written):
+    """Let a training end like one that is killed at its validation's end."""
     whole = JobHook.after_val_epoch
 
     def cut(self, runner, metrics=None):
+        if runner.epoch < epoch or written:
+            whole(self, runner, metrics)
         if runner.epoch == epoch:
             raise KeyboardInterrupt
-        whole(self, runner, metrics)
 
     monkeypatch.setattr(JobHook, 'after_val_epoch', cut)
 
@@ -130,10 +131,10 @@ def test_a_training_that_was_cut_ends_as_the_uncut_one(
 ):
     job = make_job(epochs=3)
     with monkeypatch.context() as patch:
-        _cut_after(patch, 2)
+        _cut_after(patch, 2, written=True)
         with pytest.raises(KeyboardInterrupt):
             train_job(job, tmp_path)
-    assert [epoch for epoch, _ in read_job(job.folder)['history']] == [1]
+    assert [epoch for epoch, _ in read_job(job.folder)['history']] == [1, 2]
     assert not is_finished(job.folder)
     record = train_job(job, tmp_path)
     assert [epoch for epoch, _ in record.history] == [1, 2, 3]
@@ -151,7 +152,7 @@ def test_a_training_cut_after_its_last_epoch_is_validated_only(
 ):
     job = make_job(epochs=1)
     with monkeypatch.context() as patch:
-        _cut_after(patch, 1)
+        _cut_after(patch, 1, written=False)
         with pytest.raises(KeyboardInterrupt):
             train_job(job, tmp_path)
     assert train_job(job, tmp_path).history[0][0] == 1
