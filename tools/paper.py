@@ -3,7 +3,6 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 # Python puts tools/ on the path, not the repository.
@@ -49,12 +48,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     verb.set_defaults(run=commands.train_cells)
 
     verb = verbs.add_parser(
-        'report', help='write docs/results.md, configs/*/README.md, metafiles'
+        'report', help='write docs/results.md, or a page beside other records'
     )
-    verb.add_argument(
-        '--check', action='store_true',
-        help='write nothing; exit 1 if a file is not up to date',
-    )  # fmt: skip
     _add_results(verb)
     verb.set_defaults(run=commands.report)
     return parser.parse_args(argv)
@@ -74,15 +69,15 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        '--results', type=Path, default=commands.results_folder(),
+        '--results', type=Path, default=commands.RESULTS,
         metavar='FOLDER', help='of the records (%(default)s)',
     )  # fmt: skip
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add('--seeds', type=_whole(0), nargs='+', default=[0])
-    add('--epochs', type=_whole(1), help="instead of the paper's")
+    add('--seeds', type=int, nargs='+', default=[0])
+    add('--epochs', type=int, help="instead of the paper's")
     add(
         '--cfg-options', nargs='+', action=Options, default={},
         help='settings that differ from the paper, key=value',
@@ -103,20 +98,20 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        '--jobs', type=_whole(1), help='at a time; one a GPU if left out'
+        '--jobs', type=int, help='at a time; one a GPU if left out'
     )
     where.add_argument(
         '--ray', nargs='?', const='auto', metavar='ADDRESS',
         help='as tasks of this Ray cluster; auto: the one of this machine',
     )  # fmt: skip
     where.add_argument(
-        '--slurm', action='store_true', help='print a job array, train nothing'
+        '--slurm', action='store_true', help='print the command for Slurm'
     )
     where.add_argument(
         '--dry-run', action='store_true', help='list the jobs, train nothing'
     )
     add('--only', type=int, metavar='N', help='only job N, from 0')
-    add('--cpus-per-job', type=_whole(1), default=1, help='of --ray, --slurm')
+    add('--cpus-per-job', type=int, default=1, help='of --ray, --slurm')
     add(
         '--gpus-per-job', type=float,
         help='of --ray, --slurm; if left out 1, but 0 if Ray has none',
@@ -127,23 +122,10 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _whole(least: int) -> Callable[[str], int]:
-    """Return what reads whole numbers that NumPy takes for seeds as well."""
-
-    def read(text: str) -> int:
-        if not (text.isdecimal() and least <= int(text) < 2**32):
-            raise argparse.ArgumentTypeError(
-                f'{text} is no whole number from {least} to 2**32 - 1'
-            )
-        return int(text)
-
-    return read
-
-
 def main() -> None:
     """Run the command."""
-    args = vars(parse_args())
-    sys.exit(args.pop('run')(**args))
+    args = parse_args()
+    sys.exit(args.run(args))
 
 
 if __name__ == '__main__':

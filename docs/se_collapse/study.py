@@ -4,15 +4,13 @@
     python docs/se_collapse/study.py measure --data-root DIR
     python docs/se_collapse/study.py report
 
-``data.json`` has the networks, and what ``measure`` found; ``report`` writes
-it and the records of the trainings into ``README.md``.
+``data.json`` has the networks, and what ``measure`` found; ``report`` prints
+the tables of ``README.md`` from it and from the records of the trainings.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 from statistics import mean
@@ -20,7 +18,6 @@ from statistics import mean
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from rich.progress import track
@@ -29,13 +26,12 @@ from sb_mm.engine.cli import run_tool
 from sb_mm.engine.hooks.run_info import commit, hardware, versions
 from sb_mm.models.layers import ChannelAttention
 from sb_mm.paper.cells import find_cell
-from sb_mm.paper.claims import SEEDS, welch
-from sb_mm.paper.job import Execution, Job
-from sb_mm.paper.records import Record, identity, read_results
-from sb_mm.paper.report import fill, final_result, markdown
+from sb_mm.paper.job import Job
+from sb_mm.paper.records import Record, identity, read_records
+from sb_mm.paper.report import SEEDS, markdown, welch
 
 HERE = Path(__file__).resolve().parent
-DATA, PAGE = HERE / 'data.json', HERE / 'README.md'
+DATA = HERE / 'data.json'
 # Of the trainings, besides what is changed of a network.
 _SHORT = {
     'train_cfg.max_epochs': 4,
@@ -51,7 +47,7 @@ def measure(data_root: str | None) -> None:
     for network in track(networks, 'measuring'):
         cell, options = find_cell(network['cell']), network['options']
         found = [
-            first_gradient(Job(cell, seed, options, Execution(data_root)))
+            first_gradient(Job(cell, seed, options, data_root=data_root))
             for seed in data['seeds']
         ]
         norms, spreads = zip(*found, strict=True)
@@ -81,25 +77,17 @@ def first_gradient(job: Job) -> tuple[float, float | None]:
     model.train()
     data = model.data_preprocessor(next(iter(loader)), training=True)
     spreads: list[float] = []
-    with ExitStack() as stack:
-        for hook in _watch(model, spreads):
-            stack.callback(hook.remove)
-        losses = model(**data, mode='loss')
-    model.parse_losses(losses)[0].backward()
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    return norm.item(), mean(spreads) if spreads else None
-
-
-def _watch(model: BaseModel, spreads: list[float]) -> Iterator:
-    """Let every gate add its spread to a list."""
     for module in model.modules():
         if isinstance(module, ChannelAttention):
-            yield module.gate.register_forward_hook(
+            module.gate.register_forward_hook(
                 lambda _, __, logits, layer=module: spreads.append(
                     layer.gate_function(logits).detach().std(0).mean().item()
                 )
             )
+    model.parse_losses(model(**data, mode='loss'))[0].backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.item(), mean(spreads) if spreads else None
 
 
 def gradients_table(data: dict) -> str:
@@ -107,21 +95,17 @@ def gradients_table(data: dict) -> str:
     rows = []
     for network in data['networks']:
         if 'gradient' in network:
+            norm = float(format(network['gradient'], '.2g'))
             spread = network['spread']
-            rows.append(
-                [
-                    network['label'],
-                    f'{float(format(network["gradient"], ".2g")):,.6g}',
-                    '-' if spread is None else f'{spread:.2g}',
-                ]
-            )
+            spread = '-' if spread is None else f'{spread:.2g}'
+            rows.append([network['label'], f'{norm:,.6g}', spread])
+    header = ['network', 'norm of the gradient', 'spread of a gate']
     environment = data['environment']
     origin = (
         f'Seeds {", ".join(map(str, data["seeds"]))}; '
         f'{environment["hardware"]}, commit {environment["commit"]}, '
         f'{data["date"]}. {data["note"]}'
     )
-    header = ['network', 'norm of the gradient', 'spread of a gate']
     return f'{markdown(header, rows)}\n\n{origin.strip()}'
 
 
@@ -130,7 +114,7 @@ def trainings_table(networks: list[dict], records: list[Record]) -> str:
     runs = [_runs(network, records) for network in networks]
     rows = []
     for network, found in zip(networks, runs, strict=True):
-        each = ', '.join(map(final_result, found)) or 'not run'
+        each = ', '.join(record.text for record in found) or 'not run'
         before = network['unchanged']
         compared = _compared(found, [] if before is None else runs[before])
         rows.append([network['label'], each, *compared])
@@ -160,12 +144,10 @@ def _compared(changed: list[Record], before: list[Record]) -> tuple[str, str]:
 
 
 def report() -> None:
-    """Write the tables into the page."""
+    """Print the tables of the page."""
     data = json.loads(DATA.read_text())
-    records = read_results(HERE / 'records').records
-    text = fill(PAGE.read_text(), 'gradients', gradients_table(data), PAGE)
-    table = trainings_table(data['networks'], records)
-    PAGE.write_text(fill(text, 'trainings', table, PAGE))
+    print(gradients_table(data), end='\n\n')
+    print(trainings_table(data['networks'], read_records(HERE / 'records')))
 
 
 def main() -> None:

@@ -6,13 +6,11 @@ attention, and the ablations differ from a leaf by an argument or two.
 """
 
 import copy
-import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from mmengine.config import Config
@@ -22,34 +20,16 @@ from sb_mm.engine.options import apply_options
 from sb_mm.errors import UserInputError, first_few
 from sb_mm.files import product_root
 
-from .datasets import DATASETS, DatasetSpec
+from .datasets import DATASETS, TABLES, DatasetSpec
 
 REPOSITORY = product_root()
 
-# What the paper means, in the words of the backbones.
-_PLACEMENTS = {
-    None: None,
-    'block output': ('block',),
-    'expand': ('expand',),
-    'expand+project': ('expand', 'project'),
-    'expand+depthwise+project': ('expand', 'depthwise', 'project'),
-    'all three layers of a block': ('expand', 'depthwise', 'project'),
-}
 _ALL = ('expand', 'depthwise', 'project')
 # The ablated arguments with the values that they have elsewhere (Sec. 4.2,
 # and no dropout in the gates but in Table 7).
 _DEFAULTS = dict(
     lambda_init=0.1, gate='tanh', hidden_multiplier=1, dropout=0.0
 )
-# The printed numbers, and what the rest of a row is called.
-_NUMBERS = ('params_m', 'madds_m', 'top1', 'std', 'runs', 'map_percent')
-_FILE_NAMES = {
-    'mobilenet_v2': 'mobilenetv2',
-    'mobilenet_v2_cifar': 'mobilenetv2',
-    'ssdlite_mobilenet_v2': 'ssdlite_mobilenetv2',
-    'shufflenet_v2': 'shufflenetv2',
-    'mnasnet': 'mnasnet',
-}
 
 
 # By identity: each is made once, and what is known of it is kept.
@@ -78,8 +58,8 @@ class Cell:
     width: float
     attention: str
     placement: str | None
-    settings: dict[str, Any] = field(default_factory=dict)
-    printed: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any]
+    printed: dict[str, Any]
 
     @property
     def id(self) -> str:
@@ -100,9 +80,9 @@ class Cell:
     @property
     def config(self) -> str:
         """Config file, relative to the repository."""
-        name = f'{_FILE_NAMES[self.network]}-{self.attention.lower()}'
-        name += f'-w{self.width}{self.spec.suffix}'
-        return f'configs/{self.spec.folder}/{name}'
+        network = self.network.removesuffix('_cifar').replace('_v2', 'v2')
+        name = f'{network}-{self.attention.lower()}-w{self.width}'
+        return f'configs/{self.spec.folder}/{name}{self.spec.suffix}'
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -112,14 +92,23 @@ class Cell:
             for name, value in self.settings.items()
             if value != _DEFAULTS[name]
         }
-        layers = _PLACEMENTS[self.placement]
-        if layers is not None and layers != self._layers_of_leaf():
+        # SE stands behind the blocks in its leaves for ImageNet.
+        in_blocks = self.network == 'mobilenet_v2' and self.attention == 'SE'
+        layers = self._layers()
+        if layers and layers != (('block',) if in_blocks else _ALL):
             changed['model.backbone.attention_layers'] = list(layers)
         return changed
 
-    def _layers_of_leaf(self) -> tuple[str, ...]:
-        in_blocks = self.network == 'mobilenet_v2' and self.attention == 'SE'
-        return ('block',) if in_blocks else _ALL
+    def _layers(self) -> tuple[str, ...]:
+        """Return the placement in the words of the backbones."""
+        words = {
+            None: (),
+            'block output': ('block',),
+            'all three layers of a block': _ALL,
+        }
+        if self.placement in words:
+            return words[self.placement]
+        return tuple(self.placement.split('+'))
 
     @property
     def experiment(self) -> str:
@@ -133,14 +122,13 @@ class Cell:
             UserInputError: If the config is not there, or an override names
                 nothing in it.
         """
-        cfg = copy.deepcopy(read_leaf(self.config))
+        cfg = copy.deepcopy(_read_leaf(self.config))
         apply_options(cfg, self.overrides)
         return cfg
 
 
 @cache
-def read_leaf(config: str) -> Config:
-    """Return a config of the repository, not to be changed."""
+def _read_leaf(config: str) -> Config:
     return read_config(str(REPOSITORY / config))
 
 
@@ -156,24 +144,18 @@ def _as_option(value: object) -> str:
 
 
 @cache
-def paper_tables() -> dict:
-    """Return the package data: source, units and rows of the ten tables."""
-    return json.loads(files(__package__).joinpath('tables.json').read_text())
-
-
-@cache
-def load_cells() -> tuple[Cell, ...]:
-    """Return every cell, in the paper's order."""
-    return tuple(_cell(row) for row in paper_tables()['rows'])
+def load_cells() -> dict[str, Cell]:
+    """Return every cell by its id, in the paper's order."""
+    cells = [_cell(dict(row)) for row in TABLES['rows']]
+    return {cell.id: cell for cell in cells}
 
 
 def _cell(row: dict) -> Cell:
-    names = Cell.__dataclass_fields__
-    return Cell(
-        **{k: v for k, v in row.items() if k in names},
-        settings={k: row[k] for k in _DEFAULTS if k in row},
-        printed={k: row[k] for k in (*_NUMBERS, 'note') if k in row},
-    )
+    numbers = ('params_m', 'madds_m', 'top1', 'map_percent', 'std', 'runs')
+    row.pop('note', None)
+    settings = {k: row.pop(k) for k in _DEFAULTS if k in row}
+    printed = {k: row.pop(k) for k in numbers if k in row}
+    return Cell(**row, settings=settings, printed=printed)
 
 
 def find_cell(cell_id: str) -> Cell:
@@ -182,58 +164,42 @@ def find_cell(cell_id: str) -> Cell:
     Raises:
         UserInputError: Names the closest ids.
     """
-    cells = {cell.id: cell for cell in load_cells()}
+    cells = load_cells()
     if cell_id in cells:
         return cells[cell_id]
-    # First among those of the table that it names.
-    table = [c for c in cells if c.split('-')[0] == cell_id.split('-')[0]]
-    close = get_close_matches(cell_id, table or cells, 3, 0.4)
+    close = get_close_matches(cell_id, cells, 3, 0.4) or list(cells)
     raise UserInputError(
-        f'There is no cell {cell_id!r}: did you mean '
-        f'{first_few(close or list(cells))}? tools/paper.py list shows all '
-        f'{len(cells)}.'
+        f'There is no cell {cell_id!r}: did you mean {first_few(close)}? '
+        f'tools/paper.py list shows all {len(cells)}.'
     )
 
 
 def select_cells(
-    tables: Sequence[int] = (),
-    widths: Sequence[float] = (),
-    attentions: Sequence[str] = (),
-    ids: Sequence[str] = (),
+    table: Collection[int] = (),
+    width: Collection[float] = (),
+    attention: Collection[str] = (),
+    cells: Collection[str] = (),
 ) -> list[Cell]:
-    """Return cells in the paper's order, and behind them those of ``ids``.
+    """Return the cells that fit everything that is given, in their order.
 
     Args:
-        tables: Numbers; all tables if neither they nor ids are given.
-        widths: Of the tables' cells; all if empty.
-        attentions: The same, such as ``'SB'``.
-        ids: Of further cells.
+        table: Numbers.
+        width: Factors on the channels.
+        attention: Such as ``'SB'``.
+        cells: Ids.
 
     Raises:
-        UserInputError: If something named does not exist, or nothing is left.
+        UserInputError: If an id is unknown, or a value that nothing fits.
     """
-    if ids and not tables and (widths or attentions):
-        raise UserInputError(
-            'Width and attention select from tables, and only cells are '
-            'named: name a table, or leave them out.'
-        )
-    cells = [] if ids and not tables else list(load_cells())
-    for name, wanted in (
-        ('table', tables),
-        ('width', widths),
-        ('attention', attentions),
-    ):
-        if wanted:
-            known = sorted({getattr(cell, name) for cell in cells})
-            _check_exist(name, wanted, known)
-            cells = [c for c in cells if getattr(c, name) in wanted]
-    return cells + [find_cell(name) for name in ids]
-
-
-def _check_exist(name: str, wanted: Sequence, known: Sequence) -> None:
-    for value in wanted:
-        if value not in known:
+    selected = [find_cell(name) for name in cells] or [*load_cells().values()]
+    given = dict(table=table, width=width, attention=attention)
+    for name, wanted in given.items():
+        known = sorted({getattr(cell, name) for cell in selected})
+        if unknown := [value for value in wanted if value not in known]:
             raise UserInputError(
-                f'There is no {name} {value}: choose from '
+                f'There is no {name} {unknown[0]} here: choose from '
                 f'{", ".join(map(str, known))}.'
             )
+        if wanted:
+            selected = [c for c in selected if getattr(c, name) in wanted]
+    return selected

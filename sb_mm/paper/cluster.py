@@ -1,10 +1,9 @@
-"""Jobs on a cluster: as tasks of Ray, or as a printed job array of Slurm.
+"""Jobs on a cluster: as tasks of Ray, or as a job array of Slurm.
 
 The folder of the jobs and that of the records are on storage that all nodes
 share.
 """
 
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,47 +11,32 @@ from types import ModuleType
 
 from sb_mm.errors import UserInputError, first_line
 
-from .cells import REPOSITORY
-from .job import Job
-from .train import Outcome, outcome_of
+from .job import Job, train_job
+from .train import Ended
 
 _POLL_SECONDS = 1.0
 # How many nodes may die under a job: with preemptible ones, many do. It ends
 # one day if it is the job that kills them.
 _LOST_NODES = 100
-_SLURM = """\
-#!/bin/bash
-#SBATCH --job-name=sb_mm
-#SBATCH --array=0-{last}
-#SBATCH --ntasks=1
-#SBATCH --cpus-per-task={cpus}
-{gpus}#SBATCH --requeue
-#SBATCH --output=%x-%A_%a.out
-# Save it, add what your cluster needs (partition, time) and pass it to sbatch
-# in the repository's folder, with the environment (.venv) activated. A job
-# that was cut goes on from its newest checkpoint.
-python tools/paper.py {arguments} --only "$SLURM_ARRAY_TASK_ID"
-"""
 
 
 def slurm_array(
     arguments: Sequence[str], jobs: int, cpus: int, gpus: float | None
 ) -> str:
-    """Return a batch script that does each job in a task of an array.
+    """Return the shell command that submits the jobs as a Slurm array.
 
     Args:
-        arguments: Of ``tools/paper.py``; ``--slurm`` is left out.
+        arguments: Of ``tools/paper.py``.
         jobs: How many there are.
-        cpus: Cores of a task.
+        cpus: Cores of a job.
         gpus: Any number but 0 is one, as Slurm does not share them.
     """
     given = [word for word in arguments if word != '--slurm']
-    return _SLURM.format(
-        last=jobs - 1,
-        cpus=cpus,
-        gpus='' if gpus == 0 else '#SBATCH --gres=gpu:1\n',
-        arguments=shlex.join(given),
-    )
+    task = shlex.join(['python', 'tools/paper.py', *given])
+    words = ['sbatch', f'--array=0-{jobs - 1}', f'--cpus-per-task={cpus}']
+    words += [] if gpus == 0 else ['--gres=gpu:1']
+    words += ['--requeue', f'--wrap={task} --only $SLURM_ARRAY_TASK_ID']
+    return shlex.join(words)
 
 
 def run_on_ray(
@@ -61,7 +45,7 @@ def run_on_ray(
     address: str | None,
     cpus: int = 1,
     gpus: float | None = None,
-) -> Iterator[tuple[Job, Outcome] | None]:
+) -> Iterator[Ended | None]:
     """Train jobs as tasks of a Ray cluster.
 
     Every node needs this environment. A task whose node dies is started again
@@ -91,12 +75,18 @@ def run_on_ray(
         # A process of its own for each, with the GPU that it was given.
         max_calls=1,
         runtime_env=dict(env_vars=dict(OMP_NUM_THREADS=str(cpus))),
-    )(outcome_of)
+    )(train_job)
     pending = {task.remote(job, results): job for job in jobs}
     while pending:
         done, _ = ray.wait(list(pending), timeout=_POLL_SECONDS)
         for reference in done:
-            yield pending.pop(reference), _outcome(ray, reference)
+            job = pending.pop(reference)
+            try:
+                yield Ended(job, True, str(ray.get(reference)))
+            except ray.exceptions.RayError as error:
+                # Of the job, or of Ray itself.
+                reason = getattr(error, 'cause', error)
+                yield Ended(job, False, first_line(reason))
         yield None
 
 
@@ -107,15 +97,8 @@ def _connected(address: str | None) -> ModuleType:
         raise UserInputError(
             "--ray needs Ray: pip install 'sb_mm[cluster]'."
         ) from error
-    given = os.environ.get('PYTHONPATH')
-    path = os.pathsep.join([str(REPOSITORY), *([given] if given else [])])
     try:
-        ray.init(
-            address,
-            log_to_driver=False,
-            ignore_reinit_error=True,
-            runtime_env=dict(env_vars=dict(PYTHONPATH=path)),
-        )
+        ray.init(address, log_to_driver=False, ignore_reinit_error=True)
     except (ConnectionError, ValueError) as error:
         raise UserInputError(
             f'No Ray cluster answers at {address!r} ({first_line(error)}): '
@@ -129,20 +112,10 @@ def _gpus(ray: ModuleType, cpus: int, gpus: float | None) -> float:
     nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
     if gpus is None:
         gpus = float(any(has.get('GPU') for has in nodes))
-    if not any(
-        has.get('CPU', 0) >= cpus and has.get('GPU', 0) >= gpus
-        for has in nodes
-    ):
-        raise UserInputError(
-            f'No node of the Ray cluster has {cpus} cores and {gpus} GPUs for '
-            'a job: set --cpus-per-job and --gpus-per-job to what the nodes '
-            'have.'
-        )
-    return gpus
-
-
-def _outcome(ray: ModuleType, reference: object) -> Outcome:
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayError as error:
-        return first_line(error)
+    for has in nodes:
+        if has.get('CPU', 0) >= cpus and has.get('GPU', 0) >= gpus:
+            return gpus
+    raise UserInputError(
+        f'No node of the Ray cluster has {cpus} cores and {gpus} GPUs for a '
+        'job: set --cpus-per-job and --gpus-per-job to what the nodes have.'
+    )

@@ -3,13 +3,11 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from mmengine.config import Config, ConfigDict
 
 from sb_mm.engine.config import dataset_configs, load_config
@@ -19,7 +17,7 @@ from sb_mm.errors import DivergedError, UserInputError
 
 from .cells import REPOSITORY, Cell
 from .job_hook import is_finished, note_divergence, read_record
-from .records import Record, append_record, identity
+from .records import Record, append_record, identity, read_records
 
 # A training that is cut loses at most that part of its epochs.
 _LOST = 20
@@ -37,23 +35,6 @@ _OF_HOST = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Execution:
-    """How a job is computed, as far as no number depends on it.
-
-    Attributes:
-        data_root: Folder of the data; None for the config's.
-        on_device: Keep CIFAR-10 on the device, where batches are cut out.
-        channels_last: Memory format of the batches on the device.
-        compile: Mode of ``torch.compile``; None for none.
-    """
-
-    data_root: str | None = None
-    on_device: bool = True
-    channels_last: bool = False
-    compile: str | None = None
-
-
 # By identity: two jobs are never equal.
 @dataclass(frozen=True, eq=False)
 class Job:
@@ -64,15 +45,22 @@ class Job:
         seed: Of weights and images.
         options: What differs from the cell's config, by dotted keys; empty
             for the paper's recipe.
-        execution: How it is computed.
-        root: Folder of all jobs.
+        out: Folder of all jobs.
+        data_root: Folder of the data; None for the config's.
+        host_loader: Read CIFAR-10 with mmpretrain's loader, instead of keeping
+            it on the device, where batches are cut out.
+        channels_last: Memory format of the batches on the device.
+        compile: Mode of ``torch.compile``; None for none.
     """
 
     cell: Cell
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
-    execution: Execution = Execution()
-    root: Path = Path('work_dirs/paper')
+    out: Path = Path('work_dirs/paper')
+    data_root: str | None = None
+    host_loader: bool = False
+    channels_last: bool = False
+    compile: str | None = None
 
     @property
     def name(self) -> str:
@@ -80,14 +68,24 @@ class Job:
         return f'{self.cell.id} seed {self.seed}'
 
     @property
+    def identity(self) -> tuple:
+        """That of its record."""
+        return identity(self.cell, self.seed, self.options)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the images are kept there."""
+        return self.cell.dataset == 'cifar10' and not self.host_loader
+
+    @property
     def folder(self) -> Path:
         """Folder of its log and checkpoints: other options have another."""
         # Another folder of data may hold other images.
-        kind = [dict(self.options), self.execution.data_root]
+        kind = [dict(self.options), self.data_root]
         text = json.dumps(kind, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         name = f'seed{self.seed}' + (f'-{digest}' if any(kind) else '')
-        return self.root / self.cell.id / name
+        return self.out / self.cell.id / name
 
     @property
     def log(self) -> Path:
@@ -105,12 +103,16 @@ class Job:
         cfg = load_config(
             str(REPOSITORY / self.cell.config),
             {**self.cell.overrides, **self.options},
-            data_root=self.execution.data_root,
+            data_root=self.data_root,
             work_dir=str(self.folder),
         )
         cfg.randomness = dict(seed=self.seed)
         if self.cell.dataset == 'cifar10':
-            self._place_images(cfg)
+            _read_folders(cfg)
+        if self.on_device:
+            use_device_data(cfg, self.channels_last)
+            if 'val_dataloader.batch_size' not in self.options:
+                cfg.val_dataloader.batch_size = _VAL_BATCH
         if cfg.optim_wrapper.optimizer.type == 'SGD':
             # One kernel for all weights: equal up to rounding.
             cfg.optim_wrapper.optimizer.setdefault('fused', True)
@@ -118,56 +120,41 @@ class Job:
         cfg.custom_hooks = self._hooks()
         return cfg
 
+    def _check_options(self) -> None:
+        for key in self.options:
+            of_host = self.on_device and _OF_HOST.match(key)
+            if of_host or _OWN.match(key):
+                keep = ', or add --host-loader' if of_host else ''
+                raise UserInputError(
+                    f'--cfg-options {key} has no effect, as this tool sets it '
+                    f'itself: leave it out{keep}.'
+                )
+        if self.channels_last and not self.on_device:
+            raise UserInputError(
+                '--channels-last is for batches of CIFAR-10 on the device, '
+                f'and those of {self.cell.id} are not: leave it out.'
+            )
+
     def _hooks(self) -> list[dict]:
-        spec, options = self.cell.spec, dict(self.options)
-        execution = asdict(self.execution)
-        del execution['data_root']  # it says nothing to others
+        options, spec = dict(self.options), self.cell.spec
         hooks = [
             dict(
                 type='sb_mm.JobHook',
                 job=dict(cell=self.cell.id, seed=self.seed, options=options),
-                execution=execution,
+                execution=dict(
+                    on_device=self.on_device,
+                    channels_last=self.channels_last,
+                    compile=self.compile,
+                ),
                 metric=spec.metric,
                 factor=spec.factor,
             ),
             # With the images on the device, a resumed job is the uncut one.
             dict(type='sb_mm.EpochSeedHook'),
         ]
-        if self.execution.compile:
-            mode = self.execution.compile
-            hooks.append(dict(type='sb_mm.CompileHook', mode=mode))
+        if self.compile:
+            hooks.append(dict(type='sb_mm.CompileHook', mode=self.compile))
         return hooks
-
-    @property
-    def identity(self) -> tuple:
-        """That of its record."""
-        return identity(self.cell, self.seed, self.options)
-
-    def _check_options(self) -> None:
-        on_device = self.cell.dataset == 'cifar10' and self.execution.on_device
-        for key in self.options:
-            if _OWN.match(key):
-                raise UserInputError(
-                    f'--cfg-options {key} is set by this tool itself: leave '
-                    'it out.'
-                )
-            if on_device and _OF_HOST.match(key):
-                raise UserInputError(
-                    f'--cfg-options {key} has no effect on images that are '
-                    'on the device: leave it out, or add --host-loader.'
-                )
-        if self.execution.channels_last and not on_device:
-            raise UserInputError(
-                '--channels-last is for batches of CIFAR-10 on the device, '
-                f'and those of {self.cell.id} are not: leave it out.'
-            )
-
-    def _place_images(self, cfg: Config) -> None:
-        _read_folders(cfg)
-        if self.execution.on_device:
-            use_device_data(cfg, self.execution.channels_last)
-            if 'val_dataloader.batch_size' not in self.options:
-                cfg.val_dataloader.batch_size = _VAL_BATCH
 
 
 def _read_folders(cfg: Config) -> None:
@@ -217,35 +204,14 @@ def _set_hooks(cfg: Config) -> None:
 
 
 def train_job(job: Job, results: Path) -> Record:
-    """Train a job, or what is left of it, and record it.
-
-    While another process trains it, wait, and see what that leaves.
-
-    Args:
-        job: To be trained.
-        results: Folder of the records.
-
-    Raises:
-        UserInputError: If its input cannot be used.
-    """
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with _alone_in(job.folder):
-        if not is_finished(job.folder):
-            try:
-                train(job.config(), resume='auto')
-            except DivergedError as error:
-                print(error)
-                note_divergence(job.folder)
-        return append_record(read_record(job.folder), results)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / 'job.lock')
-    try:
-        held = lock.acquire(timeout=0)
-    except Timeout:
-        print(f'waits for another process that trains in {folder}')
-        held = lock.acquire()
-    with held:
-        yield
+    """Train a job, or what is left of it, and record it in a folder."""
+    for record in read_records(results):
+        if record.identity == job.identity:
+            return record
+    if not is_finished(job.folder):
+        try:
+            train(job.config(), resume='auto')
+        except DivergedError as error:
+            print(error)
+            note_divergence(job.folder)
+    return append_record(read_record(job.folder), results)

@@ -16,29 +16,21 @@ from sb_mm.errors import UserInputError
 from sb_mm.files import write_in_one_step
 from sb_mm.registry import HOOKS
 
-from .datasets import describe_data
 from .records import Record
-
-_JOB_FILE, _HISTORY_FILE = 'job.json', 'history.jsonl'
 
 
 @HOOKS.register_module()
 class JobHook(Hook):
-    """Write down what is trained, before it is, and each validation.
+    """Write ``job.json``: what is trained, before it is, and how it goes.
 
-    ``job.json`` gets the job, its data, size and epochs, and for each start
-    the environment; ``history.jsonl`` a line for each epoch's seconds and
-    each validation's metric.
+    The job, its data, size and epochs; for each start the environment; then
+    each epoch's seconds and each validation's metric.
 
     Args:
-        job: What :class:`Job` says of itself.
+        job: What :class:`~sb_mm.paper.job.Job` says of itself.
         execution: How it is computed.
         metric: Name of the result.
         factor: From that to percent.
-
-    Raises:
-        UserInputError: Before the training, if the folder is that of another
-            job, or the data are not what they were.
     """
 
     def __init__(
@@ -48,40 +40,44 @@ class JobHook(Hook):
         metric: str,
         factor: float,
     ) -> None:
-        self.job = dict(job)
+        # As they are read back: JSON knows no tuples.
+        self.job = json.loads(json.dumps(job))
         self.execution = dict(execution)
         self.metric = metric
         self.factor = factor
 
     @master_only
     def before_train(self, runner: Runner) -> None:
-        """Write ``job.json``; forget what the training repeats."""
-        folder = Path(runner.work_dir)
-        job = {**self.job, **_describe(runner)}
-        before = read_job(folder) or job
-        starts = before.pop('starts', [])
-        if before != job:
-            other = next(k for k in job if before.get(k) != job[k])
-            raise UserInputError(
-                f'{folder} holds another training ({other}: '
-                f'{before.get(other)}, now {job[other]}): delete that '
-                'folder, or give another --out.'
-            )
-        starts = [s for s in starts if s['epoch'] < runner.epoch]
-        job['starts'] = [*starts, self._start(runner.epoch)]
-        text = json.dumps(job, indent=1) + '\n'
-        write_in_one_step(folder / _JOB_FILE, text)
-        kept = [e for e in _lines(folder) if e['epoch'] <= runner.epoch]
-        text = ''.join(json.dumps(line) + '\n' for line in kept)
-        write_in_one_step(folder / _HISTORY_FILE, text)
+        """Write what is launched; forget what the training repeats.
 
-    def _start(self, epoch: int) -> dict[str, Any]:
-        return dict(
+        Raises:
+            UserInputError: If the folder is that of another job, or the data
+                are not what they were.
+        """
+        self.folder = Path(runner.work_dir)
+        before = read_job(self.folder)
+        self.job.update(_describe(runner))
+        for key, value in self.job.items():
+            if before.get(key, value) != value:
+                raise UserInputError(
+                    f'{self.folder} holds another training ({key}: '
+                    f'{before[key]}, now {value}): delete that folder, or '
+                    'give another --out.'
+                )
+        epoch = runner.epoch
+        starts, history = before.get('starts', []), before.get('history', [])
+        start = dict(
             epoch=epoch,
             date=datetime.now().astimezone().isoformat(timespec='seconds'),
             execution=self.execution,
             environment=_environment(),
         )
+        self.job.update(
+            starts=[*(s for s in starts if s['epoch'] < epoch), start],
+            history=[entry for entry in history if entry[0] <= epoch],
+            seconds=before.get('seconds', [])[:epoch],
+        )
+        _write(self.folder, self.job)
 
     @master_only
     def before_train_epoch(self, runner: Runner) -> None:
@@ -91,18 +87,33 @@ class JobHook(Hook):
     @master_only
     def after_train_epoch(self, runner: Runner) -> None:
         """Write the epoch's seconds."""
-        seconds = round(time.monotonic() - self._begin, 3)
-        _write_line(
-            Path(runner.work_dir), epoch=runner.epoch + 1, seconds=seconds
-        )
+        self.job['seconds'].append(round(time.monotonic() - self._begin, 3))
+        _write(self.folder, self.job)
 
     @master_only
     def after_val_epoch(
         self, runner: Runner, metrics: dict[str, float] | None = None
     ) -> None:
-        """Write the metric."""
+        """Write the metric, again where a resumed job validates again."""
         percent = round(metrics[self.metric] * self.factor, 3)
-        _write_line(Path(runner.work_dir), epoch=runner.epoch, percent=percent)
+        before = [e for e in self.job['history'] if e[0] < runner.epoch]
+        self.job['history'] = [*before, [runner.epoch, percent]]
+        _write(self.folder, self.job)
+
+
+def _describe(runner: Runner) -> dict[str, Any]:
+    data = [runner.train_dataloader.dataset, runner.val_dataloader.dataset]
+    sizes = [
+        dict(images=len(d), classes=len(d.metainfo.get('classes') or ()))
+        for d in data
+    ]
+    return dict(
+        train=sizes[0],
+        val=sizes[1],
+        epochs=runner.max_epochs,
+        batch=runner.train_dataloader.batch_size,
+        parameters=sum(p.numel() for p in runner.model.parameters()),
+    )
 
 
 def _environment() -> dict[str, str]:
@@ -111,84 +122,41 @@ def _environment() -> dict[str, str]:
     return {**found, **versions(), 'hardware': hardware(), 'commit': commit()}
 
 
-def _describe(runner: Runner) -> dict[str, Any]:
-    loader = runner.train_dataloader
-    return dict(
-        train=describe_data(loader.dataset),
-        val=describe_data(runner.val_dataloader.dataset),
-        epochs=runner.max_epochs,
-        batch=loader.batch_size,
-        parameters=sum(p.numel() for p in runner.model.parameters()),
-    )
+def _write(folder: Path, job: dict[str, Any]) -> None:
+    text = json.dumps(job, indent=1) + '\n'
+    write_in_one_step(folder / 'job.json', text)
 
 
-def _write_line(folder: Path, **line) -> None:
-    with (folder / _HISTORY_FILE).open('a') as stream:
-        stream.write(json.dumps(line) + '\n')
-
-
-def _lines(folder: Path) -> list[dict]:
-    """Return the history; a line may be cut with its process."""
-    file = folder / _HISTORY_FILE
-    lines = []
-    for text in file.read_text().splitlines() if file.is_file() else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return lines
-
-
-def read_job(folder: Path) -> dict | None:
-    """Return what a folder's ``job.json`` says, None if there is none.
+def read_job(folder: Path) -> dict[str, Any]:
+    """Return what a folder's ``job.json`` says, nothing if there is none.
 
     Raises:
         UserInputError: If it is damaged.
     """
-    file = folder / _JOB_FILE
-    if not file.is_file():
-        return None
+    file = folder / 'job.json'
     try:
-        return dict(json.loads(file.read_text()))
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
     except (TypeError, ValueError) as error:
         raise UserInputError(
             f'{file} is damaged: delete the folder {folder} to train again.'
         ) from error
 
 
-def read_history(folder: Path) -> list[list[float | None]]:
-    """Return ``[epoch, percent]`` of every validation so far.
-
-    Percent is None in the epoch in which the loss became infinite or NaN.
-    """
-    found = {
-        e['epoch']: e['percent'] for e in _lines(folder) if 'percent' in e
-    }
-    return [[epoch, value] for epoch, value in sorted(found.items())]
-
-
 def note_divergence(folder: Path) -> None:
-    """Write down that the epoch behind the last validation has no result."""
-    history = read_history(folder) or [[0, None]]
-    _write_line(folder, epoch=history[-1][0] + 1, percent=None)
+    """Write down that the loss became infinite or NaN."""
+    _write(folder, {**read_job(folder), 'diverged': True})
 
 
 def is_finished(folder: Path) -> bool:
     """Return whether the training in a folder came to its end, or diverged."""
-    job, history = read_job(folder), read_history(folder)
-    return bool(job and history) and (
-        history[-1][1] is None or history[-1][0] == job['epochs']
-    )
+    job = read_job(folder)
+    history = job.get('history') or [[0, None]]
+    return 'diverged' in job or history[-1][0] == job.get('epochs')
 
 
 def read_record(folder: Path) -> Record:
     """Return the record of a training that is finished."""
-    history = read_history(folder)
-    lines = _lines(folder)
-    seconds = {e['epoch']: e['seconds'] for e in lines if 'seconds' in e}
-    return Record(
-        **read_job(folder),
-        history=[entry for entry in history if entry[1] is not None],
-        final=history[-1][1],
-        hours=round(sum(seconds.values()) / 3600, 5),
-    )
+    job = read_job(folder)
+    hours = round(sum(job.pop('seconds')) / 3600, 5)
+    final = None if job.pop('diverged', False) else job['history'][-1][1]
+    return Record(**job, final=final, hours=hours)

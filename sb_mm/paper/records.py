@@ -1,21 +1,22 @@
 """Records: one JSON line for one finished training.
 
 A record is what the job wrote down when it was launched, see
-:class:`~sb_mm.paper.train.JobHook`, with its validations.
+:class:`~sb_mm.paper.job_hook.JobHook`, with its validations.
 """
 
 import hashlib
 import json
 import math
-import statistics
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock
 
 from sb_mm.errors import UserInputError, first_line
+from sb_mm.files import write_in_one_step
 
 from .cells import Cell, as_options, find_cell
 
@@ -28,8 +29,7 @@ class Record:
         cell: Id of the cell, see :mod:`sb_mm.paper.cells`.
         seed: Random seed.
         options: What differs from the cell's config, by dotted keys.
-        train: What was trained on, see
-            :func:`~sb_mm.paper.datasets.describe_data`.
+        train: Numbers of ``images`` and ``classes`` trained on.
         val: The same of the images that the metric was measured on.
         epochs: Of the whole training.
         batch: Images in a step.
@@ -89,11 +89,19 @@ class Record:
         spread = math.sqrt(chance * (1 - chance) / self.val['images'])
         return self.final < 100 * (chance + 5 * spread)
 
-    def to_line(self) -> str:
-        """Return the JSON line, without the line break.
+    @property
+    def text(self) -> str:
+        """The result in percent, and whether the training failed."""
+        if self.final is None:
+            return '/'
+        return f'{self.final:.2f}' + (' (/)' if self.failed else '')
 
-        ``digest``, at its end, tells whether the line was edited since.
-        """
+    def __str__(self) -> str:
+        """Return the result and the time that it took."""
+        return f'{self.hours:.2f} h, result (%): {self.text}'
+
+    def to_line(self) -> str:
+        """Return the JSON line, whose digest tells if it is edited later."""
         content = asdict(self)
         return json.dumps({**content, 'digest': _digest(content)})
 
@@ -108,72 +116,61 @@ def _digest(content: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Results(NamedTuple):
-    """What lies in a folder of records.
-
-    Attributes:
-        records: Those that can be used.
-        refused: A sentence for each line that cannot.
-    """
-
-    records: list[Record]
-    refused: list[str]
-
-
-def read_results(folder: Path) -> Results:
+def read_records(folder: Path) -> list[Record]:
     """Return what a folder's ``*.jsonl`` files hold.
+
+    A line that is damaged, edited or unfinished is left out, and named on
+    stderr.
 
     Raises:
         UserInputError: If two lines are of one training; names both.
     """
-    places: dict[tuple, str] = {}
-    results = Results([], [])
+    found: dict[tuple, tuple[str, Record]] = {}
+    for place, line in _lines(folder):
+        try:
+            record = _parse(line)
+        except UserInputError as error:
+            print(f'left out: {place}: {error}', file=sys.stderr)
+            continue
+        if record.identity in found:
+            raise UserInputError(
+                f'{place} repeats the training of {found[record.identity][0]} '
+                f'(cell {record.cell}, seed {record.seed}): remove one of '
+                'them.'
+            )
+        found[record.identity] = place, record
+    return [record for _, record in found.values()]
+
+
+def _lines(folder: Path) -> Iterator[tuple[str, str]]:
     for file in sorted(folder.glob('*.jsonl')):
         lines = file.read_text(errors='replace').splitlines()
         for number, line in enumerate(lines, 1):
-            place = f'{file.name} line {number}'
-            try:
-                record = _parse(line, place)
-            except UserInputError as error:
-                results.refused.append(str(error))
-                continue
-            if record.identity in places:
-                raise UserInputError(
-                    f'{place} repeats the training of '
-                    f'{places[record.identity]} (cell {record.cell}, seed '
-                    f'{record.seed}): remove one of them.'
-                )
-            places[record.identity] = place
-            results.records.append(record)
-    return results
+            yield f'{file.name} line {number}', line
 
 
-def _parse(line: str, place: str) -> Record:
+def _parse(line: str) -> Record:
     try:
         content = json.loads(line)
         digest = content.pop('digest')
         record = Record(**content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserInputError(
-            f'{place} is not a record ({first_line(error)}): remove it.'
+            f'this is no record ({first_line(error)}): remove it.'
         ) from error
-    what = f'{place} ({record.cell}, seed {record.seed})'
-    if digest != _digest(content):
-        raise UserInputError(
-            f'{what} was edited after the training: remove it and train again.'
-        )
     find_cell(record.cell)
     last = record.history[-1] if record.history else [0, None]
-    if record.final is not None and last != [record.epochs, record.final]:
+    finished = record.final is None or last == [record.epochs, record.final]
+    if digest != _digest(content) or not finished:
         raise UserInputError(
-            f'{what} is unfinished: its last validation is {last} and not of '
-            f'epoch {record.epochs}.'
+            f'the record of {record.cell}, seed {record.seed}, was edited, or '
+            'is of an unfinished training: remove it and train again.'
         )
     return record
 
 
 def check_writable(folder: Path) -> None:
-    """Raise if no record can be written into a folder, before long work."""
+    """Raise before long work, if no record can be written into a folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / '.lock').touch()
@@ -190,54 +187,18 @@ def append_record(record: Record, folder: Path) -> Record:
     Returns:
         The record; the one that is there, if another process was faster.
     """
+    file = folder / f'table{find_cell(record.cell).table}.jsonl'
     with FileLock(folder / '.lock'):
-        for other in read_results(folder).records:
+        for other in read_records(folder):
             if other.identity == record.identity:
                 return other
-        file = folder / f'table{find_cell(record.cell).table}.jsonl'
-        # Behind a line that was cut, it is whole on one of its own.
-        cut = file.is_file() and not file.read_bytes().endswith(b'\n')
-        with file.open('a') as stream:
-            stream.write(('\n' if cut else '') + record.to_line() + '\n')
+        lines = file.read_text().splitlines() if file.is_file() else []
+        lines.append(record.to_line())
+        write_in_one_step(file, '\n'.join(lines) + '\n')
     return record
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Trainings that differ in the seed alone."""
-
-    records: list[Record]
-
-    @property
-    def finals(self) -> list[float]:
-        """The results of those that did not fail, in percent."""
-        return [r.final for r in self.records if not r.failed]
-
-    @property
-    def mean(self) -> float | None:
-        """Of the results, in percent; None if all failed."""
-        return statistics.fmean(self.finals) if self.finals else None
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation; None for less than two results."""
-        return statistics.stdev(self.finals) if len(self.finals) > 1 else None
-
-    def __str__(self) -> str:
-        """Return mean and standard deviation, and how many failed."""
-        if self.mean is None:
-            return '/'
-        text = f'{self.mean:.3f}'
-        text += '' if self.std is None else f' ± {self.std:.3f}'
-        failed = len(self.records) - len(self.finals)
-        if failed:
-            text += f' ({failed} of {len(self.records)} runs: /)'
-        return text
-
-
-def summarize(cell: Cell, records: Iterable[Record]) -> Summary | None:
-    """Return the full trainings of a cell, shared by cells that repeat it."""
-    same = [
-        r for r in records if r.experiment == cell.experiment and r.is_full
-    ]
-    return Summary(same) if same else None
+def full_trainings(cell: Cell, records: Iterable[Record]) -> list[Record]:
+    """Return those of a cell, shared by the cells that repeat it."""
+    same = (r for r in records if r.experiment == cell.experiment)
+    return [record for record in same if record.is_full]

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from sb_mm.paper.cells import find_cell
-from sb_mm.paper.job import Execution, Job
+from sb_mm.paper.job import Job
 from sb_mm.paper.records import Record
 
 CLASSES = 10
@@ -17,7 +17,11 @@ def make_record():
 
     def make(cell_id, final=91.0, **changes):
         spec = find_cell(cell_id).spec
-        environment = dict(hardware='GPU', commit='abc')
+        start = dict(
+            epoch=0,
+            date='2026-01-01T10:00:00+00:00',
+            environment=dict(hardware='GPU', commit='abc'),
+        )
         fields = dict(
             cell=cell_id,
             seed=0,
@@ -27,13 +31,7 @@ def make_record():
             epochs=200,
             batch=128,
             parameters=1_440_510,
-            starts=[
-                dict(
-                    epoch=0,
-                    date='2026-01-01T10:00:00+00:00',
-                    environment=environment,
-                )
-            ],
+            starts=[start],
             history=[[199, 90.0], [200, final]],
             final=final,
             hours=1.0,
@@ -62,14 +60,13 @@ def cifar(tmp_path_factory):
 def make_job(cifar, tmp_path):
     """Return a function that makes a short job with batches of 8 images."""
 
-    def make(cell='t6-x0.35-static', seed=0, epochs=1, how=None, **options):
+    def make(cell='t6-x0.35-static', seed=0, epochs=1, options=(), **settings):
         options = {
             'train_dataloader.batch_size': 8,
             'train_cfg.max_epochs': epochs,
-            **options,
+            **dict(options),
         }
-        execution = Execution(**{'data_root': cifar, **(how or {})})
-        root = tmp_path / 'out'
-        return Job(find_cell(cell), seed, options, execution, root)
+        settings = dict(data_root=cifar, out=tmp_path / 'out') | settings
+        return Job(find_cell(cell), seed, options, **settings)
 
     return make

@@ -1,15 +1,14 @@
 """What tools/paper.py prints, and its exit codes."""
 
 import runpy
-import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from sb_mm.errors import UserInputError
 from sb_mm.paper import commands
-from sb_mm.paper.cells import REPOSITORY
-from sb_mm.paper.records import Results, append_record, read_results
+from sb_mm.paper.cells import REPOSITORY, find_cell
+from sb_mm.paper.records import append_record, read_records
 
 CELL = 't9-x0.35-gate-relu'
 
@@ -51,7 +50,7 @@ def test_list_shows_configs_and_full_and_reduced_trainings(
     assert 'not run (1 reduced: 9' in lines['t9-x0.35-gate-none']
     assert lines['t9-x0.35-gate-tanh'].rstrip().endswith('not run')
     assert run(*words[:-1], tmp_path / 'nowhere') == 2
-    assert 'nowhere is not a folder' in capsys.readouterr().err
+    assert 'nowhere holds no records' in capsys.readouterr().err
 
 
 def test_show_prints_the_resolved_config_and_the_command(run, capsys):
@@ -67,15 +66,41 @@ def test_show_prints_the_resolved_config_and_the_command(run, capsys):
     )
 
 
+def test_check_prints_every_count_and_tells_a_mismatch(
+    run, monkeypatch, capsys
+):
+    ids = ('t1-static-x0.35', 't1-dyconv-x0.35', 't10-x0.35-hidden-x1')
+    assert run('check', '--cells', *ids) == 0
+    text = capsys.readouterr().out
+    assert '3 networks; parameters: 3 printed, 3 as counted here' in text
+    # The DyConv paper's multiply-adds are those of another network.
+    assert 'multiply-adds: 2 printed, 1 as counted here, 1 of another' in text
+    lines = {line.split()[0]: line.split() for line in text.splitlines()}
+    assert lines['t1-dyconv-x0.35'] == [
+        't1-dyconv-x0.35', '2,689,836', '2.690', '+0.000', 'ok',
+        '60.53', '62.00', '-1.47', 'another', 'network',
+    ]  # fmt: skip
+    cell = find_cell(ids[2])
+    wrong = replace(cell, printed={**cell.printed, 'params_m': 1.442})
+    monkeypatch.setattr(commands, 'select_cells', lambda *_: [wrong])
+    assert run('check') == 1
+    assert f'mismatch: {cell.id}' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
         ([], 'Nothing to train'),
         (['--cells', 't6-x0.35-zb'], 'did you mean t6-x0.35-sb'),
         (['--cells', CELL, '--only', 1], '--only must be an integer in'),
-        (['--cells', CELL, '--seeds', 0, 0], 'a seed twice'),
-        (['--cells', CELL, '--seeds', -1], '-1 is no whole number'),
-        (['--cells', CELL, '--epochs', 0], '0 is no whole number'),
+        (
+            ['--cells', CELL, '--seeds', -1],
+            '--seeds must be an integer in [0, ',
+        ),
+        (
+            ['--cells', CELL, '--epochs', 0],
+            '--epochs must be an integer in [1, ',
+        ),
         (['--cells', CELL, '--ray', '--jobs', 2], 'not allowed with'),
         (['--cells', CELL, '--data-root', 'nowhere'], 'nowhere'),
     ],
@@ -89,7 +114,7 @@ def test_what_cannot_be_trained_is_refused(
     assert not (tmp_path / 'out').exists()
 
 
-def test_jobs_are_listed_without_those_that_are_recorded(
+def test_jobs_are_listed_with_what_is_known_of_them(
     run, make_record, tmp_path, capsys
 ):
     append_record(make_record('t6-x0.35-sb'), tmp_path)
@@ -100,53 +125,35 @@ def test_jobs_are_listed_without_those_that_are_recorded(
     assert first.startswith('0  t6-x0.35-sb seed 0  recorded  ')
     assert second.startswith('1  t6-x0.35-sb seed 1  epoch 0 of 200  ')
     assert run(*words, '--only', 0) == 0
-    assert 'recorded in' in capsys.readouterr().out
+    assert capsys.readouterr().out == '1.00 h, result (%): 91.00\n'
+    assert run(*words, '--slurm') == 0
+    assert capsys.readouterr().out.startswith('sbatch --array=0-1 ')
 
 
 @pytest.mark.slow
-def test_the_tool_trains_in_processes_and_records(cifar, tmp_path):
-    command = [
-        sys.executable, 'tools/paper.py', 'train', '--cells',
-        't6-x0.35-static', '--epochs', '1', '--data-root', cifar,
-        '--jobs', '1', '--out', tmp_path / 'out', '--results', tmp_path,
-        '--cfg-options', 'train_dataloader.batch_size=8',
-    ]  # fmt: skip
-    done = subprocess.run(
-        list(map(str, command)), cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    (record,) = read_results(tmp_path).records
-    assert f'static seed 0: {record.final:.2f} %' in done.stdout
-
-
-def test_report_names_what_is_stale_and_writes_it(
-    monkeypatch, tmp_path, capsys
+def test_the_tool_trains_in_processes_and_records(
+    run, cifar, tmp_path, capsys
 ):
-    page = tmp_path / 'a.md'
-    refused = Results([], ['table6.jsonl line 9 is broken'])
-    monkeypatch.setattr(commands, 'generate', lambda found: {page: 'new\n'})
-    monkeypatch.setattr(commands, 'read_results', lambda folder: refused)
-    own = REPOSITORY / 'results'
-    assert commands.report(check=True, results=own) == 1
-    assert not page.exists()
-    assert commands.report(check=False, results=own) == 0
-    assert page.read_text() == 'new\n'
-    assert commands.report(check=True, results=own) == 0
-    printed = capsys.readouterr()
-    assert printed.err.count('left out: table6.jsonl line 9') == 3
-    assert printed.out.splitlines() == [
-        f'stale: {page}',
-        'run: python tools/paper.py report',
-        f'written: {page}',
-        'all 1 files are up to date',
-    ]
+    words = (
+        'train', '--cells', 't6-x0.35-static', '--epochs', 1, '--jobs', 1,
+        '--data-root', cifar, '--out', tmp_path / 'out', '--results', tmp_path,
+        '--cfg-options', 'train_dataloader.batch_size=8',
+    )  # fmt: skip
+    assert run(*words) == 0
+    (record,) = read_records(tmp_path)
+    assert f'static seed 0: {record}\n' in capsys.readouterr().out
 
 
-def test_other_records_have_their_page_beside_them(make_record, tmp_path):
-    with pytest.raises(UserInputError, match='holds no records'):
-        commands.report(check=False, results=tmp_path)
-    append_record(make_record('t5-x0.35-sb-expand', 47.125), tmp_path)
-    before = (REPOSITORY / 'docs/results.md').read_bytes()
-    assert commands.report(check=False, results=tmp_path) == 0
-    assert '47.125' in (tmp_path / 'results.md').read_text()
-    assert (REPOSITORY / 'docs/results.md').read_bytes() == before
+def test_the_report_goes_into_docs_or_beside_other_records(
+    run, make_record, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(commands, 'results_page', lambda r: f'{len(r)}\n')
+    assert run('report', '--results', tmp_path) == 2
+    assert 'holds no records' in capsys.readouterr().err
+    append_record(make_record('t5-x0.35-sb-expand'), tmp_path)
+    assert run('report', '--results', tmp_path) == 0
+    assert (tmp_path / 'results.md').read_text() == '1\n'
+    monkeypatch.setattr(commands, 'REPOSITORY', tmp_path)
+    (tmp_path / 'docs').mkdir()
+    assert run('report') == 0
+    assert int((tmp_path / 'docs/results.md').read_text()) >= 5

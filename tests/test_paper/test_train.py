@@ -1,9 +1,8 @@
-"""Jobs side by side, with a training that is played, and on a cluster."""
+"""Jobs side by side, with commands in place of trainings, and on a cluster."""
 
-import multiprocessing
 import os
+import shlex
 import signal
-import subprocess
 import sys
 import time
 
@@ -14,8 +13,7 @@ from sb_mm.errors import UserInputError
 from sb_mm.paper import cluster, train
 from sb_mm.paper.cells import select_cells
 from sb_mm.paper.cluster import run_on_ray, slurm_array
-from sb_mm.paper.job import Execution
-from sb_mm.paper.train import follow, plan_jobs, run_locally
+from sb_mm.paper.train import Ended, follow, plan_jobs, run_locally
 
 
 @pytest.fixture
@@ -23,70 +21,58 @@ def jobs(make_job):
     return [make_job(seed=seed) for seed in range(3)]
 
 
-@pytest.fixture
-def play(monkeypatch):
-    """Put a function in the place of the training."""
-
-    def replace(function):
-        fork = multiprocessing.get_context('fork')
-        monkeypatch.setattr(train, '_SPAWN', fork)
-        monkeypatch.setattr(train, 'train_job', function)
-
-    return replace
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch):
+    monkeypatch.setattr(train, '_POLL_SECONDS', 0.02)
 
 
 def test_repeated_cells_are_one_job_and_seeds_come_first(tmp_path):
     cells = select_cells([5, 6], [0.35], ['SB', 'SE'])
-    planned = plan_jobs(cells, [0, 1], {}, Execution(), tmp_path)
+    planned = plan_jobs(cells, [0, 1, 0], out=tmp_path)
     names = [job.name for job in planned]
     assert len(names) == 2 * 6
     assert 't6-x0.35-sb seed 0' not in names  # that of Table 5
     assert [job.seed for job in planned] == [0] * 6 + [1] * 6
-    with pytest.raises(UserInputError, match='a seed twice'):
-        plan_jobs(cells, [1, 1], {}, Execution(), tmp_path)
+    assert {job.out for job in planned} == {tmp_path}
 
 
-def test_one_failure_is_a_sentence_and_stops_no_other(
-    jobs, play, make_record, tmp_path, capsys
-):
-    def played(job, results):
-        if job.seed == 0:
-            raise ValueError('the disk is full\nand more')
-        if job.seed == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return make_record(job.cell.id, seed=job.seed)
-
-    play(played)
-    failed = follow(jobs, run_locally(jobs, tmp_path, 2))
-    assert failed == jobs[:2] or failed == jobs[1::-1]
+def test_one_failure_is_a_sentence_and_stops_no_other(jobs, capsys):
+    scripts = [
+        'echo trace; echo the disk is full >&2; exit 1',
+        'kill -9 $$',
+        'echo log; echo 91.00 %',
+    ]
+    commands = {
+        job: ['sh', '-c', script]
+        for job, script in zip(jobs, scripts, strict=True)
+    }
+    failed = follow(jobs, run_locally(commands, 2))
+    assert set(failed) == set(jobs[:2])
     text = capsys.readouterr().out
-    assert f'failed: ValueError: the disk is full (see {jobs[0].log})' in text
-    assert 'failed: its process ended with code -9' in text
-    assert 't6-x0.35-static seed 2: 91.00 %, 1.00 h' in text
+    folder = jobs[0].folder
+    assert f'the disk is full (failed, see {folder})' in text
+    assert 'its process ended with code -9 (failed' in text
+    assert 't6-x0.35-static seed 2: 91.00 %\n' in text
+    assert jobs[0].log.read_text() == 'trace\nthe disk is full\n'
 
 
-def test_no_more_than_the_given_number_run_at_a_time(
-    jobs, play, make_record, tmp_path
-):
-    def played(job, results):
-        begin = time.monotonic()
-        time.sleep(0.3)
-        threads = int(os.environ['OMP_NUM_THREADS'])
-        end = time.monotonic()
-        return make_record(job.cell.id, history=[[begin, end], [0, threads]])
-
-    play(played)
-    events = [event for event in run_locally(jobs, tmp_path, 2) if event]
-    spans = sorted(tuple(record.history[0]) for _, record in events)
-    assert len(spans) == 3
+def test_no_more_than_the_given_number_run_at_a_time(jobs):
+    script = 'date +%s.%N; sleep 0.3; echo $(date +%s.%N) $OMP_NUM_THREADS'
+    commands = {job: ['sh', '-c', script] for job in jobs}
+    ended = [event for event in run_locally(commands, 2) if event]
+    assert all(event.recorded for event in ended)
+    spans = sorted(
+        [*map(float, job.log.read_text().split()[:2])] for job in jobs
+    )
     assert spans[2][0] >= min(spans[0][1], spans[1][1])
     share = max(1, len(os.sched_getaffinity(0)) // 2)
-    assert {record.history[1][1] for _, record in events} == {share}
+    assert {event.text.split()[1] for event in ended} == {str(share)}
 
 
 @pytest.mark.parametrize(
     ('given', 'count', 'places'),
     [
+        (None, None, ['0', '1']),
         (None, 3, ['0', '1', '0']),
         ('4,7', 2, ['4', '7']),
         ('GPU-a', 2, ['GPU-a', 'GPU-a']),
@@ -102,34 +88,30 @@ def test_processes_share_the_gpus_in_turn(monkeypatch, given, count, places):
     assert found == places
 
 
-def test_leaving_the_loop_ends_what_runs(jobs, play, tmp_path):
-    def played(job, results):
-        (tmp_path / f'begun{job.seed}').touch()
-        time.sleep(60)
-
-    play(played)
-    events = run_locally(jobs, tmp_path, 1)
-    while not (tmp_path / 'begun0').exists():
+def test_leaving_the_loop_ends_what_runs(jobs):
+    commands = {job: ['sh', '-c', 'echo $$; exec sleep 60'] for job in jobs}
+    events = run_locally(commands, 1)
+    while not (jobs[0].log.is_file() and jobs[0].log.read_text()):
         next(events)
     begin = time.monotonic()
     events.close()
     assert time.monotonic() - begin < 30
-    assert not multiprocessing.active_children()
-    assert not (tmp_path / 'begun1').exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(jobs[0].log.read_text()), 0)
+    assert not jobs[1].log.exists()
 
 
-def test_the_script_for_slurm_does_one_job_in_each_task():
+def test_slurm_does_one_job_in_each_task():
     words = ['train', '--cells', 't6-x0.35-sb', '--slurm', '--cfg-options']
-    script = slurm_array([*words, "x='a b'"], 6, 4, None)
-    assert '#SBATCH --array=0-5\n' in script
-    assert '#SBATCH --cpus-per-task=4\n#SBATCH --gres=gpu:1\n' in script
-    assert script.splitlines()[-1] == (
-        'python tools/paper.py train --cells t6-x0.35-sb --cfg-options '
-        """'x='"'"'a b'"'"'' --only "$SLURM_ARRAY_TASK_ID\""""
-    )
+    found = shlex.split(slurm_array([*words, "x='a b'"], 6, 4, None))
+    assert found[:4] == [
+        'sbatch', '--array=0-5', '--cpus-per-task=4', '--gres=gpu:1',
+    ]  # fmt: skip
+    task, _, only = found[-1].removeprefix('--wrap=').rpartition(' --only ')
+    assert only == '$SLURM_ARRAY_TASK_ID'
+    words.remove('--slurm')
+    assert shlex.split(task)[2:] == [*words, "x='a b'"]
     assert 'gres' not in slurm_array(words, 6, 4, 0)
-    done = subprocess.run(['bash', '-n'], input=script, text=True)
-    assert done.returncode == 0
 
 
 def test_without_ray_it_says_what_to_install(jobs, tmp_path, monkeypatch):
@@ -140,25 +122,27 @@ def test_without_ray_it_says_what_to_install(jobs, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='made for CPU nodes')
-def test_ray_starts_a_job_again_whose_process_died(
-    jobs, make_record, tmp_path, monkeypatch
-):
+def test_ray_starts_a_job_again_whose_process_died(tmp_path, monkeypatch):
     ray = pytest.importorskip('ray', reason='the extra cluster')
 
+    # Names for jobs: their classes would take the workers long to import.
     def played(job, results):
-        first = tmp_path / f'tried{job.seed}'
-        if job.seed == 0 and not first.exists():
-            first.touch()
+        if job == 'killed' and not results.exists():
+            results.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return make_record('t6-x0.35-sb') if job.seed < 2 else 'no data'
+        if job == 'failing':
+            raise ValueError('There are no data.')
+        return 'a record'
 
-    monkeypatch.setattr(cluster, 'outcome_of', played)
+    monkeypatch.setattr(cluster, 'train_job', played)
+    file = tmp_path / 'tried'
     try:
-        events = [*run_on_ray(jobs, tmp_path, 'local')]
-        outcomes = dict(event for event in events if event)
-        record = make_record('t6-x0.35-sb')
-        assert [outcomes[job] for job in jobs] == [record, record, 'no data']
+        names = ['killed', 'failing']
+        assert {e for e in run_on_ray(names, file, 'local') if e} == {
+            Ended('killed', True, 'a record'),
+            Ended('failing', False, 'There are no data'),
+        }
         with pytest.raises(UserInputError, match='No node of the Ray'):
-            next(run_on_ray(jobs, tmp_path, 'local', 1, 1))
+            next(run_on_ray(names, file, 'local', 1, 1))
     finally:
         ray.shutdown()
