@@ -273,7 +273,7 @@ def _save(figure: Figure, out: str | Path) -> Path:
     out = Path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out)
+        figure.savefig(out, format=out.suffix[1:])
     except (OSError, ValueError) as error:  # no room, or no such format
         raise UserInputError(
             f'The figure {out} cannot be written ({first_line(error)}): '

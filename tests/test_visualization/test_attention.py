@@ -136,6 +136,7 @@ def test_the_tool_draws_trainings_side_by_side(tmp_path, monkeypatch, capsys):
         ('run', dict(epoch=9), '--epoch 9 is not in'),
         ('run', dict(labels=['a', 'b']), '--labels must be as many'),
         ('run', dict(out='x.xyz'), 'x.xyz cannot be written .* formats: '),
+        ('run', dict(out='x'), "Format '' is not supported"),
         ('run', dict(out='file/x.png'), 'cannot be written'),
     ],
 )
