@@ -7,11 +7,7 @@ from sb_mm.errors import UserInputError
 
 
 def check_choice(name: str, value: object, allowed: Collection) -> None:
-    """Raise unless ``value`` is one of ``allowed``.
-
-    Raises:
-        UserInputError: Names the argument, the value and what is allowed.
-    """
+    """Raise UserInputError unless ``value`` is one of ``allowed``."""
     if not any(value == item for item in allowed):
         raise UserInputError(
             f'{name} must be one of {_listed(allowed)}, but got {value!r}.'
@@ -19,10 +15,9 @@ def check_choice(name: str, value: object, allowed: Collection) -> None:
 
 
 def check_subset(name: str, values: Sequence, allowed: Collection) -> None:
-    """Raise unless ``values`` is a non-empty selection from ``allowed``.
+    """Raise UserInputError unless ``values`` are some of ``allowed``.
 
-    Raises:
-        UserInputError: Names the argument, the value and what is allowed.
+    At least one, and none twice.
     """
     listed = isinstance(values, Sequence) and not isinstance(values, str)
     chosen = [item for item in allowed if item in values] if listed else []
@@ -44,7 +39,7 @@ def check_number(
     open_high: bool = False,
     integer: bool = False,
 ) -> None:
-    """Raise unless ``value`` is a finite number in the given interval.
+    """Raise UserInputError unless ``value`` is finite and in an interval.
 
     Args:
         name: The argument's name, for the message.
@@ -54,16 +49,13 @@ def check_number(
         open_low: Exclude ``low`` itself.
         open_high: Exclude ``high`` itself.
         integer: Accept whole numbers of type ``int`` only.
-
-    Raises:
-        UserInputError: Names the argument, the value and the interval.
     """
     kind = int if integer else (int, float)
-    good = isinstance(value, kind) and not isinstance(value, bool)
-    good = good and math.isfinite(value) and low <= value <= high
-    excluded = (open_low and value == low) or (open_high and value == high)
-    if good and not excluded:
-        return
+    if isinstance(value, kind) and not isinstance(value, bool):
+        above = low < value if open_low else low <= value
+        below = value < high if open_high else value <= high
+        if above and below and math.isfinite(value):
+            return
     left = '(' if open_low else '['
     right = ')' if open_high or high == math.inf else ']'
     raise UserInputError(

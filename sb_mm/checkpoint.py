@@ -27,8 +27,8 @@ _NEEDS_MORE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 # They decide what `torch.load` does: not here.
-_VARIABLES = dict(
-    TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='0', TORCH_FORCE_WEIGHTS_ONLY_LOAD='0'
+_VARIABLES = dict.fromkeys(
+    ('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'), '0'
 )
 _GETATTR = (getattr, (getattr, 'builtins.getattr'))
 _host_load = CheckpointLoader.load_checkpoint
@@ -62,19 +62,18 @@ def load_checkpoint_file(
     logger: Any = 'silent',
     trust: bool = False,
 ) -> dict:
-    """Read a checkpoint file or URL.
+    """Read a checkpoint file or URL, as MMEngine's ``CheckpointLoader`` does.
 
     Args:
-        path: Anything that MMEngine's ``CheckpointLoader`` understands.
+        path: Of the file, or its address.
         map_location: See ``torch.load``.
         logger: Where MMEngine says what it loads.
         trust: Run the code that the file may bring with it; so does an
             enclosing ``weights_only(False)``, and nothing else.
 
     Raises:
-        UserInputError: If there is no such file, if it is not a checkpoint, or
-            if it needs more than tensors and MMEngine's classes and is not
-            trusted.
+        UserInputError: If there is no such file, if it is no checkpoint, or
+            if it needs more than tensors and MMEngine's classes.
     """
     trust = trust or _trusted.get()
 
@@ -110,7 +109,7 @@ def _read(path: str, file: Any, map_location: Any, trust: bool) -> object:
     """Stand in for ``torch.load`` where MMEngine loads a checkpoint."""
     if torch.__version__ < '2.6':
         raise UserInputError(
-            f'Loading checkpoints safely needs torch 2.6 or later, but this '
+            'Loading checkpoints safely needs torch 2.6 or later, but this '
             f'is {torch.__version__}: upgrade torch.'
         )
     try:
@@ -130,7 +129,7 @@ def _read(path: str, file: Any, map_location: Any, trust: bool) -> object:
         pickled = isinstance(error, UnpicklingError)
         reason = type(error).__name__ if pickled else first_line(error)
         # PyTorch keeps what it has downloaded.
-        fetched = isinstance(file, str) and file != osp.expanduser(path)
+        fetched = file != osp.expanduser(path) and osp.isfile(str(file))
         remedy = f'; delete {file} to fetch it again' if fetched else ''
         raise UserInputError(
             f'The checkpoint {path} cannot be read ({reason}): it is damaged '
@@ -149,7 +148,6 @@ def _mmengine_classes() -> Iterator[None]:
     functions.
     """
     core = getattr(np, '_core', None) or np.core
-    dtypes = {type(np.dtype(t)) for t in ('f4', 'f8', 'i4', 'i8', 'u4', '?')}
     before = torch.serialization.get_safe_globals()
     allowed = [
         *(item for item in before if item not in _GETATTR),
@@ -160,15 +158,18 @@ def _mmengine_classes() -> Iterator[None]:
         np.dtype,
         core.multiarray._reconstruct,
         core.multiarray.scalar,
-        *dtypes,
+        *(type(np.dtype(t)) for t in ('f4', 'f8', 'i4', 'i8', 'u4', '?')),
     ]
+    _set_safe_globals(allowed)
     try:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(allowed)
         yield
     finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+        _set_safe_globals(before)
+
+
+def _set_safe_globals(allowed: list) -> None:
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(allowed)
 
 
 def _history_method(owner: object, name: str) -> Any:
@@ -198,7 +199,7 @@ def _check_form(path: str, content: object) -> None:
 
 
 def state_dict_of(content: dict) -> dict[str, Tensor]:
-    """Return the weights of a loaded checkpoint, without ``module.``."""
+    """Return a loaded checkpoint's weights, without a ``module.`` before."""
     for key in ('state_dict', 'model'):
         if isinstance(content.get(key), dict):
             content = content[key]
@@ -234,8 +235,7 @@ def load_pretrained(
     """Load published trunk weights and log what came in and what did not.
 
     Args:
-        module: The network; tensors whose name has ``attention`` or ``gate``
-            as a part belong to its attention, the others to its trunk.
+        module: The network.
         checkpoint: File or URL.
         prefix: What the names in the file begin with, such as ``backbone.``.
         map_location: See ``torch.load``.
@@ -246,13 +246,9 @@ def load_pretrained(
     """
     state = state_dict_of(load_checkpoint_file(checkpoint, map_location))
     start = f'{prefix.rstrip(".")}.' if prefix else ''
-    named = {
-        k.removeprefix(start): v
-        for k, v in state.items()
-        if k.startswith(start)
-    }
+    named = [k.removeprefix(start) for k in state if k.startswith(start)]
     own = module.state_dict()
-    matched = {k: v for k, v in named.items() if k in own}
+    matched = {k: state[start + k] for k in named if k in own}
     if not matched:
         raise UserInputError(
             f'No tensor of {checkpoint} fits {type(module).__name__} with '
@@ -263,8 +259,8 @@ def load_pretrained(
     refuse_conflicts(checkpoint, shape_conflicts(module, matched))
     module.load_state_dict(matched, strict=False)
     missing = [k for k in own if k not in matched]
-    gates = [k for k in missing if {'attention', 'gate'} & set(k.split('.'))]
-    gates += [k for k in missing if k.endswith('.temperature')]
+    attention = {'attention', 'gate', 'temperature'}
+    gates = [k for k in missing if attention & set(k.split('.'))]
     trunk = [k for k in missing if k not in gates]
     print_log(
         f'{checkpoint}: loaded {len(matched)} of {len(own)} tensors; '
@@ -279,11 +275,7 @@ def load_pretrained(
 def refuse_conflicts(
     checkpoint: str, conflicts: list[tuple[str, tuple, tuple]]
 ) -> None:
-    """Raise if a checkpoint's shapes differ from the network's.
-
-    Raises:
-        UserInputError: Names the first few.
-    """
+    """Raise UserInputError if a checkpoint's shapes are not the network's."""
     if conflicts:
         shown = [f'{n} is {a} instead of {b}' for n, a, b in conflicts]
         raise UserInputError(

@@ -2,8 +2,9 @@
 
 ``import mmcv._ext`` gives this module where mmcv has no C++ extension of that
 name (see :class:`sb_mm.OperatorFinder`). Signatures are those of mmcv's
-``csrc/pytorch/pybind.cpp``; operators write into the tensors that they are
-given, as the compiled ones do. Low-precision input is computed in float32.
+``csrc/pytorch/pybind.cpp``, whose callers in ``mmcv.ops`` document them;
+operators write into the tensors that they are given, as the compiled ones do.
+Low-precision input is computed in float32.
 
 They write by ``output[...] = values``: ``output.copy_(values)`` returns
 ``output`` a second time, and ``torch.compile`` (2.11) then sends the gradient
@@ -18,8 +19,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 from torchvision.ops import box_iou
-
-_LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def __getattr__(name: str) -> Callable[..., NoReturn]:
@@ -51,14 +50,9 @@ def nms(
 ) -> Tensor:
     """Return the indices ``(K,)`` of the boxes that NMS keeps, best first.
 
-    A box is dropped if its IoU with a better one that is kept exceeds the
-    threshold; of equal scores, the first comes first.
-
-    Args:
-        boxes: ``(N, 4)`` as x1, y1, x2, y2.
-        scores: ``(N,)``.
-        iou_threshold: Compared in float32, as mmcv's kernels do.
-        offset: 0, or 1 where x2 and y2 are the last pixels inside.
+    Of equal scores, the first comes first. The threshold is compared in
+    float32, as mmcv's kernels do; ``offset`` is 1 where x2 and y2 are the last
+    pixels inside.
     """
     threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
     return torch.ops.torchvision.nms(
@@ -79,21 +73,12 @@ def softnms(
     """Lower the scores of overlapping boxes (Soft-NMS, arXiv:1704.04503).
 
     Of equal scores, the first comes first. Two empty boxes do not overlap;
-    the compiled operator's gaussian makes their scores NaN.
-
-    Args:
-        boxes: ``(N, 4)``.
-        scores: ``(N,)``.
-        dets: ``(N, 5)``; its first K rows get the boxes that stay and their
-            new scores, best first.
-        iou_threshold: From this IoU on, methods 0 and 1 act.
-        sigma: Width of method 2.
-        min_score: Boxes whose score falls below are dropped.
-        method: 0 naive, 1 linear, 2 gaussian.
-        offset: As in :func:`nms`.
+    the compiled operator's gaussian makes their scores NaN. ``method`` is 0
+    for naive, 1 for linear, 2 for gaussian.
 
     Returns:
-        Indices ``(K,)`` of the boxes that stay.
+        Indices ``(K,)`` of the boxes that stay, best first; the first K rows
+        of ``dets`` get these boxes and their new scores.
     """
     corners, scores = _to_corners(boxes, offset), scores.float().clone()
     left, kept = torch.arange(len(boxes)), []
@@ -126,27 +111,6 @@ def _to_corners(boxes: Tensor, offset: int) -> Tensor:
     return boxes + boxes.new_tensor([0, 0, offset, offset])
 
 
-def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Group detections by the one that suppresses them.
-
-    Args:
-        dets: ``(N, 5)``, boxes and scores.
-        iou_threshold: From this IoU on a box is suppressed.
-
-    Returns:
-        Indices of each group, by falling score.
-    """
-    boxes = dets[:, :4].float()
-    left = dets[:, 4].float().argsort(descending=True, stable=True)
-    groups = []
-    while len(left):
-        first, rest = left[0], left[1:]
-        hit = box_iou(boxes[left[:1]], boxes[rest])[0] >= iou_threshold
-        groups.append([int(first), *rest[hit].tolist()])
-        left = rest[~hit]
-    return groups
-
-
 def roi_align_forward(
     input: Tensor,
     rois: Tensor,
@@ -162,35 +126,21 @@ def roi_align_forward(
 ) -> None:
     """Average features bilinearly over the bins of each region.
 
-    Args:
-        input: Features ``(N, C, H, W)``.
-        rois: ``(K, 5)``: image, x1, y1, x2, y2 in pixels of the image.
-        output: ``(K, C, aligned_height, aligned_width)``, written.
-        argmax_y: Not used by the average.
-        argmax_x: Not used by the average.
-        aligned_height: Bins from top to bottom.
-        aligned_width: Bins from left to right.
-        spatial_scale: Pixels of the features for one of the image.
-        sampling_ratio: Points to a side of a bin; 0 takes its size.
-        pool_mode: 1, the average.
-        aligned: Shift by half a pixel.
-
     Raises:
         NotImplementedError: For the maximum, ``pool_mode`` 0.
     """
     if pool_mode != 1:
         _refuse("roi_align_forward with pool_mode='max'")
     features = _computable(input)
-    values = torch.ops.torchvision.roi_align(
+    size = (aligned_height, aligned_width)
+    output[...] = torch.ops.torchvision.roi_align(
         features,
         rois.to(features),
         spatial_scale,
-        aligned_height,
-        aligned_width,
+        *size,
         sampling_ratio,
         aligned,
     )
-    output[...] = values
 
 
 def roi_align_backward(
@@ -206,22 +156,18 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Write the gradient ``(N, C, H, W)`` of the features to ``grad_input``.
-
-    See :func:`roi_align_forward` for the arguments.
-    """
+    """Write the gradient of the features to ``grad_input``."""
     gradient = _computable(grad_output)
-    values = torch.ops.torchvision._roi_align_backward(
+    size = (aligned_height, aligned_width)
+    grad_input[...] = torch.ops.torchvision._roi_align_backward(
         gradient,
         rois.to(gradient),
         spatial_scale,
-        aligned_height,
-        aligned_width,
+        *size,
         *grad_input.shape,
         sampling_ratio,
         aligned,
     )
-    grad_input[...] = values
 
 
 def sigmoid_focal_loss_forward(
@@ -234,14 +180,8 @@ def sigmoid_focal_loss_forward(
 ) -> None:
     """Write the focal loss (arXiv:1708.02002, Eq. 5) to ``output``.
 
-    Args:
-        input: Logits ``(N, C)``.
-        target: Classes ``(N,)``; C is the background.
-        weight: Factors ``(C,)`` of the rows by their class, or empty; that
-            of the background is 1.
-        output: ``(N, C)``, written.
-        gamma: Focusing exponent.
-        alpha: Weight of the true class; 1 - alpha that of the others.
+    Of logits ``(N, C)`` and classes ``(N,)``, C for the background; ``weight``
+    has a factor for each class, 1 for the background, or is empty.
     """
     logits = _computable(input)
     output[...] = _focal_loss(logits, target, weight, gamma, alpha)
@@ -255,15 +195,11 @@ def sigmoid_focal_loss_backward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Write the derivative of the loss by its logits to ``grad_input``.
-
-    See :func:`sigmoid_focal_loss_forward` for the arguments.
-    """
+    """Write the derivative of the loss by its logits to ``grad_input``."""
     with torch.enable_grad():
         logits = _computable(input).detach().requires_grad_()
         loss = _focal_loss(logits, target, weight, gamma, alpha).sum()
-    (slope,) = torch.autograd.grad(loss, logits)
-    grad_input[...] = slope
+    (grad_input[...],) = torch.autograd.grad(loss, logits)
 
 
 def _focal_loss(
@@ -283,4 +219,4 @@ def _focal_loss(
 
 def _computable(tensor: Tensor) -> Tensor:
     """Return what the kernels can compute with: float32 or float64."""
-    return tensor.float() if tensor.dtype in _LOW_PRECISION else tensor
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -7,80 +7,45 @@ because MMEngine imports ``<scope>.registry`` for an unknown scope and then the
 
 from importlib.util import find_spec
 
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import LOOPS as MMENGINE_LOOPS
-from mmengine.registry import METRICS as MMENGINE_METRICS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import TASK_UTILS as MMENGINE_TASK_UTILS
-from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine import registry as root
 from mmengine.registry import Registry
 
 
-def _detection(*locations: str) -> list[str]:
-    """Return what needs mmdet; nothing for whoever classifies only."""
-    return list(locations) if find_spec('mmdet') else []
+def _child(parent: Registry, *modules: str, detection: str = '') -> Registry:
+    """Return a registry of what the modules define, in the scope ``sb_mm``.
+
+    Args:
+        parent: MMEngine's.
+        modules: Below ``sb_mm``.
+        detection: One more, left out for whoever classifies without mmdet.
+    """
+    if detection and find_spec('mmdet'):
+        modules = (*modules, detection)
+    locations = [f'sb_mm.{module}' for module in modules]
+    return Registry(
+        parent.name, parent=parent, scope='sb_mm', locations=locations
+    )
 
 
-MODELS = Registry(
-    'model',
-    parent=MMENGINE_MODELS,
-    scope='sb_mm',
-    locations=[
-        'sb_mm.models.layers',
-        'sb_mm.models.backbones',
-        'sb_mm.models.necks',
-        'sb_mm.models.data_preprocessors',
-        *_detection('sb_mm.models.dense_heads'),
-    ],
+MODELS = _child(
+    root.MODELS,
+    'models.layers',
+    'models.backbones',
+    'models.necks',
+    'models.data_preprocessors',
+    detection='models.dense_heads',
 )
-TASK_UTILS = Registry(
-    'task util',
-    parent=MMENGINE_TASK_UTILS,
-    scope='sb_mm',
-    locations=_detection('sb_mm.models.task_modules'),
+TASK_UTILS = _child(root.TASK_UTILS, detection='models.task_modules')
+DATASETS = _child(
+    root.DATASETS, 'datasets.indexed_images', detection='datasets.voc'
 )
-DATASETS = Registry(
-    'dataset',
-    parent=MMENGINE_DATASETS,
-    scope='sb_mm',
-    locations=[
-        'sb_mm.datasets.indexed_images',
-        *_detection('sb_mm.datasets.voc'),
-    ],
-)
-FUNCTIONS = Registry(
-    'function',
-    parent=MMENGINE_FUNCTIONS,
-    scope='sb_mm',
-    locations=['sb_mm.datasets.indexed_images'],
-)
-LOOPS = Registry(
-    'loop',
-    parent=MMENGINE_LOOPS,
-    scope='sb_mm',
-    locations=['sb_mm.engine.loops'],
-)
-TRANSFORMS = Registry(
-    'transform',
-    parent=MMENGINE_TRANSFORMS,
-    scope='sb_mm',
-    locations=_detection('sb_mm.datasets.transforms'),
-)
-METRICS = Registry(
-    'metric',
-    parent=MMENGINE_METRICS,
-    scope='sb_mm',
-    locations=_detection('sb_mm.evaluation.voc_metric'),
-)
-HOOKS = Registry(
-    'hook',
-    parent=MMENGINE_HOOKS,
-    scope='sb_mm',
-    locations=[
-        'sb_mm.engine.hooks',
-        'sb_mm.paper.job_hook',
-        *_detection('sb_mm.visualization.drawing_hook'),
-    ],
+FUNCTIONS = _child(root.FUNCTIONS, 'datasets.indexed_images')
+LOOPS = _child(root.LOOPS, 'engine.loops')
+TRANSFORMS = _child(root.TRANSFORMS, detection='datasets.transforms')
+METRICS = _child(root.METRICS, detection='evaluation.voc_metric')
+HOOKS = _child(
+    root.HOOKS,
+    'engine.hooks',
+    'paper.job_hook',
+    detection='visualization.drawing_hook',
 )

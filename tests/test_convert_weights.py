@@ -1,6 +1,7 @@
 """Published weights of torchvision and timm become checkpoints of ours."""
 
 import functools
+import os
 import runpy
 from argparse import Namespace
 from pathlib import Path
@@ -22,14 +23,10 @@ TORCHVISION = {
     'mnasnet0_5': ('AttentionMnasNet', 0.5),
     'mnasnet1_3': ('AttentionMnasNet', 1.3),
     'shufflenet_v2_x0_5': ('AttentionShuffleNetV2', 0.5),
-    'shufflenet_v2_x1_0': ('AttentionShuffleNetV2', 1.0),
-    'shufflenet_v2_x1_5': ('AttentionShuffleNetV2', 1.5),
     'shufflenet_v2_x2_0': ('AttentionShuffleNetV2', 2.0),
 }
 TIMM = {
     'mobilenetv2_035': ('AttentionMobileNetV2', 0.35),
-    'mobilenetv2_050': ('AttentionMobileNetV2', 0.5),
-    'mobilenetv2_075': ('AttentionMobileNetV2', 0.75),
     'mobilenetv2_140': ('AttentionMobileNetV2', 1.4),
     'mnasnet_050': ('AttentionMnasNet', 0.5),
     'mnasnet_100': ('AttentionMnasNet', 1.0),
@@ -110,33 +107,21 @@ def test_our_network_computes_exactly_what_theirs_does(name, expected):
     assert (out[0] - out[1]).abs().max() > 0.01 * out.abs().max()
 
 
-@pytest.mark.parametrize(
-    ('name', 'host', 'channels'),
-    [
-        ('mobilenet_v2', 'MobileNetV2', 1280),
-        ('shufflenet_v2_x0_5', 'ShuffleNetV2', 1024),
-    ],
-)
-def test_the_names_are_those_of_an_mmpretrain_classifier(name, host, channels):
-    registry = pytest.importorskip('mmpretrain.registry')
+def test_the_names_are_those_of_an_mmpretrain_classifier():
     pytest.importorskip('mmpretrain.models')
-    converted = convert(weights(name))
+    converted = convert(weights())
     model = dict(
         type='mmpretrain.ImageClassifier',
-        backbone=dict(
-            type=f'mmpretrain.{host}', widen_factor=converted.widen_factor
-        ),
+        backbone=dict(type='mmpretrain.MobileNetV2', widen_factor=1.0),
         neck=dict(type='mmpretrain.GlobalAveragePooling'),
         head=dict(
             type='mmpretrain.LinearClsHead',
             num_classes=CLASSES,
-            in_channels=channels,
+            in_channels=1280,
         ),
     )
-    registry.MODELS.build(model).load_state_dict(converted.state_dict)
-
-
-def test_old_files_have_no_batch_counters():
+    MODELS.build(model).load_state_dict(converted.state_dict)
+    # Old files have no batch counters.
     old = {k: v for k, v in weights().items() if 'num_batches' not in k}
     assert len(convert(old).state_dict) == len(old)
 
@@ -145,50 +130,39 @@ def test_old_files_have_no_batch_counters():
 
 
 @pytest.mark.parametrize(
-    ('name', 'changes', 'words'),
+    ('changes', 'words'),
     [
         (
-            'mobilenet_v2',
             {'features.19.0.weight': torch.ones(1)},
             'MobileNetV2 of widen_factor=1.0, which has no features.19.0.w',
         ),
         # The layer is known, but ours has no such tensor.
         (
-            'mobilenet_v2',
             {'features.0.0.bias': torch.ones(1)},
             'which has no features.0.0.bias',
         ),
         (
-            'mobilenet_v2',
             {'features.4.conv.1.0.weight': None},
             'lacks what is here named backbone.layer3.0.conv.1.conv.weight',
         ),
+        ({'classifier.1.weight': None}, 'here named head.fc.weight'),
         (
-            'mobilenet_v2',
-            {'classifier.1.weight': None},
-            'lacks what is here named head.fc.weight',
-        ),
-        # The stem that version 1 of MNASNet had at every width.
-        (
-            'mnasnet0_5',
-            {'layers.0.weight': torch.ones(32, 3, 3, 3)},
+            {'features.0.0.weight': torch.ones(16, 3, 3, 3)},
             'other shapes have backbone.conv1.conv.weight '
-            '((32, 3, 3, 3) instead of (16, 3, 3, 3))',
+            '((16, 3, 3, 3) instead of (32, 3, 3, 3))',
         ),
         (
-            'mobilenet_v2',
             {'features.17.conv.2.weight': torch.ones(40, 960, 1, 1)},
             'MobileNetV2 of widen_factor=0.125, but other shapes have',
         ),
         (
-            'mobilenet_v2',
             {'features.17.conv.2.weight': torch.ones(())},
             'other shapes have',
         ),
     ],
 )
-def test_a_changed_network_is_refused(name, changes, words):
-    state = {**weights(name), **changes}
+def test_a_changed_network_is_refused(changes, words):
+    state = {**weights(), **changes}
     state = {k: v for k, v in state.items() if v is not None}
     with pytest.raises(UserInputError) as error:
         convert(state, 'tv.pth')
@@ -196,15 +170,15 @@ def test_a_changed_network_is_refused(name, changes, words):
     assert words in str(error.value)
 
 
-@pytest.mark.parametrize(
-    'name', ['mnasnet_small', 'semnasnet_050', 'mobilenetv2_110d', 'resnet18']
-)
-def test_other_networks_of_timm_are_refused(name):
+@pytest.mark.parametrize('name', ['semnasnet_050', 'mobilenetv2_110d'])
+def test_other_networks_are_refused(name):
     timm = pytest.importorskip('timm', reason='timm is not installed')
     with torch.device('meta'):
         state = timm.create_model(name).state_dict()
-    with pytest.raises(UserInputError, match='closest to timm|holds none of'):
+    with pytest.raises(UserInputError, match='closest to timm'):
         convert(state)
+    with pytest.raises(UserInputError, match='holds none of'):
+        convert({'fc.weight': torch.ones(2, 2)})
 
 
 # ---- files -------------------------------------------------------------
@@ -217,26 +191,14 @@ def src(tmp_path):
     return str(tmp_path / 'tv.pth')
 
 
-@pytest.fixture
-def tool(capsys, monkeypatch):
-    """Run the command in this process; return its code and its output."""
-
-    def run(*args):
-        monkeypatch.setattr('sys.argv', [str(TOOL), *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        return stop.value.code, *capsys.readouterr()
-
-    return run
-
-
 def test_the_command_prints_a_config_that_loads_the_result(
-    tool, src, tmp_path
+    src, tmp_path, capsys, monkeypatch
 ):
     dst = tmp_path / 'ours.pth'
-    code, out, error = tool(src, dst)
-    assert code == 0, error
-    first, _, config = out.split('\n', 2)
+    monkeypatch.setattr('sys.argv', [str(TOOL), src, str(dst)])
+    with pytest.raises(SystemExit, match='0'):
+        runpy.run_path(str(TOOL), run_name='__main__')
+    first, _, config = capsys.readouterr().out.split('\n', 2)
     assert first == (
         f"{dst}: 314 tensors of torchvision's MobileNetV2 with "
         'widen_factor=1.0 and 5 classes.'
@@ -257,18 +219,6 @@ def test_the_command_prints_a_config_that_loads_the_result(
     assert torch.equal(features, features_of(published()))
 
 
-def test_an_existing_file_is_kept_unless_forced(tool, src, tmp_path):
-    dst = tmp_path / 'ours.pth'
-    dst.write_text('precious')
-    code, _, error = tool(src, dst)
-    assert code == 2
-    assert error.startswith('error: ')
-    assert 'ours.pth exists: give another name, or --force' in error
-    assert dst.read_text() == 'precious'
-    assert tool(src, dst, '--force')[0] == 0
-    assert 'state_dict' in torch.load(dst, weights_only=True)
-
-
 def test_code_in_the_source_runs_only_if_it_is_trusted(tmp_path):
     # As torchvision's own training script saves its options.
     src, dst = tmp_path / 'tv.pth', tmp_path / 'ours.pth'
@@ -287,9 +237,10 @@ def test_code_in_the_source_runs_only_if_it_is_trusted(tmp_path):
     [
         ('no/ours.pth', 'has no folder: make it'),
         ('.', 'is a folder: give the name of a file in it'),
+        ('tv.pth', 'tv.pth exists: give another name, or --force'),
         (f'{"long" * 99}.pth', 'cannot be written'),
     ],
-    ids=['no folder', 'a folder', 'a long name'],
+    ids=['no folder', 'a folder', 'a file', 'a long name'],
 )
 def test_a_target_that_cannot_be_is_named(target, words, src, tmp_path):
     with pytest.raises(UserInputError, match=words):
@@ -300,21 +251,17 @@ def test_a_target_that_cannot_be_is_named(target, words, src, tmp_path):
 def test_a_write_that_fails_leaves_everything_as_it_was(
     src, tmp_path, monkeypatch
 ):
+    monkeypatch.setenv('HOME', str(tmp_path))
     dst = tmp_path / 'ours.pth'
     dst.write_text('precious')
-
-    def fail(content, file):
-        file.write(b'half of it')
-        raise RuntimeError('full')
-
-    monkeypatch.setattr(torch, 'save', fail)
-    with pytest.raises(UserInputError, match='cannot be written .*full'):
-        convert_file(src, str(dst), force=True)
+    with monkeypatch.context() as full:
+        full.setattr(
+            'sb_mm.files.os.fsync',
+            lambda _: os.write(os.open('/dev/full', os.O_WRONLY), b'x'),
+        )
+        with pytest.raises(UserInputError, match='cannot be written .*space'):
+            convert_file(src, '~/ours.pth', force=True)
     assert dst.read_text() == 'precious'
     assert sorted(p.name for p in tmp_path.iterdir()) == ['ours.pth', 'tv.pth']
-
-
-def test_the_target_may_lie_in_the_home_folder(src, tmp_path, monkeypatch):
-    monkeypatch.setenv('HOME', str(tmp_path))
-    convert_file('~/tv.pth', '~/ours.pth')
-    assert Path(tmp_path, 'ours.pth').is_file()
+    convert_file('~/tv.pth', '~/ours.pth', force=True)
+    assert 'state_dict' in torch.load(dst, weights_only=True)

@@ -1,8 +1,7 @@
-"""The package's metadata, its pins, and what the Makefile refuses."""
+"""The package's metadata and its pins."""
 
 import ast
 import importlib.metadata
-import os
 import re
 import shutil
 import subprocess
@@ -49,9 +48,6 @@ def version():
 def test_metadata_is_made_without_torch(metadata):
     assert metadata.version == version()
     assert metadata.metadata['Requires-Python'] == '>=3.10'
-
-
-def test_only_sb_mm_is_installed(metadata):
     assert metadata.read_text('top_level.txt').split() == ['sb_mm']
 
 
@@ -120,59 +116,3 @@ def test_citation_and_changelog_name_the_version():
     assert paper['identifiers'][0]['value'] == 'arXiv:2103.13080'
     changelog = (ROOT / 'CHANGELOG.md').read_text()
     assert re.search(r'^## \[(.+?)\]', changelog, re.M)[1] == version()
-
-
-@pytest.fixture
-def make(tmp_path):
-    """A function that calls the Makefile in an empty folder."""
-    shutil.copy(ROOT / 'Makefile', tmp_path)
-    # What the make that runs these tests was called with is not for this one.
-    called_with = {'MAKEFLAGS', 'MAKEOVERRIDES', 'MFLAGS'}
-    called_with |= {'FAMILY', 'PYTHON', 'ARGS'}
-    environment = {k: v for k, v in os.environ.items() if k not in called_with}
-
-    def call(*arguments):
-        return subprocess.run(
-            ['make', *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-
-    (tmp_path / 'setup.py').touch()
-    return call
-
-
-@pytest.mark.skipif(not shutil.which('make'), reason='make is not installed')
-class TestMakefile:
-    def test_an_unknown_family_is_refused(self, make):
-        result = make('env', 'FAMILY=mmlab')
-        assert result.returncode == 2
-        assert 'set it to onedl or openmmlab' in result.stderr
-
-    def test_a_python_that_does_not_fit_is_refused(self, make, tmp_path):
-        python = tmp_path / 'python'
-        python.write_text('#!/bin/sh\nexit 1\n')
-        python.chmod(0o755)
-        result = make('env', f'PYTHON={python}')
-        assert result.returncode == 2
-        assert 'Python 3.10 to 3.13 is needed' in result.stderr
-        assert not (tmp_path / '.venv').exists()
-
-    def test_an_environment_of_the_user_is_left_alone(self, make, tmp_path):
-        (tmp_path / '.venv').mkdir()
-        (tmp_path / '.venv/mine').touch()
-        result = make('env', f'PYTHON={sys.executable}')
-        assert result.returncode == 2
-        assert '.venv was not made here' in result.stderr
-        assert (tmp_path / '.venv/mine').exists()
-
-    def test_a_failed_check_of_the_style_fails(self, make, tmp_path):
-        (tmp_path / '.venv/bin').mkdir(parents=True)
-        python = tmp_path / '.venv/bin/python'
-        # The first of two commands of the verb fails.
-        python.write_text('#!/bin/sh\n[ "$3" != check ]\n')
-        python.chmod(0o755)
-        (tmp_path / '.venv/ready').touch()
-        assert make('lint').returncode == 2

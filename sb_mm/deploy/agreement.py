@@ -55,10 +55,11 @@ def compare(
     """
     outputs = [_outputs(reference, batch) for batch in batches]
     if 'image' not in runner.names:
+        found = [runner.run(_images(batch)) for batch in batches]
         for name in runner.names:
             worst = max(
-                _check_close(name, runner.run(_images(batch))[name], o[name])
-                for batch, o in zip(batches, outputs, strict=True)
+                _check_close(name, f[name], o[name])
+                for f, o in zip(found, outputs, strict=True)
             )
             yield f'largest difference of {name} from PyTorch: {worst:.1e}'
     if hasattr(model, 'bbox_head'):
@@ -129,23 +130,15 @@ def _compare_detections(
 def unexplained(
     sample: BaseDataElement, boxes: Tensor, scores: Tensor, head: nn.Module
 ) -> int:
-    """Count detections that boxes and scores do not explain.
+    """Count an image's detections that boxes and scores do not explain.
 
-    Each detection has to be one of the priors' boxes and scores, up to
-    rounding, and together they have to be what the head selects. Where scores
-    are tied, as thousands are in a young network, rounding decides which of
-    two boxes suppresses the other, and what the one that is left suppresses.
-    So ties are broken in favour of the detections, by raising their scores
-    before the head selects again; this leaves one right answer.
-
-    Args:
-        sample: With the detections of an image.
-        boxes: ``(P, 4)``, of all priors, in pixels of the input.
-        scores: ``(P, classes)``.
-        head: mmdet's, whose selection is used.
-
-    Returns:
-        How many are no prior's, not selected, or missing.
+    Each has to be one of the priors' boxes ``(P, 4)`` and scores
+    ``(P, classes)``, up to rounding, and together they have to be what the
+    head selects. Where scores are tied, as in a young network or on a plain
+    background, rounding decides which of two boxes suppresses the other, and
+    so even how many are left. So ties are broken in favour of the detections:
+    their scores are raised before the head selects again, which leaves one
+    right answer.
     """
     found, cfg = sample.pred_instances, head.test_cfg
     shape = sample.metainfo['img_shape'][:2]

@@ -13,7 +13,6 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
-from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -70,22 +69,24 @@ def export(
     check_number('--check-images', check_images, 1, integer=True)
     out = Path(out)
     _check_writable(out)
-    model = _build(cfg, nms)
+    model = _build(cfg, nms, evaluate)
     check_data(cfg, ('test_dataloader',))
-    evaluator = _evaluator(cfg) if evaluate else None
+    evaluator = Evaluator(cfg.test_evaluator) if evaluate else None
     yield _load(model, cfg, checkpoint, trust)
     loader = build_loader(cfg, 'test_dataloader')
-    samples = _samples(loader, check_images)
-    reference = wrap(model, tuple(samples[0][0].shape[1:]))
+    images, samples = _first_images(loader, check_images)
+    reference = wrap(model, tuple(images.shape[2:]))
     if hasattr(model, 'bbox_head') and (nms or evaluate):
         SuppressingDetector(reference)  # raises if it cannot be
-    image = samples[0][0][None].float()
-    file = _to_file(model, image, nms, this_cpu, loader)
+    file = _to_file(model, images[:1], nms, this_cpu, loader)
     runner = OnnxRunner(file)
     for value in (*runner.session.get_inputs(), *runner.session.get_outputs()):
         yield f'{value.name} {value.shape} {value.type}'
     batches = [
-        _batch(samples[i : i + size])
+        dict(
+            inputs=list(images[i : i + size]),
+            data_samples=samples[i : i + size],
+        )
         for size in ((1,) if this_cpu else (1, 2))
         for i in range(0, len(samples), size)
     ]
@@ -117,12 +118,17 @@ def _check_writable(path: Path) -> None:
         ) from error
 
 
-def _build(cfg: Config, nms: bool) -> BaseModel:
+def _build(cfg: Config, nms: bool, evaluate: bool) -> BaseModel:
     """Build the network; refuse what cannot be exported."""
     if not cfg.get('test_dataloader'):
         raise UserInputError(
             'The config has no test_dataloader, with whose images the file '
             'is checked: add one.'
+        )
+    if evaluate and not cfg.get('test_evaluator'):
+        raise UserInputError(
+            'The config has no test_evaluator: add one, or leave --evaluate '
+            'out.'
         )
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     model = build_model(cfg).eval()
@@ -144,10 +150,8 @@ def _load(
     return f'weights of {checkpoint}'
 
 
-def _samples(
-    loader: DataLoader, number: int
-) -> list[tuple[Tensor, BaseDataElement]]:
-    """Return the first images of the test set, each with its sample.
+def _first_images(loader: DataLoader, number: int) -> tuple[Tensor, list]:
+    """Return images ``(N, 3, H, W)`` of the test set and their samples.
 
     Raises:
         UserInputError: If there are none, or they differ in size.
@@ -157,8 +161,8 @@ def _samples(
         for batch in loader
         for pair in zip(batch['inputs'], batch['data_samples'], strict=True)
     )
-    samples = list(islice(every, number))
-    sizes = {tuple(image.shape) for image, _ in samples}
+    pairs = list(islice(every, number))
+    sizes = {tuple(image.shape) for image, _ in pairs}
     if not sizes:
         raise UserInputError(
             'The test set has no images, with which the file is checked.'
@@ -168,12 +172,8 @@ def _samples(
             f'The test images differ in size ({sorted(sizes)}), but a file '
             'has one: let the test pipeline resize them with keep_ratio=False.'
         )
-    return samples
-
-
-def _batch(samples: list[tuple[Tensor, BaseDataElement]]) -> dict:
-    images, data_samples = zip(*samples, strict=True)
-    return dict(inputs=list(images), data_samples=list(data_samples))
+    images, samples = zip(*pairs, strict=True)
+    return torch.stack(images).float(), list(samples)
 
 
 def _to_file(
@@ -193,12 +193,12 @@ def _to_file(
     metadata = _metadata(module, loader)
     if nms:
         module = SuppressingDetector(module)
-    example = image if this_cpu else torch.cat([image, image])
-    file = to_onnx(module, example, dynamic=not this_cpu)
     if this_cpu:
         from .this_cpu import for_this_cpu
 
-        file = for_this_cpu(file)
+        file = for_this_cpu(to_onnx(module, image, dynamic=False))
+    else:
+        file = to_onnx(module, torch.cat([image, image]), dynamic=True)
     set_model_props(file, {k: json.dumps(v) for k, v in metadata.items()})
     return file.SerializeToString()
 
@@ -207,7 +207,6 @@ def _metadata(module: nn.Module, loader: DataLoader) -> dict:
     """Return what a user of the file has to know of its input and output."""
     normalise = module.normalise
     head = getattr(module.model, 'bbox_head', None)
-    classes = loader.dataset.metainfo.get('classes') or ()
     return dict(
         sb_mm=__version__,
         input='pixels, 0 to 255, in the order of the channels below; the '
@@ -216,19 +215,10 @@ def _metadata(module: nn.Module, loader: DataLoader) -> dict:
         channels='BGR' if normalise.swaps_channels else 'as in training',
         mean=normalise.mean.flatten().tolist(),
         std=normalise.std.flatten().tolist(),
-        classes=list(classes),
+        classes=list(loader.dataset.metainfo.get('classes') or ()),
         boxes='x1, y1, x2, y2 in pixels of the input',
         test_cfg={} if head is None else head.test_cfg.to_dict(),
     )
-
-
-def _evaluator(cfg: Config) -> Evaluator:
-    if not cfg.get('test_evaluator'):
-        raise UserInputError(
-            'The config has no test_evaluator: add one, or leave --evaluate '
-            'out.'
-        )
-    return Evaluator(cfg.test_evaluator)
 
 
 def _metrics(

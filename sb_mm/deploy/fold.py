@@ -1,9 +1,11 @@
 """Fold a trained network for inference."""
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import Conv2d as ConvOfEmpty
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
@@ -20,10 +22,80 @@ from ..models.layers import (
     NoAttention,
     ShiftBalance,
 )
-from .folded_layers import Folded, FoldedGate, ShiftedConv2d
 
 # Not their subclasses, which may do more with the weight than convolve.
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, ConvOfEmpty)
+
+
+class _FoldedMixin:
+    """What is folded does not train."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """Stay in evaluation mode.
+
+        Raises:
+            UserInputError: If ``mode`` is True.
+        """
+        if mode:
+            raise UserInputError(
+                'This network is folded, and its norms are constants: train '
+                'one that is not folded.'
+            )
+        return super().train(mode)
+
+
+class Folded(_FoldedMixin, nn.Identity):
+    """Stands where a norm or dropout was."""
+
+
+class FoldedGate(_FoldedMixin, nn.Module):
+    """A :class:`~sb_mm.models.layers.ChannelGate` without its norms."""
+
+    def __init__(self, gate: ChannelGate) -> None:
+        super().__init__()
+        self.fc1 = _with_norm(gate.fc1, gate.bn1)
+        self.fc2 = _with_norm(gate.fc2, gate.bn2)
+        self.fc2.bias += gate.offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` of shape ``(N, Cin, H, W)`` to logits ``(N, Cout)``."""
+        return self.fc2(F.relu(self.fc1(x.mean((2, 3)))))
+
+
+def _with_norm(linear: nn.Linear, norm: nn.Module) -> nn.Linear:
+    if isinstance(norm, nn.Identity):
+        return copy.deepcopy(linear)
+    return fuse_linear_bn_eval(linear, norm)
+
+
+class ShiftedConv2d(nn.Module):
+    r"""A convolution whose bias is shifted by what the attention says.
+
+    .. math:: y = W * x + b + \lambda \cdot \tanh(F(x))
+
+    The shift of one sample is a bias. A batch of one gets it inside of the
+    convolution, at no cost over the output's pixels; in a larger batch the
+    samples' biases differ, and it is added in place.
+    """
+
+    def __init__(self, conv: nn.Conv2d, attention: ShiftBalance) -> None:
+        super().__init__()
+        if conv.bias is None:
+            zeros = conv.weight.new_zeros(conv.out_channels)
+            conv.bias = nn.Parameter(zeros)
+        self.conv = conv
+        self.gate = attention.gate
+        self.gate_function = attention.gate_function
+        self.lambda_ = attention.lambda_
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``x`` of shape ``(N, Cin, H, W)``."""
+        gates = self.gate_function(self.gate(x))
+        if x.size(0) == 1:
+            conv = self.conv
+            bias = torch.addcmul(conv.bias, self.lambda_, gates[0])
+            return conv._conv_forward(x, conv.weight, bias)
+        return self.conv(x).add_((self.lambda_ * gates)[:, :, None, None])
 
 
 @torch.no_grad()
@@ -55,33 +127,25 @@ def fold(model: nn.Module) -> nn.Module:
         Other norms stay, and so does a batch normalisation between a
         :class:`SqueezeExcite` and the activation (``attention_after='conv'``).
     """
-    _check_mode(model)
-    folded = [step(m) for step in _STEPS for m in list(model.modules())]
-    if not any(folded):
-        raise UserInputError(_nothing_to_fold(model))
-    model.folded = True
-    # What was put in is new, and so in training mode.
-    return model.eval()
-
-
-def _check_mode(model: nn.Module) -> None:
+    kind = type(model).__name__
     for name, module in model.named_modules():
         if module.training:
             part = f' (its {name} is)' if name else ''
             raise UserInputError(
-                f'{type(model).__name__} is in training mode{part}: call '
-                'eval() before fold().'
+                f'{kind} is in training mode{part}: call eval() before fold().'
             )
-
-
-def _nothing_to_fold(model: nn.Module) -> str:
-    name = type(model).__name__
-    if any(getattr(m, 'folded', False) for m in model.modules()):
-        return f'{name} is folded already: fold a network once.'
-    return (
-        f'{name} has nothing to fold, neither batch normalisation behind a '
-        'convolution nor attention: use it as it is.'
-    )
+    folded = [step(m) for step in _STEPS for m in list(model.modules())]
+    if not any(folded):
+        twice = any(getattr(m, 'folded', False) for m in model.modules())
+        raise UserInputError(
+            f'{kind} is folded already: fold a network once.'
+            if twice
+            else f'{kind} has nothing to fold, neither batch normalisation '
+            'behind a convolution nor attention: use it as it is.'
+        )
+    model.folded = True
+    # What was put in is new, and so in training mode.
+    return model.eval()
 
 
 def _fold_gates(module: nn.Module) -> bool:
@@ -108,31 +172,22 @@ def _fold_sequence(module: nn.Module) -> bool:
     """Fold norms that directly follow in an ``nn.Sequential``."""
     if not isinstance(module, nn.Sequential):
         return False
-    pairs = list(_foldable_pairs(module))
-    for first, norm in pairs:
-        setattr(
-            module,
-            first,
-            _merged(getattr(module, first), getattr(module, norm)),
-        )
-        setattr(module, norm, Folded())
-    return bool(pairs)
-
-
-def _foldable_pairs(sequence: nn.Sequential) -> Iterator[tuple[str, str]]:
-    """Yield the names of a layer and the norm directly behind it."""
-    children = list(sequence.named_children())
-    for (name, child), (norm_name, norm) in pairwise(children):
-        if _folds(child, norm):
-            yield name, norm_name
+    found = [
+        (first, second)
+        for first, second in pairwise(module.named_children())
+        if _folds(first[1], second[1])
+    ]
+    for (name, layer), (norm_name, norm) in found:
+        setattr(module, name, _merged(layer, norm))
+        setattr(module, norm_name, Folded())
+    return bool(found)
 
 
 def _folds(layer: nn.Module, norm: nn.Module | None) -> bool:
     """Tell whether a norm is a fixed scale and offset, and folds."""
     fixed = isinstance(norm, _BatchNorm) and norm.affine
     fixed = fixed and norm.track_running_stats
-    linear = (*_CONVS, nn.Linear, DynamicConv2d)
-    return fixed and type(layer) in linear
+    return fixed and type(layer) in (*_CONVS, nn.Linear, DynamicConv2d)
 
 
 def _merged(layer: nn.Module, norm: _BatchNorm) -> nn.Module:
@@ -162,36 +217,26 @@ def _fold_conv_module(module: nn.Module) -> bool:
     """Fold the norm of a ``ConvModule``, if it follows the convolution."""
     if not isinstance(module, ConvModule) or module.with_spectral_norm:
         return False
-    if not _norm_follows(module) or not _folds(module.conv, module.norm):
+    own = isinstance(module, AttentionConvModule)
+    order = ('conv', *module.steps) if own else module.order
+    steps = list(order[order.index('conv') + 1 :])
+    # A shift between the two is scaled as the convolution is.
+    shifted = steps[:1] == ['attention'] and (
+        type(module.attention) is ShiftBalance
+    )
+    if not module.with_norm or steps[shifted : shifted + 1] != ['norm']:
         return False
-    if _steps(module)[0] == 'attention':
+    if not _folds(module.conv, module.norm):
+        return False
+    if shifted:
         module.attention.lambda_ *= _scale(module.norm)
     module.conv = _merged(module.conv, module.norm)
     setattr(module, module.norm_name, Folded())
     # What the forward of the module asks.
     module.with_norm = False
-    if isinstance(module, AttentionConvModule):
+    if own:
         module.steps.remove('norm')
     return True
-
-
-def _norm_follows(module: ConvModule) -> bool:
-    """Tell whether nothing but a shift is between convolution and norm."""
-    if not module.with_norm:
-        return False
-    steps = _steps(module)
-    shifted = steps[0] == 'attention' and (
-        type(module.attention) is ShiftBalance
-    )
-    return steps[shifted] == 'norm'
-
-
-def _steps(module: ConvModule) -> list[str]:
-    """Return what follows the convolution."""
-    if isinstance(module, AttentionConvModule):
-        return module.steps
-    order = module.order
-    return [*order[order.index('conv') + 1 :], '']
 
 
 def _move_shift(module: nn.Module) -> bool:

@@ -14,14 +14,8 @@ def suppress(
 ) -> Tensor:
     """Select boxes as ONNX's ``NonMaxSuppression`` does.
 
-    Args:
-        boxes: ``(B, K, 4)``, x1, y1, x2, y2.
-        scores: ``(B, 1, K)``.
-        iou_threshold: Boxes that overlap more are suppressed.
-        score_threshold: Boxes must score more.
-
-    Returns:
-        ``(D, 3)``: the index along B, 0, the index along K.
+    Of boxes ``(B, K, 4)`` and scores ``(B, 1, K)``, return ``(D, 3)``: the
+    index along B, 0, the index along K.
     """
     from torchvision.ops import nms
 
@@ -34,9 +28,7 @@ def suppress(
 
 
 @suppress.register_fake
-def _(
-    boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float
-) -> Tensor:
+def _(boxes: Tensor, *_) -> Tensor:
     detections = torch.library.get_ctx().new_dynamic_size()
     return boxes.new_empty(detections, 3, dtype=torch.int64)
 
@@ -131,14 +123,7 @@ class Suppression(nn.Module):
 
 
 class SuppressingDetector(nn.Module):
-    """A detector from pixels to detections.
-
-    Args:
-        detector: An :class:`~sb_mm.deploy.onnx.ExportedDetector`.
-
-    Raises:
-        UserInputError: If its ``test_cfg`` asks for what cannot be exported.
-    """
+    """An ``ExportedDetector`` from pixels to the rows of a Suppression."""
 
     output_names = ('image', 'label', 'box', 'score')
 
@@ -154,5 +139,5 @@ class SuppressingDetector(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Map images ``(N, 3, H, W)`` to the rows of :class:`Suppression`."""
+        """Map images ``(N, 3, H, W)`` to detections."""
         return self.suppression(*self.detector(images))

@@ -26,16 +26,11 @@ _PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
 
 
 def require_packages() -> None:
-    """Raise unless what the export needs is installed.
-
-    Raises:
-        UserInputError: Names the packages that are missing, or PyTorch if it
-            is too old.
-    """
+    """Raise UserInputError unless what the export needs is installed."""
     parameters = signature(torch.onnx.export).parameters
     if 'custom_translation_table' not in parameters:
         raise UserInputError(
-            f'Export needs PyTorch 2.6 or later, but this is '
+            'Export needs PyTorch 2.6 or later, but this is '
             f'{torch.__version__}.'
         )
     missing = [name for name in _PACKAGES if find_spec(name) is None]
@@ -47,11 +42,7 @@ def require_packages() -> None:
 
 
 class Normalise(nn.Module):
-    """What a data preprocessor does to the pixels of a whole batch.
-
-    Args:
-        preprocessor: That of mmengine, mmdet or mmpretrain.
-    """
+    """What a host's data preprocessor does to the pixels of a batch."""
 
     def __init__(self, preprocessor: nn.Module) -> None:
         super().__init__()
@@ -60,8 +51,11 @@ class Normalise(nn.Module):
         self.pad_value = float(getattr(preprocessor, 'pad_value', 0))
         swap = getattr(preprocessor, '_channel_conversion', False)
         self.swaps_channels = swap or getattr(preprocessor, 'to_rgb', False)
-        self.register_buffer('mean', _buffer(preprocessor, 'mean', 0.0))
-        self.register_buffer('std', _buffer(preprocessor, 'std', 1.0))
+        for name, absent in (('mean', 0.0), ('std', 1.0)):
+            value = getattr(preprocessor, name, None)
+            value = torch.full((3,), absent) if value is None else value
+            value = value.detach().float().reshape(-1, 1, 1)
+            self.register_buffer(name, value)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map pixels of 0 to 255 to what the backbone takes."""
@@ -73,19 +67,8 @@ class Normalise(nn.Module):
         return F.pad(images, (0, columns, 0, rows), value=self.pad_value)
 
 
-def _buffer(preprocessor: nn.Module, name: str, absent: float) -> Tensor:
-    value = getattr(preprocessor, name, None)
-    value = torch.full((3,), absent) if value is None else value
-    return value.detach().float().reshape(-1, 1, 1)
-
-
 class ExportedClassifier(nn.Module):
-    """An mmpretrain classifier, from pixels to probabilities.
-
-    Args:
-        model: mmpretrain's ``ImageClassifier``.
-        size: Height and width of the input in pixels.
-    """
+    """mmpretrain's ``ImageClassifier``, from pixels to probabilities."""
 
     output_names = ('scores',)
 
@@ -102,12 +85,10 @@ class ExportedClassifier(nn.Module):
 
 
 class ExportedDetector(nn.Module):
-    """An mmdet detector with prior boxes, from pixels to decoded boxes.
+    """A detector with prior boxes, from pixels to decoded boxes.
 
-    Args:
-        model: mmdet's ``SingleStageDetector`` with an ``AnchorHead``.
-        size: Height and width of the input in pixels, to which the prior
-            boxes are fixed.
+    mmdet's ``SingleStageDetector`` with an ``AnchorHead``, whose prior boxes
+    are those of images of ``size``.
 
     Raises:
         UserInputError: If the head gives more than scores and boxes of the
@@ -175,9 +156,6 @@ class SummedDynamicConv2d(nn.Module):
 
     Of the same value and ``K`` times the work, but in operations that are
     the same for every batch size.
-
-    Args:
-        conv: The dynamic convolution.
     """
 
     def __init__(self, conv: DynamicConv2d) -> None:
@@ -209,10 +187,7 @@ class SummedDynamicConv2d(nn.Module):
 def exportable(
     model: BaseModel, size: tuple[int, int]
 ) -> ExportedClassifier | ExportedDetector:
-    """Return a copy of a network in operations that can be exported.
-
-    See :func:`wrap` for arguments and errors.
-    """
+    """Return what :func:`wrap` does, in operations that can be exported."""
     model = copy.deepcopy(model).requires_grad_(False)
     for name, module in list(model.named_modules()):
         if isinstance(module, DynamicConv2d):
@@ -241,23 +216,21 @@ def wrapper_of(model: BaseModel) -> type[nn.Module]:
     Raises:
         UserInputError: If there is no export of this kind of network.
     """
+    head = getattr(model, 'bbox_head', None) or getattr(model, 'head', None)
     with contextlib.suppress(ImportError):
         from mmdet.models import AnchorHead, SingleStageDetector
 
         if isinstance(model, SingleStageDetector) and isinstance(
-            model.bbox_head, AnchorHead
+            head, AnchorHead
         ):
             return ExportedDetector
     with contextlib.suppress(ImportError):
+        # A multi-label head is no ClsHead.
         from mmpretrain.models import ClsHead, ImageClassifier
 
-        # A multi-label head is no ClsHead.
-        if isinstance(model, ImageClassifier) and isinstance(
-            model.head, ClsHead
-        ):
+        if isinstance(model, ImageClassifier) and isinstance(head, ClsHead):
             return ExportedClassifier
-    parts = [model, *(getattr(model, n, None) for n in ('bbox_head', 'head'))]
-    names = [type(p).__name__ for p in parts if p is not None]
+    names = [type(p).__name__ for p in (model, head) if p is not None]
     raise UserInputError(
         f'{" with ".join(names)} cannot be exported: give a single-stage '
         "detector with prior boxes or mmpretrain's ImageClassifier with a "

@@ -34,9 +34,7 @@ class OnnxRunner:
         options.intra_op_num_threads = threads
         try:
             self.session = onnxruntime.InferenceSession(
-                file if isinstance(file, bytes) else str(file),
-                options,
-                providers=['CPUExecutionProvider'],
+                file, options, providers=['CPUExecutionProvider']
             )
         except Exception as error:  # ONNX Runtime has no common base class
             raise UserInputError(
@@ -81,14 +79,11 @@ class OnnxRunner:
             for sample, scores in zip(samples, outputs['scores'], strict=True):
                 sample.set_pred_score(scores).set_pred_label(scores.argmax())
             return
+        rows = tuple(outputs.values())
         if 'image' not in outputs:
-            boxes, scores = outputs['boxes'], outputs['scores']
-            suppression = Suppression(
-                self.test_cfg, boxes.size(1), scores.size(2), self.size
-            )
-            rows = suppression(boxes, scores)
-        else:
-            rows = tuple(outputs.values())
+            boxes, scores = rows
+            counts = boxes.size(1), scores.size(2)
+            rows = Suppression(self.test_cfg, *counts, self.size)(*rows)
         for i, sample in enumerate(samples):
             here = rows[0] == i
             label, box, score = (values[here] for values in rows[1:])

@@ -24,14 +24,11 @@ _MARK = 1 << 20
 
 
 def for_this_cpu(model: ModelProto) -> ModelProto:
-    """Lay a file out for ONNX Runtime on this kind of CPU.
-
-    Args:
-        model: A file for batches of one.
+    """Lay a file for batches of one out for this kind of CPU.
 
     Returns:
-        A file of the same inputs and outputs. It has operations of ONNX
-        Runtime's own and suits this kind of CPU only.
+        A file of the same inputs and outputs, with operations of ONNX
+        Runtime's own.
 
     Raises:
         UserInputError: If this version of ONNX Runtime does something else
@@ -72,9 +69,8 @@ def _hold_biases(graph: ir.Graph) -> None:
         if bias is None or bias.const_value is not None or weight is None:
             continue
         number = len(graph.outputs)
-        mark = np.full(weight.shape[0], _MARK + number, np.float32)
-        held = ir.val(f'held.{number}', const_value=ir.tensor(mark))
-        graph.register_initializer(held)
+        mark = np.full(weight.shape[0], _MARK + number)
+        held = _constant(graph, f'held.{number}', mark)
         conv.replace_input_with(2, held)
         graph.outputs.append(bias)
 
@@ -108,11 +104,7 @@ def _let_go(graph: ir.Graph, biases: list[ir.Value]) -> None:
         bias = biases[int(mark[0]) - _MARK - first]
         # Blocks of channels end in zeros.
         if zeros := int((mark == 0).sum()):
-            rest = ir.val(
-                f'{held.name}.zeros',
-                const_value=ir.tensor(np.zeros(zeros, np.float32)),
-            )
-            graph.register_initializer(rest)
+            rest = _constant(graph, f'{held.name}.zeros', np.zeros(zeros))
             padded = ir.node('Concat', [bias, rest], dict(axis=0))
             graph.append(padded)
             bias = padded.outputs[0]
@@ -124,3 +116,10 @@ def _let_go(graph: ir.Graph, biases: list[ir.Value]) -> None:
             f'{len(biases)} biases: leave --this-cpu out, or install another '
             'version.'
         )
+
+
+def _constant(graph: ir.Graph, name: str, values: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(values.astype(np.float32))
+    value = ir.val(name, const_value=tensor)
+    graph.register_initializer(value)
+    return value

@@ -1,7 +1,7 @@
 """Checks of checkpoints, before a model is built or trained."""
 
 import os.path as osp
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -73,10 +73,15 @@ def check_checkpoint(cfg: Config, path: str, trust: bool = False) -> dict:
     # A counter that no network of these needs; old files lack it.
     missing = [k for k in own if k not in state]
     missing = [k for k in missing if not k.endswith('num_batches_tracked')]
-    _refuse_names(path, missing, 'are missing')
     extra = [k for k in state if k not in own]
     extra = [k for k in extra if not k.startswith('data_preprocessor.')]
-    _refuse_names(path, extra, 'are not of this network')
+    for names, fault in (missing, 'missing'), (extra, 'not of this network'):
+        if names:
+            raise UserInputError(
+                f'{len(names)} tensors are {fault} in {path} '
+                f'({first_few(names)}): use the config that it was trained '
+                'with.'
+            )
     return content
 
 
@@ -122,17 +127,28 @@ def pretrained_files(config: object) -> Iterator[str]:
 
 def _check_progress(cfg: Config, path: str, content: dict) -> None:
     """Raise if a part that ``Runner.resume`` reads is missing or no such."""
-    expected = dict(_RESUMED)
-    if not cfg.get('param_scheduler'):
-        expected.pop('param_schedulers')
-    if 'optimizer' not in cfg.optim_wrapper:  # of several optimizers
-        expected.pop('optimizer.param_groups')
-    faults = [
-        name
-        for name, fits in expected.items()
-        if not fits(_part(content, name.split('.')))
-    ]
-    if faults:
+    meta, hub, optimizer = (
+        part if isinstance(part := content.get(name), dict) else {}
+        for name in ('meta', 'message_hub', 'optimizer')
+    )
+    valid = {
+        'meta.epoch': _is_count(meta.get('epoch')),
+        'meta.iter': _is_count(meta.get('iter')),
+        'meta.seed': meta.get('seed') is None or _is_count(meta['seed']),
+        'optimizer': bool(optimizer),
+    }
+    for name in ('log_scalars', 'runtime_info', 'resumed_keys'):
+        valid[f'message_hub.{name}'] = isinstance(hub.get(name), dict)
+    if 'optimizer' in cfg.optim_wrapper:  # else of several optimizers
+        groups = optimizer.get('param_groups')
+        valid['optimizer.param_groups'] = _are_dicts(groups)
+    if cfg.get('param_scheduler'):
+        schedules = content.get('param_schedulers')
+        # A dict is of several optimizers, by their names.
+        several = isinstance(schedules, dict)
+        lists = schedules.values() if several else [schedules]
+        valid['param_schedulers'] = all(map(_are_dicts, lists))
+    if faults := [name for name, good in valid.items() if not good]:
         raise UserInputError(
             f'The checkpoint {path} does not say how far its training was '
             f'(no valid {first_few(faults)}), which --resume needs: start '
@@ -140,51 +156,12 @@ def _check_progress(cfg: Config, path: str, content: dict) -> None:
         )
 
 
-def _part(content: object, keys: list[str]) -> object:
-    for key in keys:
-        content = content.get(key) if isinstance(content, dict) else None
-    return content
-
-
-def _is_dict(part: object) -> bool:
-    return isinstance(part, dict)
-
-
 def _is_count(part: object) -> bool:
     return type(part) is int and part >= 0  # bool is an int, too
 
 
 def _are_dicts(part: object) -> bool:
-    return isinstance(part, list) and all(map(_is_dict, part))
-
-
-def _are_schedules(part: object) -> bool:
-    # A dict is of several optimizers, by their names.
-    if isinstance(part, dict):
-        return all(map(_are_dicts, part.values()))
-    return _are_dicts(part)
-
-
-# What `Runner.resume` reads, and whether it fits.
-_RESUMED: dict[str, Callable[[object], bool]] = {
-    'meta.epoch': _is_count,
-    'meta.iter': _is_count,
-    'meta.seed': lambda seed: seed is None or _is_count(seed),
-    'message_hub.log_scalars': _is_dict,
-    'message_hub.runtime_info': _is_dict,
-    'message_hub.resumed_keys': _is_dict,
-    'optimizer': _is_dict,
-    'optimizer.param_groups': _are_dicts,
-    'param_schedulers': _are_schedules,
-}
-
-
-def _refuse_names(path: str, names: list[str], what: str) -> None:
-    if names:
-        raise UserInputError(
-            f'{len(names)} tensors {what} in {path} ({first_few(names)}): use '
-            'the config that it was trained with.'
-        )
+    return isinstance(part, list) and all(isinstance(p, dict) for p in part)
 
 
 def _check_classes(cfg: Config, path: str, content: dict) -> None:
@@ -195,8 +172,7 @@ def _check_classes(cfg: Config, path: str, content: dict) -> None:
             f'The checkpoint {path} holds a {type(saved).__name__} as classes '
             'instead of their names: give a checkpoint of MMEngine.'
         )
-    saved = [str(c) for c in saved]
-    wanted = _classes_of(cfg)
+    saved, wanted = [str(c) for c in saved], _classes_of(cfg)
     pairs = [
         f'class {i} is {a!r} instead of {b!r}'
         for i, (a, b) in enumerate(zip(saved, wanted, strict=False))

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from sb_mm.engine.hooks.attention_stats import (
     STATS_FILE,
-    ObservedLayer,
     attention_layers,
     run_batch,
 )
-from sb_mm.errors import UserInputError, first_few
+from sb_mm.errors import UserInputError, first_few, first_line
 from sb_mm.models.layers import ChannelAttention
 
 from .work_dir import check_work_dir, load_trained, read_log_lines
@@ -33,7 +32,7 @@ _ROWS = {
     'lambda_mean': 'lambda (SB)\nmean and deviation',
 }
 # What of a layer's name is not the name of its block.
-_IN_BLOCK = re.compile(r'\.(conv|branch\d|shortcut)(\.\d+)?$')
+_IN_BLOCK = re.compile(r'^backbone\.|\.(conv|branch\d|shortcut)(\.\d+)?$')
 
 
 def plot_attention(
@@ -42,25 +41,20 @@ def plot_attention(
     epoch: int | None = None,
     labels: Sequence[str] | None = None,
 ) -> Path:
-    """Draw the attention statistics of runs side by side.
+    """Draw the attention statistics of trainings side by side.
 
-    Args:
-        work_dirs: Work directories of runs with ``sb_mm.AttentionStatsHook``.
-        out: File of the figure; ``attention.png`` in the first work
-            directory if None.
-        epoch: Counted from 1; each run's last if None.
-        labels: Names of the runs; those of their folders if None.
+    The arguments are the options of ``tools/plot.py attention``.
 
     Returns:
-        The file.
+        The file of the figure.
 
     Raises:
-        UserInputError: If a run has no such statistics, or ``out`` cannot be
+        UserInputError: If there are no such statistics, or ``out`` cannot be
             written.
     """
     labels = _labels(work_dirs, labels)
     records = [read_attention_stats(d, epoch) for d in work_dirs]
-    figure = attention_figure(list(zip(labels, records, strict=True)))
+    figure = attention_figure(labels, records)
     return _save(figure, out or Path(work_dirs[0], 'attention.png'))
 
 
@@ -75,50 +69,34 @@ def plot_shift(
 ) -> Path:
     """Draw a layer's output against its trunk, for trained networks.
 
-    Args:
-        work_dirs: Work directories of runs.
-        layer: Dotted path in the network; its last attention if None.
-        checkpoint: File of the weights, for a single run; the newest of each
-            run if None.
-        out: File of the figure; ``shift.png`` in the first work directory if
-            None.
-        data_root: Folder of the validation data, if it is not where the
-            configs say.
-        trust_checkpoint: Run the code that a checkpoint may bring with it.
-        labels: Names of the runs; those of their folders if None.
+    The arguments are the options of ``tools/plot.py shift``.
 
     Returns:
-        The file.
+        The file of the figure.
 
     Raises:
         UserInputError: If config, data, checkpoint or layer are missing or do
             not fit, or ``out`` cannot be written.
     """
+    labels = _labels(work_dirs, labels)
     if checkpoint and len(work_dirs) > 1:
         raise UserInputError(
             '--checkpoint is for a single work directory, but got '
             f'{len(work_dirs)}: leave it out for the newest of each.'
         )
     panels = []
-    for folder, label in zip(
-        work_dirs, _labels(work_dirs, labels), strict=True
-    ):
+    for folder in work_dirs:
         loaded = load_trained(folder, checkpoint, data_root, trust_checkpoint)
-        panels.append((label, layer_points(*loaded, layer)))
-    return _save(shift_figure(panels), out or Path(work_dirs[0], 'shift.png'))
+        panels.append(layer_points(*loaded, layer))
+    figure = shift_figure(labels, panels)
+    return _save(figure, out or Path(work_dirs[0], 'shift.png'))
 
 
 def _labels(
     work_dirs: Sequence[str], labels: Sequence[str] | None
 ) -> list[str]:
-    """Return the names of the runs, those of their folders if none given."""
-    paths = [Path(d).resolve() for d in work_dirs]
-    # work_dirs/CELL/seed0: the last part alone names nothing.
-    names = [
-        f'{p.parent.name}/{p.name}' if p.name.startswith('seed') else p.name
-        for p in paths
-    ]
-    labels = list(labels or names)
+    """Return the names of the trainings, their folders' if none are given."""
+    labels = list(labels or work_dirs)
     if len(labels) != len(work_dirs):
         raise UserInputError(
             f'--labels must be as many as the work directories, '
@@ -130,18 +108,14 @@ def _labels(
 def read_attention_stats(
     work_dir: str | Path, epoch: int | None = None
 ) -> dict:
-    """Return an epoch's record of the newest run of a work directory.
-
-    Args:
-        work_dir: Work directory of a run with ``sb_mm.AttentionStatsHook``.
-        epoch: Counted from 1; the last if None.
+    """Return an epoch's record, counted from 1; the last if None.
 
     Raises:
         UserInputError: If there is no such folder, file or epoch.
     """
     check_work_dir(work_dir)
     try:
-        # All starts: a resumed run goes on in a folder of its own.
+        # All starts: a resumed training goes on in a folder of its own.
         records = read_log_lines(work_dir, STATS_FILE, newest_only=False)
     except FileNotFoundError as error:
         raise UserInputError(
@@ -149,7 +123,7 @@ def read_attention_stats(
             'default_hooks.attention.type=sb_mm.AttentionStatsHook.'
         ) from error
     last = records[-1]['epoch']
-    # What lies beyond is of an older run in the same folder.
+    # What lies beyond is of an older training in the same folder.
     by_epoch = {r['epoch']: r for r in records if r['epoch'] <= last}
     chosen = last if epoch is None else epoch
     if chosen not in by_epoch:
@@ -160,56 +134,50 @@ def read_attention_stats(
     return by_epoch[chosen]
 
 
-def attention_figure(runs: Sequence[tuple[str, dict]]) -> Figure:
-    """Draw the metrics of runs layer by layer.
+def attention_figure(labels: Sequence[str], records: Sequence[dict]) -> Figure:
+    """Draw records of the statistics layer by layer, a column for each.
 
-    Args:
-        runs: Labels and records of ``attention_stats.json``.
-
-    Returns:
-        A column for each run, a row for each kind of metric that a run has.
+    A row stands for each kind of metric that a record has.
     """
-    layers = [x for _, record in runs for x in record['layers'].values()]
+    layers = [x for record in records for x in record['layers'].values()]
     rows = [row for row in _ROWS if any(row in layer for layer in layers)]
-    figure = Figure((1 + 5 * len(runs), 1 + 2.2 * len(rows)), dpi=120)
-    figure.set_layout_engine('constrained')
+    size = (1 + 5 * len(records), 1 + 2.2 * len(rows))
+    figure = Figure(size, dpi=120, layout='constrained')
     grid = figure.subplots(
-        len(rows), len(runs), sharex='col', sharey='row', squeeze=False
+        len(rows), len(records), sharex='col', sharey='row', squeeze=False
     )
-    for metric, line in zip(rows, grid, strict=True):
-        line[0].set_ylabel(_ROWS[metric])
-        for axes, (_, record) in zip(line, runs, strict=True):
-            _draw_metric(axes, record, metric)
-    for column, (label, record) in zip(grid.T, runs, strict=True):
+    for axes, metric in zip(grid[:, 0], rows, strict=True):
+        axes.set_ylabel(_ROWS[metric])
+    for column, label, record in zip(grid.T, labels, records, strict=True):
         column[0].set_title(f'{label}, epoch {record["epoch"]}')
         column[-1].set_xlabel('layer, by its block')
+        for axes, metric in zip(column, rows, strict=True):
+            _draw_metric(axes, record['layers'], metric)
     return figure
 
 
-def _draw_metric(axes: Axes, record: dict, metric: str) -> None:
-    x, y = _series(record, metric)
+def _draw_metric(axes: Axes, layers: dict[str, dict], metric: str) -> None:
     axes.grid(alpha=0.3)
-    _mark_blocks(axes, list(record['layers']))
-    if not x.size:
-        axes.text(0.5, 0.5, 'none', transform=axes.transAxes)
-    elif metric == 'lambda_mean':
-        axes.errorbar(x, y, _series(record, 'lambda_std')[1], fmt='.')
-    else:
-        axes.plot(x, y, '.-', label='layer output')
+    _mark_blocks(axes, list(layers))
+    x, y = _series(layers, metric)
+    if metric == 'lambda_mean':
+        axes.errorbar(x, y, _series(layers, 'lambda_std')[1], fmt='.')
+        return
+    axes.plot(x, y, '.-', label='layer output')
     if metric == 'output_std':
-        trunk = _series(record, 'trunk_std')
+        trunk = _series(layers, 'trunk_std')
         axes.plot(*trunk, 'k--', linewidth=1, label='trunk T(x)')
         # A network that diverges has a thousand times those of the others.
         axes.set_yscale('log')
         axes.legend()
-        if np.isnan(y).any():
-            axes.text(0.5, 0.5, 'gaps: not finite', transform=axes.transAxes)
 
 
-def _series(record: dict, metric: str) -> tuple[np.ndarray, np.ndarray]:
+def _series(
+    layers: dict[str, dict], metric: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Return (numbers of the layers that have it, values)."""
-    layers = enumerate(record['layers'].values())
-    found = [(i, layer[metric]) for i, layer in layers if metric in layer]
+    every = enumerate(layers.values())
+    found = [(i, layer[metric]) for i, layer in every if metric in layer]
     # None, which stands for what is not finite, becomes NaN: a gap.
     x, y = np.array(found, dtype=float).reshape(-1, 2).T
     return x, y
@@ -217,9 +185,7 @@ def _series(record: dict, metric: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _mark_blocks(axes: Axes, layers: Sequence[str]) -> None:
     """Put a tick at the first layer of each block."""
-    blocks = [
-        _IN_BLOCK.sub('', name).removeprefix('backbone.') for name in layers
-    ]
+    blocks = [_IN_BLOCK.sub('', name) for name in layers]
     groups = groupby(range(len(blocks)), blocks.__getitem__)
     starts = [next(group) for _, group in groups]
     names = [blocks[i] for i in starts]
@@ -232,32 +198,13 @@ def layer_points(
 ) -> tuple[str, Tensor, Tensor]:
     """Run a batch and pick elements of a layer at random, always the same.
 
-    Args:
-        model: The network, in evaluation mode.
-        batch: A batch of its loader.
-        layer: Dotted path in the network; its last attention if None.
-
     Returns:
-        The layer's name, ``(P,)`` elements of its trunk T(x), at most
-        ``MAX_POINTS``, and ``(P,)``, what became of them.
+        The layer's name, by default that of the last attention, ``(P,)``
+        elements of its trunk T(x), and ``(P,)``, what became of them.
 
     Raises:
         UserInputError: If the network has no such layer.
     """
-    observed = _find_layer(model, layer)
-    picked = []
-
-    def pick(trunk: Tensor, output: Tensor) -> None:
-        size = trunk.numel()
-        chosen = random.Random(0).sample(range(size), min(size, MAX_POINTS))
-        picked[:] = [t.flatten()[chosen] for t in (trunk, output)]
-
-    with observed.observe(pick):
-        run_batch(model, batch)
-    return (observed.name, *picked)
-
-
-def _find_layer(model: BaseModel, name: str | None) -> ObservedLayer:
     layers = {
         layer.name: layer
         for layer in attention_layers(model)
@@ -268,35 +215,39 @@ def _find_layer(model: BaseModel, name: str | None) -> ObservedLayer:
             'The network has no layer with attention, whose output could be '
             'compared with its trunk: give the run of one that has.'
         )
-    chosen = name or list(layers)[-1]
+    chosen = layer or list(layers)[-1]
     if chosen not in layers:
         raise UserInputError(
-            f'--layer {name} is no layer with attention of the network, which '
-            f'has {first_few(list(layers))}: choose one of these.'
+            f'--layer {layer} is no layer with attention of the network, which'
+            f' has {first_few(list(layers))}: choose one of these.'
         )
-    return layers[chosen]
+    picked = []
+
+    def pick(trunk: Tensor, output: Tensor) -> None:
+        size = trunk.numel()
+        some = random.Random(0).sample(range(size), min(size, MAX_POINTS))
+        picked[:] = [t.flatten()[some] for t in (trunk, output)]
+
+    with layers[chosen].observe(pick):
+        run_batch(model, batch)
+    return (chosen, *picked)
 
 
 def shift_figure(
-    panels: Sequence[tuple[str, tuple[str, Tensor, Tensor]]],
+    labels: Sequence[str], panels: Sequence[tuple[str, Tensor, Tensor]]
 ) -> Figure:
     """Draw output against trunk, Figure 2 of arXiv:2103.13080.
 
     Squeeze-and-Excite scales: its points lie in the cone between 0 and T(x).
     Shift-and-Balance shifts: its points lie in a strip along T(x), as wide as
-    the largest lambda of the layer's channels.
-
-    Args:
-        panels: Labels, and what :func:`layer_points` returned.
-
-    Returns:
-        A panel for each.
+    the largest lambda of the layer's channels. A panel is what
+    :func:`layer_points` returned.
     """
-    figure = Figure((1 + 4 * len(panels), 4.5), dpi=120)
-    figure.set_layout_engine('constrained')
+    size = (1 + 4 * len(panels), 4.5)
+    figure = Figure(size, dpi=120, layout='constrained')
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (label, (layer, trunk, output)) in zip(
-        grid, panels, strict=True
+    for axes, label, (layer, trunk, output) in zip(
+        grid, labels, panels, strict=True
     ):
         axes.scatter(trunk, output, s=2, linewidths=0, label='elements')
         axes.axline((0, 0), slope=1, color='k', lw=0.5, label='unchanged')
@@ -320,17 +271,12 @@ def _central(values: Tensor) -> tuple[float, float] | None:
 
 def _save(figure: Figure, out: str | Path) -> Path:
     out = Path(out)
-    known = figure.canvas.get_supported_filetypes()
-    if out.suffix[1:] not in known:
-        raise UserInputError(
-            f'--out must end in one of {", ".join(known)}, but got {out}.'
-        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out)
-    except OSError as error:
+        figure.savefig(out, format=out.suffix[1:])
+    except (OSError, ValueError) as error:  # no room, or no such format
         raise UserInputError(
-            f'The figure {out} cannot be written ({error.strerror}): choose '
-            'another --out.'
+            f'The figure {out} cannot be written ({first_line(error)}): '
+            'choose another --out.'
         ) from error
     return out

@@ -1,56 +1,49 @@
-"""Images of a finished run: its curves and its detections."""
+"""Images of a finished training: its curves and its detections."""
 
 from pathlib import Path
 
-import matplotlib
 import mmcv
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 
 from .work_dir import read_log_lines
 
-matplotlib.use('Agg')  # no display is needed
-
-from matplotlib import pyplot as plt  # noqa: E402
-
 
 def read_scalars(work_dir: str | Path) -> list[dict]:
-    """Return the records that the newest run of a work directory logged.
+    """Return the records that the newest training in a folder logged.
 
     Raises:
-        FileNotFoundError: If no run logged anything there.
+        FileNotFoundError: If none logged anything there.
     """
     return read_log_lines(work_dir, 'scalars.json')
 
 
 def plot_curves(work_dir: str | Path, out: str | Path) -> None:
-    """Plot the losses by iteration and the mAPs by epoch of a run."""
+    """Plot the losses by iteration and the mAPs by epoch of a training."""
+    figure = Figure((10, 4), dpi=120, layout='constrained')
+    left, right = figure.subplots(1, 2)
+    curves = {
+        left: {name: name for name in ('loss', 'loss_cls', 'loss_bbox')},
+        right: {
+            'pascal_voc/mAP': '11-point',
+            'pascal_voc/mAP_area': 'area',
+        },
+    }
+    left.set(xlabel='iteration', ylabel='training loss')
+    right.set(xlabel='epoch', ylabel='mAP')
     records = read_scalars(work_dir)
-    train = [r for r in records if 'loss' in r]
-    val = [r for r in records if 'pascal_voc/mAP' in r]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    for name in ('loss', 'loss_cls', 'loss_bbox'):
-        left.plot(
-            [r['step'] for r in train], [r[name] for r in train], label=name
-        )
-    left.set(xlabel='iteration', ylabel='training loss', ylim=(0, None))
-    for name, label in (('mAP', '11-point'), ('mAP_area', 'area')):
-        right.plot(
-            [r['step'] for r in val],
-            [r[f'pascal_voc/{name}'] for r in val],
-            marker='o',
-            label=label,
-        )
-    right.set(xlabel='epoch', ylabel='mAP', ylim=(0, 1))
-    for axes in (left, right):
+    for axes, names in curves.items():
+        for name, label in names.items():
+            points = [(r['step'], r[name]) for r in records if name in r]
+            axes.plot(*np.array(points).reshape(-1, 2).T, '.-', label=label)
         axes.legend()
         axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(out, dpi=120)
-    plt.close(figure)
+        axes.set_ylim(bottom=0)
+    figure.savefig(out)
 
 
 def draw_sheet(
@@ -73,30 +66,21 @@ def draw_sheet(
     visualizer = DetLocalVisualizer()
     visualizer.dataset_meta = dataset.metainfo
     runner.model.eval()
-    size = (4 * columns, 2 * rows)
-    figure, grid = plt.subplots(
-        rows, 2 * columns, figsize=size, squeeze=False, layout='constrained'
-    )
+    figure = Figure((4 * columns, 2 * rows), dpi=100, layout='constrained')
+    grid = figure.subplots(rows, 2 * columns, squeeze=False)
     for axes in grid.flat:
         axes.axis('off')
     pairs = grid.reshape(-1, 2)
     for pair, index in zip(pairs, range(len(dataset)), strict=False):
-        drawn = _draw_pair(runner, visualizer, dataset[index], score_thr)
-        for axes, half in zip(pair, np.hsplit(drawn, 2), strict=True):
+        with torch.no_grad():
+            batch = pseudo_collate([dataset[index]])
+            sample = runner.model.test_step(batch)[0].cpu()
+        image = mmcv.imread(sample.img_path, channel_order='rgb')
+        visualizer.add_datasample('', image, sample, pred_score_thr=score_thr)
+        halves = np.hsplit(visualizer.get_image(), 2)
+        for axes, half in zip(pair, halves, strict=True):
             axes.imshow(half)
     for true, detected in grid[0].reshape(-1, 2):
         true.set_title('true')
         detected.set_title('detected')
-    figure.savefig(out, dpi=100)
-    plt.close(figure)
-
-
-def _draw_pair(
-    runner: Runner, visualizer: DetLocalVisualizer, item: dict, thr: float
-) -> np.ndarray:
-    """Return the RGB image of true boxes beside detected ones."""
-    with torch.no_grad():
-        sample = runner.model.test_step(pseudo_collate([item]))[0].cpu()
-    image = mmcv.imread(sample.img_path, channel_order='rgb')
-    visualizer.add_datasample('', image, sample, pred_score_thr=thr)
-    return visualizer.get_image()
+    figure.savefig(out)

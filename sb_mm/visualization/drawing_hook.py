@@ -19,10 +19,7 @@ class DrawingHook(DetVisualizationHook):
     that they have in common: mmdet puts all into one folder, where the last
     ``frame_0.png`` replaces the others. Boxes are drawn on the pixels that
     the test read, whether it ignores EXIF's orientation or not.
-
-    Args:
-        args: Those of mmdet's ``DetVisualizationHook``.
-        kwargs: The same.
+    Arguments are those of mmdet's hook.
     """
 
     def before_test(self, runner: Runner) -> None:
@@ -45,12 +42,11 @@ class DrawingHook(DetVisualizationHook):
         """Draw the detections of a batch."""
         for sample in outputs if self.draw else ():
             self._test_index += 1
-            path = sample.img_path
-            out_file = None
-            if self.test_out_dir is not None:
-                folder = osp.join(runner.work_dir, runner.timestamp)
+            path, folder, out_file = sample.img_path, self.test_out_dir, None
+            if folder is not None:
                 inner = osp.relpath(osp.abspath(path), self._root)
-                out_file = osp.join(folder, self.test_out_dir, inner)
+                run = osp.join(runner.work_dir, runner.timestamp)
+                out_file = osp.join(run, folder, inner)
             self._visualizer.add_datasample(
                 osp.basename(path) if self.show else 'test_img',
                 self._reader(dict(img_path=path))['img'][..., ::-1],

@@ -1,9 +1,9 @@
 """What a training left in its work directory: network and logs."""
 
 import json
+import os.path as osp
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.model import BaseModel
 
 from sb_mm.checkpoint import state_dict_of
@@ -21,11 +21,11 @@ def load_trained(
     data_root: str | None = None,
     trust: bool = False,
 ) -> tuple[BaseModel, dict]:
-    """Return a run's network and the first batch of its validation data.
+    """Return a training's network and the first batch of its validation data.
 
     Args:
         work_dir: Its work directory, with the config that MMEngine wrote.
-        checkpoint: File of the weights; the newest of the run if None.
+        checkpoint: File of the weights; the newest there if None.
         data_root: Folder of the data, if it is not where the config says.
         trust: Run the code that the checkpoint may bring with it.
 
@@ -38,7 +38,19 @@ def load_trained(
             fit.
     """
     check_work_dir(work_dir)
-    cfg = _config_of(work_dir, data_root)
+    files = map(str, Path(work_dir).glob('*.py'))
+    file = max(files, key=osp.getmtime, default=None)
+    if file is None:
+        raise UserInputError(
+            f'{work_dir} holds no config (*.py), which a training run writes '
+            'there: give the work directory of one.'
+        )
+    cfg = load_config(file, data_root=data_root)
+    if not cfg.get('val_dataloader'):
+        raise UserInputError(
+            f'The config {file} has no val_dataloader, whose images are to be '
+            'shown: add one.'
+        )
     check_data(cfg, ('val_dataloader',))
     checkpoint = checkpoint or newest_checkpoint(work_dir)
     if checkpoint is None:
@@ -52,11 +64,7 @@ def load_trained(
 
 
 def check_work_dir(work_dir: str | Path) -> None:
-    """Raise unless ``work_dir`` is a folder.
-
-    Raises:
-        UserInputError: Names it.
-    """
+    """Raise UserInputError unless ``work_dir`` is a folder."""
     if not Path(work_dir).is_dir():
         raise UserInputError(
             f'The work directory {work_dir} does not exist: give the folder '
@@ -64,43 +72,16 @@ def check_work_dir(work_dir: str | Path) -> None:
         )
 
 
-def _config_of(work_dir: str | Path, data_root: str | None) -> Config:
-    files = sorted(Path(work_dir).glob('*.py'), key=_modified)
-    if not files:
-        raise UserInputError(
-            f'{work_dir} holds no config (*.py), which a training run writes '
-            'there: give the work directory of one.'
-        )
-    cfg = load_config(str(files[-1]), data_root=data_root)
-    if not cfg.get('val_dataloader'):
-        raise UserInputError(
-            f'The config {files[-1]} has no val_dataloader, whose images '
-            'are to be shown: add one.'
-        )
-    # As MMEngine's runner does, for the configs of mmpretrain.
-    if cfg.get('data_preprocessor'):
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return cfg
-
-
-def _modified(path: Path) -> float:
-    return path.stat().st_mtime
-
-
 def read_log_lines(
     work_dir: str | Path, name: str, newest_only: bool = True
 ) -> list[dict]:
-    """Return the objects of a log file.
+    """Return the objects of the log files ``vis_data/<name>``.
 
-    Args:
-        work_dir: Work directory, which has a log folder for every start of a
-            run.
-        name: Name of the file in ``vis_data`` of a log folder.
-        newest_only: Of the newest start that wrote such a file; if False, of
-            all of them, the oldest first.
+    Of the newest start in a work directory that wrote one; if not
+    ``newest_only``, of all starts, the oldest first.
 
     Raises:
-        FileNotFoundError: If no run wrote such a file.
+        FileNotFoundError: If none wrote such a file.
     """
     folders = start_folders(Path(work_dir))
     files = [folder / 'vis_data' / name for folder in folders]

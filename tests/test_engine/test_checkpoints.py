@@ -1,21 +1,24 @@
-"""Checkpoints in every tool: what does not fit, and what would run code."""
+"""Checkpoints before a training or test: what does not fit or is hostile."""
 
-import errno
 import os
 import signal
 import time
+from argparse import Namespace
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from tiny_detector import cut_networks, detector, model_config
 
-from sb_mm.engine import checkpoints, runner, work_dir
-from sb_mm.engine.checkpoints import check_start, newest_checkpoint
+from sb_mm.engine import checkpoints, work_dir
+from sb_mm.engine.checkpoints import (
+    check_checkpoint,
+    check_start,
+    newest_checkpoint,
+)
 from sb_mm.errors import UserInputError
 
-from .conftest import CUSTOM, SHORT
-from .test_bad_input import _no_model_is_built, _one_sentence  # noqa: F401
+pytest.importorskip('mmdet')
 
 
 @pytest.fixture(autouse=True)
@@ -23,94 +26,107 @@ def _what_people_set(monkeypatch):
     """To run the family on torch >= 2.6."""
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
+    cut_networks(monkeypatch)
 
 
-def _save(path, config, classes=('square', 'disc'), change=None, **more):
-    """Write a checkpoint of the config's network."""
-    cfg = Config.fromfile(config)
-    init_default_scope('mmdet')
-    state = MODELS.build(cfg.model).state_dict()
-    if change is not None:
+@pytest.fixture
+def cfg():
+    dataset = dict(
+        type='sb_mm.VOCDevkitDataset',
+        metainfo=dict(classes=('square', 'disc')),
+    )
+    return Config(
+        dict(
+            default_scope='mmdet',
+            model=model_config(),
+            test_dataloader=dict(dataset=dataset),
+            optim_wrapper=dict(optimizer=dict(type='SGD')),
+            param_scheduler=[dict(type='ConstantLR')],
+        )
+    )
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Write a checkpoint of the config's network; return its path."""
+
+    def write(change=lambda state: None, classes=('square', 'disc'), **more):
+        state = detector().state_dict()
         change(state)
-    meta = dict(dataset_meta=dict(classes=classes))
-    torch.save(dict(state_dict=state, meta=meta, **more), path)
-    return path
+        meta = dict(dataset_meta=dict(classes=classes))
+        path = tmp_path / 'x.pth'
+        torch.save(dict(state_dict=state, meta=meta, **more), path)
+        return str(path)
+
+    return write
 
 
-def test_a_checkpoint_that_is_none(tool, config, tmp_path):
-    (tmp_path / 'x.pth').write_text('no checkpoint at all')
-    _one_sentence(tool('test', config, tmp_path / 'x.pth'), 'x.pth')
-    _one_sentence(tool('test', config, tmp_path), 'is a folder')
-    result = tool('test', config, 'nothing.pth')
-    _one_sentence(result, 'nothing.pth', 'does not exist')
-    address = 'http://127.0.0.1:1/x.pth'
-    result = tool('train', config, '--cfg-options', f'load_from={address}')
-    _one_sentence(result, address, 'refused', 'the network')
+WEIGHT = 'neck.extra_layers.0.conv.0.conv.weight'
 
 
-def test_a_checkpoint_of_another_network_or_other_classes(
-    tool, config, tmp_path
-):
-    def drop(state):
-        del state['neck.extra_layers.0.conv.0.conv.weight']
-
-    path = _save(tmp_path / 'x.pth', config, classes=('square', 'star'))
-    result = tool('test', config, path)
-    _one_sentence(result, "class 1 is 'star' instead of 'disc'")
-    path = _save(path, config, classes=3)
-    _one_sentence(tool('test', config, path), 'holds a int as classes')
-    path = _save(path, config)
-    result = tool('test', config, path, '--cfg-options', *SHORT)
-    _one_sentence(result, 'do not fit', 'backbone.conv1.conv.weight', 'more')
-    result = tool('train', config, '--resume', path, '--cfg-options', *SHORT)
-    _one_sentence(result, 'do not fit')
-    result = tool('train', config, '--resume', path)
-    _one_sentence(result, 'how far', f'load_from={path}')
-    path = _save(path, config, change=drop)
-    result = tool('test', config, path)
-    _one_sentence(result, '1 tensors are missing', 'neck.extra_layers.0')
-
-
-class _Evil:
-    """Unpickling this creates a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), 'w')
-
-
-def test_a_checkpoint_with_code_is_refused_until_it_is_trusted(
-    tool, config, tmp_path, monkeypatch
-):
-    monkeypatch.setattr('sb_mm.deploy.export.require_packages', lambda *_: 0)
-    trace, run = tmp_path / 'trace', tmp_path / 'run'
-    path = _save(tmp_path / 'x.pth', config, evil=_Evil(trace))
-    run.mkdir()
-    (run / 'last_checkpoint').write_text(str(path))
-    Config.fromfile(config).dump(run / 'config.py')
-    options = ['train', config, '--work-dir', run, '--cfg-options']
-    for argv in (
-        ['test', config, path],
-        ['train', config, '--resume', path],
-        ['train', config, '--resume', '--work-dir', run],
-        [*options, f'load_from={path}'],
-        *(
-            [*options, f'{part}.type=Pretrained', f'{part}.checkpoint={path}']
-            for part in ('model.init_cfg', 'model.backbone.init_cfg')
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (dict(classes=('square', 'star')), "class 1 is 'star' instead of"),
+        (dict(classes=('square',)), r'on 1 classes .* has 2 \(others follow'),
+        (dict(classes=3), 'holds a int as classes'),
+        (dict(change=lambda s: s.pop(WEIGHT)), f'1 tensors are .*{WEIGHT}'),
+        (dict(change=lambda s: s.update(a=s[WEIGHT])), r'of this .* \(a\)'),
+        (
+            dict(change=lambda s: s.update({WEIGHT: torch.ones(1)})),
+            rf'do not fit .*{WEIGHT} is \(1,\) instead',
         ),
-        ['export_onnx', config, path, '--out', tmp_path / 'x.onnx'],
-        ['convert_weights', path, tmp_path / 'y.pth'],
-        ['plot', 'shift', run],
-        ['plot', 'shift', run, '--checkpoint', path],
+        (dict(evil=Namespace()), 'x.pth .* add --trust-checkpoint'),
+    ],
+)
+def test_a_checkpoint_of_another_network_or_other_classes(
+    cfg, save, change, words
+):
+    with pytest.raises(UserInputError, match=words):
+        check_checkpoint(cfg, save(**change))
+
+
+def test_what_old_and_other_checkpoints_lack_is_no_fault(cfg, save):
+    def drop_counters(state):
+        for name in [k for k in state if k.endswith('num_batches_tracked')]:
+            del state[name]
+
+    for classes in ((), ('square', 'disc')):
+        path = save(drop_counters, classes)
+        assert check_checkpoint(cfg, path)['state_dict']
+
+
+def test_a_checkpoint_with_code_is_refused_until_it_is_trusted(cfg, save):
+    path = save(evil=Namespace())
+    pretrained = dict(type='Pretrained', checkpoint=path)
+    for key, value in (
+        ('load_from', path),
+        ('model.init_cfg', pretrained),
+        ('model.backbone.init_cfg', [pretrained]),
     ):
-        _one_sentence(tool(*argv), 'x.pth', '--trust-checkpoint')
-        assert not trace.exists(), argv
-    # The fixture shows that the test went on.
-    with pytest.raises(AssertionError, match='the model was built'):
-        tool('test', config, path, '--trust-checkpoint')
-    assert trace.exists()
+        start = Config(cfg.to_dict())
+        start.merge_from_dict({key: value})
+        with pytest.raises(UserInputError, match='x.pth .* add --trust-chec'):
+            check_start(start)
+        check_start(start, trust=True)
+
+
+@pytest.mark.parametrize('command', ['test', 'train', 'load_from', 'resume'])
+def test_the_tools_trust_nothing_by_themselves(
+    command, tool, config, tmp_path
+):
+    path = tmp_path / 'x.pth'
+    torch.save(dict(a=Namespace()), path)
+    argv = {
+        'test': ['test', config, path],
+        'train': ['train', config, '--resume', path],
+        'load_from': ['train', config, '--cfg-options', f'load_from={path}'],
+        'resume': ['train', config, '--resume', '--work-dir', tmp_path],
+    }
+    (tmp_path / 'last_checkpoint').write_text(str(path))
+    code, error = tool(*argv[command])
+    assert code == 2, error
+    assert error.splitlines()[-1].endswith('add --trust-checkpoint.')
 
 
 def test_the_newest_checkpoint_of_a_work_directory(tmp_path):
@@ -124,20 +140,17 @@ def test_the_newest_checkpoint_of_a_work_directory(tmp_path):
     assert newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')
     name.write_text('')  # killed while it was written
     assert newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_2.pth')
-    name.write_bytes(b'\xff\x00\x80')
-    with pytest.raises(UserInputError, match='last_checkpoint is not the tex'):
-        newest_checkpoint(tmp_path)
-    name.write_text(5000 * 'x')  # longer than a name can be
-    with pytest.raises(UserInputError, match='last_checkpoint is not the tex'):
-        newest_checkpoint(tmp_path)
-    name.unlink()
-    for make in (os.mkfifo, os.mkdir):
-        make(name)
-        with pytest.raises(
-            UserInputError, match='last_checkpoint .* a folder'
-        ):
+    # Binary, and longer than a name can be.
+    for damaged in (b'\xff\x00\x80', 5000 * b'x'):
+        name.write_bytes(damaged)
+        with pytest.raises(UserInputError, match='last_checkpoint is not the'):
             newest_checkpoint(tmp_path)
-        name.unlink() if name.is_fifo() else name.rmdir()
+    name.unlink()
+    for make, remove in ((os.mkfifo, os.unlink), (os.mkdir, os.rmdir)):
+        make(name)
+        with pytest.raises(UserInputError, match='last_checkpoint .* a fold'):
+            newest_checkpoint(tmp_path)
+        remove(name)
 
 
 HUB = dict(log_scalars={}, runtime_info={}, resumed_keys={})
@@ -162,11 +175,11 @@ WHOLE = dict(
         (dict(optimizer=dict(state={})), 'optimizer.param_groups'),
         (dict(param_schedulers=None), 'param_schedulers'),
         (dict(param_schedulers=[5]), 'param_schedulers'),
+        (dict(param_schedulers=dict(a=5)), 'param_schedulers'),
     ],
     ids=str,
 )
-def test_a_checkpoint_that_cannot_be_resumed(monkeypatch, change, name):
-    cfg = Config.fromfile(CUSTOM)
+def test_a_checkpoint_that_cannot_be_resumed(cfg, monkeypatch, change, name):
     cfg.merge_from_dict(dict(resume=True, load_from='x.pth'))
     found = {}
     monkeypatch.setattr(
@@ -181,40 +194,23 @@ def test_a_checkpoint_that_cannot_be_resumed(monkeypatch, change, name):
         check_start(cfg)
 
 
-def test_one_training_a_work_directory(tool, config, tmp_path, monkeypatch):
+def test_one_training_a_work_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(work_dir, '_WAIT_SECONDS', 0.1)
-    folder = tmp_path / 'run'
-    argv = ['train', config, '--work-dir', folder]
     child = os.fork()
     if not child:
-        with work_dir.lock_work_dir(folder):
-            (folder / 'held').touch()
+        with work_dir.lock_work_dir(tmp_path):
+            (tmp_path / 'held').touch()
             time.sleep(600)
-    while not (folder / 'held').exists():
+    while not (tmp_path / 'held').exists():
         time.sleep(0.01)
-    result = tool(*argv)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    _one_sentence(result, 'Another training goes on', str(folder))
-    with pytest.raises(AssertionError, match='the model was built'):
-        tool(*argv)
-
-
-def test_a_full_disk_and_an_end_by_a_signal(
-    tool, config, tmp_path, monkeypatch
-):
-    def fill(cfg):
-        raise OSError(errno.ENOSPC, 'No space left on device', 'epoch_1.pth')
-
-    def end(cfg):
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    argv = ['train', config, '--work-dir', tmp_path / 'run']
-    monkeypatch.setattr(runner, 'build_runner', fill)
-    _one_sentence(tool(*argv), 'epoch_1.pth', 'No space left')
-    handler = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(runner, 'build_runner', end)
-    code, error = tool(*argv)
-    signal.signal(signal.SIGTERM, handler)
-    assert code == 143
-    assert error.strip().splitlines()[-1] == 'terminated'
+    try:
+        with (
+            pytest.raises(UserInputError, match='Another training goes on'),
+            work_dir.lock_work_dir(tmp_path),
+        ):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with work_dir.lock_work_dir(tmp_path):
+        pass
