@@ -15,6 +15,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
+from torch.utils.data import DataLoader
 
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmdet')
@@ -23,6 +24,7 @@ from mmpretrain.datasets import CIFAR10  # noqa: E402
 
 from sb_mm.engine.checkpoints import check_checkpoint  # noqa: E402
 from sb_mm.engine.checks import check_data  # noqa: E402
+from sb_mm.engine.cli import run_tool  # noqa: E402
 from sb_mm.engine.runner import train  # noqa: E402
 from sb_mm.errors import UserInputError  # noqa: E402
 
@@ -575,6 +577,22 @@ def test_the_tool_stops_before_the_model_is_built(tool, root, tmp_path):
     assert code == 2
     assert error.strip().splitlines()[-1].startswith(f'error: {root}/train')
     assert 'Traceback' not in error
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_that_was_no_sample_is_named_when_it_is_loaded(
+    root, capsys, workers
+):
+    (root / 'train/bee/b.JPEG').write_bytes(b'no image')
+    pipeline = [dict(type='LoadImageFromFile')]
+    cfg = custom(root, pipeline=pipeline).train_dataloader.dataset
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        loader = DataLoader(DATASETS.build(cfg), None, num_workers=workers)
+    with pytest.raises(SystemExit, match='2'):
+        run_tool(lambda: list(loader))
+    said = capsys.readouterr().err.splitlines()
+    told = f'{root}/train/bee/b.JPEG is not a readable image: replace it.'
+    assert said[-1] == f'error: {told}'
 
 
 # Through the pipelines of the configs
