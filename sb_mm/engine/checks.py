@@ -115,7 +115,17 @@ def _check_images(
     def check(path: str) -> tuple[ImageHeader, tuple[int, int]]:
         return read_header(path, deep=deep), decode(path, reader)
 
+    _announce(len(paths))
     return collect(check, paths)
+
+
+def _announce(count: int) -> None:
+    if count > _MANY:
+        print_log(
+            f'Decoding {count:,} images to see that they are whole; '
+            '--no-check leaves it out.',
+            'current',
+        )
 
 
 # PASCAL VOC
@@ -125,18 +135,8 @@ def _check_voc(cfg: Config, dataset: dict) -> None:
     # Serializing collects garbage, for a second or two.
     built = build_dataset(dict(dataset, serialize_data=False))
     check_class_count(cfg, built.metainfo['classes'])
-    _say_how_many(len(built), built.ann_file)
+    _announce(len(built))
     built.check_images()
-
-
-def _say_how_many(count: int, where: str) -> None:
-    if count < _MANY:
-        return
-    print_log(
-        f'Decoding the {count:,} images of {where} to see that they are '
-        'whole; --no-check leaves it out.',
-        'current',
-    )
 
 
 # COCO
@@ -154,7 +154,6 @@ def _check_coco(cfg: Config, dataset: dict) -> None:
     notes = box_notes(file, content, classes)
     _check_ids(cfg, file, content)
     images = content['images']
-    _say_how_many(len(images), file)
     paths = [osp.join(folder, image['file_name']) for image in images]
     found = zip(paths, _check_images(dataset, paths), images, strict=True)
     for path, (head, size), image in found:

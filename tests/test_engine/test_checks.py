@@ -28,8 +28,6 @@ from sb_mm.engine.cli import run_tool  # noqa: E402
 from sb_mm.engine.runner import train  # noqa: E402
 from sb_mm.errors import UserInputError  # noqa: E402
 
-from .conftest import REPOSITORY  # noqa: E402
-
 TRAINING = ('train_dataloader', 'val_dataloader')
 NAMES = ['ant', 'bee', 'cow']
 
@@ -593,25 +591,3 @@ def test_an_image_that_was_no_sample_is_named_when_it_is_loaded(
     said = capsys.readouterr().err.splitlines()
     told = f'{root}/train/bee/b.JPEG is not a readable image: replace it.'
     assert said[-1] == f'error: {told}'
-
-
-# Through the pipelines of the configs
-
-
-def _pipelines():
-    base = REPOSITORY / 'configs/_base_/datasets/imagenet.py'
-    cfg = Config.fromfile(base)
-    return cfg.train_pipeline, cfg.test_pipeline
-
-
-@pytest.mark.parametrize('index', [0, 1], ids=['train', 'test'])
-def test_a_grey_jpeg_becomes_three_equal_channels(root, index):
-    for path in (root / 'train').glob('*/*'):
-        Image.linear_gradient('L').save(path, 'JPEG')
-    cfg = custom(root, pipeline=_pipelines()[index])
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        dataset = DATASETS.build(cfg.train_dataloader.dataset)
-    image = dataset[0]['inputs']
-    assert tuple(image.shape) == (3, 224, 224)
-    assert image.float().std() > 1
-    assert (image == image[:1]).all()

@@ -82,11 +82,7 @@ def _visible(ends: np.ndarray, pixels: int, size: int) -> slice:
 def draw_canvas(
     width: int, height: int, ratio_range: tuple[float, float], prob: float
 ) -> np.ndarray:
-    """Draw the canvas around an image as mmdet's ``Expand`` does.
-
-    Returns:
-        Corners ``(4,)``; those of the image itself where it stays.
-    """
+    """Draw the corners of a canvas around an image as ``Expand`` does."""
     if np.random.uniform(0, 1) > prob:
         return np.array((0, 0, width, height))
     ratio = np.random.uniform(*ratio_range)
