@@ -5,13 +5,13 @@ archives are downloaded from the first mirror that has them, checked,
 unpacked beside the target, counted, and only then renamed to their place.
 """
 
+import errno
 import hashlib
 import http.client
 import os
 import shutil
 import tarfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,13 +59,8 @@ MIRRORS = (
 ROUNDS = 4  # over the mirrors; each goes on where the last one stopped
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 20  # bytes
-# What another mirror may mend; a full disk is none of it.
-_NETWORK = (
-    urllib.error.URLError,
-    http.client.HTTPException,
-    ConnectionError,
-    TimeoutError,
-)
+# No other mirror mends a full or read-only disk.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG}
 
 
 def prepare_voc(
@@ -179,12 +174,7 @@ def _unpack(
 
 
 def check_year(folder: Path, year: Year, official: bool) -> str:
-    """Check the lists of a year and return what they hold.
-
-    Raises:
-        UserInputError: If a list is missing, has another length than the
-            official one, or names an image without jpg or xml file.
-    """
+    """Check a year's lists and that their files are there; count them."""
     files = {str(path.relative_to(folder)) for path in folder.glob('*/*.*')}
     found = []
     for split, count in year.counts.items():
@@ -266,7 +256,9 @@ def _fetch(url: str, part: Path) -> str:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             _receive(response, part, have)
-    except _NETWORK as error:
+    except (OSError, http.client.HTTPException) as error:
+        if getattr(error, 'errno', None) in _DISK:
+            raise
         nothing_left = getattr(error, 'code', 0) == 416  # checksum decides
         return '' if nothing_left else str(error) or repr(error)
     return ''

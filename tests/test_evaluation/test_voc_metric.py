@@ -8,7 +8,6 @@ import torch
 pytest.importorskip('mmdet')
 
 from mmdet.evaluation import VOCMetric  # noqa: E402
-from mmdet.registry import METRICS as MMDET_METRICS  # noqa: E402
 from mmdet.structures import DetDataSample  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
 
@@ -238,8 +237,3 @@ def test_the_table_has_the_dataset_s_names_and_is_written(tmp_path, logged):
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(UserInputError, match=message):
         PascalVOCMetric(**arguments)
-
-
-def test_is_found_from_the_scope_of_mmdet():
-    metric = MMDET_METRICS.build(dict(type='sb_mm.PascalVOCMetric'))
-    assert isinstance(metric, PascalVOCMetric)
