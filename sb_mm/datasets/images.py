@@ -97,17 +97,7 @@ def read_header(
                 is_untold = image.format in _DEPTH_UNTOLD
         except Exception as error:  # Pillow's readers raise many types
             raise _unreadable(path, error) from None
-    fault = f'is an image of {size[0]}x{size[1]} pixels'
-    if max(size) > _LONGEST_SIDE:
-        remedy = f'cut or shrink it, OpenCV takes sides up to {_LONGEST_SIDE}'
-        raise FileFault(path, fault, remedy)
-    if size[0] * size[1] > max_megapixels * 1e6:
-        remedy = (
-            f'cut or shrink it to {max_megapixels:g} megapixels, or raise '
-            'max_megapixels of VOCDevkitDataset; --no-check leaves this out '
-            'of other datasets'
-        )
-        raise FileFault(path, fault, remedy)
+    _check_size(path, size, max_megapixels)
     if not deep and (is_deep or (is_untold and _is_deep_in_opencv(path))):
         raise FileFault(
             path,
@@ -116,6 +106,20 @@ def read_header(
             '`mogrify -level 0,4095 -depth 8 FILE`',
         )
     return ImageHeader(size, orientation)
+
+
+def _check_size(path: str, size: tuple[int, int], megapixels: float) -> None:
+    fault = f'is an image of {size[0]}x{size[1]} pixels'
+    if max(size) > _LONGEST_SIDE:
+        remedy = f'cut or shrink it, OpenCV takes sides up to {_LONGEST_SIDE}'
+        raise FileFault(path, fault, remedy)
+    if size[0] * size[1] > megapixels * 1e6:
+        remedy = (
+            f'cut or shrink it to {megapixels:g} megapixels, or raise '
+            'max_megapixels of VOCDevkitDataset; --no-check leaves this out '
+            'of other datasets'
+        )
+        raise FileFault(path, fault, remedy)
 
 
 def turn_box(

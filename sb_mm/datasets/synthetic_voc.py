@@ -165,8 +165,8 @@ def write_devkit(
         (root / f'ImageSets/Main/{split}.txt').write_text(text)
     for name, image, objects in images:
         path = root / 'JPEGImages' / name
-        quality = [cv2.IMWRITE_JPEG_QUALITY, 92]
-        data = cv2.imencode(path.suffix, image[..., ::-1], quality)[1]
+        options = [cv2.IMWRITE_JPEG_QUALITY, 92] * (path.suffix == '.jpg')
+        data = cv2.imencode(path.suffix, image[..., ::-1], options)[1]
         path.write_bytes(data.tobytes())
         height, width, _ = image.shape
         text = ''.join(
