@@ -191,6 +191,12 @@ class VOCDevkitDataset(XMLDataset):
         return not as_stored and self._reader.imdecode_backend != 'turbojpeg'
 
     def _check_layout(self) -> None:
+        backend = (self.backend_args or {}).get('backend', 'local')
+        if backend != 'local':
+            raise UserInputError(
+                f"backend_args has backend '{backend}', but "
+                'VOCDevkitDataset reads local files only: leave it out.'
+            )
         missing = [path for path in self._folders if not os.path.isdir(path)]
         if not os.path.exists(self.ann_file):
             missing.insert(0, self.ann_file or 'ann_file')

@@ -241,6 +241,10 @@ def _listed_images(cfg: Config, dataset: BaseDataset) -> list[str]:
             f'{dataset.ann_file} has a line that is no path and label '
             f'({first_line(error)}): correct it.'
         ) from error
+    if not samples:
+        raise UserInputError(
+            f'{dataset.ann_file} is empty: write a line an image.'
+        )
     for setting, count in head_classes(cfg).items():
         labels = {sample.get('gt_label', 0) for sample in samples}
         if beyond := sorted(labels - set(range(count))):

@@ -425,6 +425,10 @@ def test_a_filter_that_leaves_nothing_is_refused(tiny_devkit):
     assert message.startswith('None of the 1 images')
 
 
+def test_remote_storage_is_refused(flat):
+    assert 'petrel' in error_of(flat, backend_args=dict(backend='petrel'))
+
+
 # Lists and files that cannot be read
 
 

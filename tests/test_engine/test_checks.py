@@ -320,7 +320,9 @@ def test_a_line_that_is_no_path_and_label(listed, root, line):
     assert 'meta/val.txt has a line that is no path' in error_of(listed)
 
 
-def test_a_list_that_is_a_pipe_is_refused(listed, root):
+def test_a_list_that_is_empty_or_a_pipe_is_refused(listed, root):
+    (root / 'meta/val.txt').write_text('')
+    assert 'meta/val.txt is empty' in error_of(listed)
     (root / 'meta/val.txt').unlink()
     os.mkfifo(root / 'meta/val.txt')
     assert 'meta/val.txt is a folder, pipe or device' in error_of(listed)

@@ -222,6 +222,8 @@ def test_the_table_has_the_dataset_s_names_and_is_written(tmp_path, logged):
     assert (three['recall'], three['ap_area']) == (0, 0)
     for text in (logged[0], path.with_suffix('.md').read_text()):
         rows = [[c.strip() for c in r.split('|')] for r in text.splitlines()]
+        head = ['class', 'objects', 'detections', 'recall', 'AP 11-point']
+        assert ['', *head, 'AP area', ''] in rows
         assert ['', 'gadget', '2', '1', '0.500', '0.545', '0.500', ''] in rows
         assert ['', 'mAP', '3', '2', '', '0.273', '0.250', ''] in rows
     assert 'aeroplane' not in logged[0]
