@@ -1,10 +1,11 @@
 """Reading of PASCAL VOC annotation files, with errors a user can act on."""
 
 import codecs
+import math
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
 from typing import NamedTuple
+from unicodedata import normalize
 
 from sb_mm.errors import FileFault, first_line, shorten
 
@@ -15,6 +16,8 @@ _COMPLETE = (
     'every <object> needs a <name> and a <bndbox> with xmin, ymin, xmax and '
     'ymax'
 )
+_FINITE = 'coordinates are finite numbers, in pixels'
+_SWAPPED = 'xmin may not exceed xmax, nor ymin ymax; swap the corners back'
 _DECLARED = re.compile(rb'<\?xml[^>]*?\bencoding\s*=\s*["\']([\w.:-]+)')
 # UTF-32's mark starts with that of UTF-16: it is looked for first.
 _MARKS = {
@@ -41,7 +44,7 @@ class AnnotatedObject(NamedTuple):
     """
 
     name: str
-    box: tuple[float, float, float, float]
+    box: list[float]
     difficult: bool
 
 
@@ -59,6 +62,11 @@ class Annotation(NamedTuple):
     filename: str
     size: tuple[int, int] | None
     objects: list[AnnotatedObject]
+
+
+def nfc(text: str) -> str:
+    """Return the form of Unicode in which names are compared."""
+    return normalize('NFC', text)
 
 
 def read_annotation(path: str, max_bytes: int = 1 << 30) -> Annotation:
@@ -122,11 +130,8 @@ def _parse(data: bytes) -> ET.Element:
 
 
 def _read_size(root: ET.Element) -> tuple[int, int] | None:
-    try:
-        width = int(float(root.findtext('size/width', '')))
-        height = int(float(root.findtext('size/height', '')))
-    except (ValueError, OverflowError):
-        return None
+    texts = (root.findtext(f'size/{key}', '') for key in ('width', 'height'))
+    width, height = (int(_number(text) or 0) for text in texts)
     return (width, height) if width > 0 and height > 0 else None
 
 
@@ -134,61 +139,48 @@ def _read_object(node: ET.Element, path: str) -> AnnotatedObject:
     name = (node.findtext('name') or '').strip()
     if not name:
         raise FileFault(path, 'has an object without <name>', _COMPLETE)
+    what = f"'{shorten(name)}'"
     # `find` sees direct children only: not the boxes of nested <part>s
     corners = node.find('bndbox')
     if corners is None:
-        fault = f"has a '{shorten(name)}' without <bndbox>"
-        raise FileFault(path, fault, _COMPLETE)
-    box = _read_box(corners, name, path)
-    return AnnotatedObject(name, box, _read_difficult(node, name, path))
+        raise FileFault(path, f'has a {what} without <bndbox>', _COMPLETE)
+    box = _read_box(corners, what, path)
+    return AnnotatedObject(name, box, _read_difficult(node, what, path))
 
 
-def _read_difficult(node: ET.Element, name: str, path: str) -> bool:
+def _read_difficult(node: ET.Element, what: str, path: str) -> bool:
     text = (node.findtext('difficult') or '').strip()
     word = text.lower()
     if word in _TRUE or word in _FALSE:
         return word in _TRUE
-    try:
-        return int(float(text)) != 0 or float(text) != 0
-    except (ValueError, OverflowError):
-        fault = f"has a '{shorten(name)}' with difficult '{shorten(text)}'"
+    value = _number(text)
+    if value is None:
+        fault = f"has a {what} with difficult '{shorten(text)}'"
         remedy = 'write 1 for objects that do not count, 0 for all others'
-        raise FileFault(path, fault, remedy) from None
-
-
-def _read_box(
-    node: ET.Element, name: str, path: str
-) -> tuple[float, float, float, float]:
-    texts = {child.tag: child.text for child in node}
-    values = [_read_corner(texts, key, name, path) for key in _CORNERS]
-    xmin, ymin, xmax, ymax = values
-    if xmax < xmin or ymax < ymin:
-        fault = f"has an inverted '{shorten(name)}' box ({_as_text(values)})"
-        remedy = (
-            'xmin may not exceed xmax, nor ymin ymax; swap the corners back'
-        )
         raise FileFault(path, fault, remedy)
-    return xmin, ymin, xmax, ymax
+    return value != 0
 
 
-def _read_corner(
-    texts: dict[str, str | None], key: str, name: str, path: str
-) -> float:
-    if key not in texts:
-        fault = f"has a '{shorten(name)}' box without <{key}>"
+def _read_box(node: ET.Element, what: str, path: str) -> list[float]:
+    texts = {child.tag: child.text or '' for child in node}
+    if missing := [key for key in _CORNERS if key not in texts]:
+        fault = f'has a {what} box without <{missing[0]}>'
         raise FileFault(path, fault, _COMPLETE)
-    text = texts[key] or ''
+    box = [_number(texts[key]) for key in _CORNERS]
+    if None in box:
+        key = _CORNERS[box.index(None)]
+        fault = f"has a {what} box with {key} '{shorten(texts[key])}'"
+        raise FileFault(path, fault, _FINITE)
+    if box[2] < box[0] or box[3] < box[1]:
+        values = ', '.join(map('{} {:g}'.format, _CORNERS, box))
+        fault = f'has an inverted {what} box ({values})'
+        raise FileFault(path, fault, _SWAPPED)
+    return box
+
+
+def _number(text: str) -> float | None:
+    """Return a finite number, or None where the text is none."""
     try:
-        value = float(text)
-        int(value)  # neither nan nor inf
-    except (ValueError, OverflowError):
-        fault = f"has a '{shorten(name)}' box with {key} '{shorten(text)}'"
-        remedy = 'coordinates are finite numbers, in pixels'
-        raise FileFault(path, fault, remedy) from None
-    return value
-
-
-def _as_text(values: Sequence[float]) -> str:
-    return ', '.join(
-        f'{key} {value:g}' for key, value in zip(_CORNERS, values, strict=True)
-    )
+        return value if math.isfinite(value := float(text)) else None
+    except ValueError:
+        return None

@@ -12,7 +12,6 @@ import os
 import shutil
 import tarfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import wrap_file
 
 from sb_mm.errors import UserInputError, first_few
 
@@ -57,7 +56,7 @@ MIRRORS = (
     'https://d2l-data.s3-accelerate.amazonaws.com/',  # 2012 only
     'http://host.robots.ox.ac.uk/pascal/VOC/voc{year}/',
 )
-ATTEMPTS = 4  # at one mirror; each goes on where the last one stopped
+ROUNDS = 4  # over the mirrors; each goes on where the last one stopped
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 20  # bytes
 # No other mirror mends a full or read-only disk.
@@ -95,17 +94,15 @@ def prepare_voc(
                 'for local files use --from-dir.'
             )
     out = Path(out).expanduser().absolute()
+    given = from_dir and Path(from_dir).expanduser().absolute()
     try:
         for number, year in years.items():
             target = out / f'VOC{number}'
             if not os.path.lexists(target):
                 out.mkdir(parents=True, exist_ok=True)
-                if from_dir is None:
-                    _download_year(target, year, mirrors, official)
-                else:
-                    _take_year(target, year, Path(from_dir), official)
+                _bring(target, year, given, mirrors, official)
             print(f'{target}: {check_year(target, year, official)}')
-            if from_dir is None and not keep_archives:
+            if given is None and not keep_archives:
                 for name in year.archives:
                     (out / 'archives' / name).unlink(missing_ok=True)
     except OSError as error:
@@ -116,41 +113,37 @@ def prepare_voc(
         ) from error
 
 
-def _take_year(target: Path, year: Year, given: Path, official: bool) -> None:
-    """Link or unpack a year that the user has."""
-    given = given.expanduser().absolute()
-    for folder in (given / target.name, given / 'VOCdevkit' / target.name):
-        if folder.is_dir():
-            check_year(folder, year, official)
-            target.symlink_to(folder.resolve(), target_is_directory=True)
+def _bring(
+    target: Path,
+    year: Year,
+    given: Path | None,
+    mirrors: Sequence[str],
+    official: bool,
+) -> None:
+    """Link a year that the user has, or unpack its archives."""
+    folder = given or target.parent / 'archives'
+    for devkit in (folder / target.name, folder / 'VOCdevkit' / target.name):
+        if devkit.is_dir():
+            check_year(devkit, year, official)
+            target.symlink_to(devkit.resolve(), target_is_directory=True)
             return
     for name, md5 in year.archives.items():
-        if not (given / name).is_file():
+        md5 = md5 if official else None
+        if given is None:
+            places = [m.replace('{year}', target.name[3:]) for m in mirrors]
+            urls = [f'{place.rstrip("/")}/{name}' for place in places]
+            download(urls, folder / name, md5)
+        elif not (given / name).is_file():
             raise UserInputError(
                 f'{given} holds neither {name} nor an unpacked VOCdevkit with '
                 f'{target.name}: put it there or leave --from-dir out to '
                 'download it.'
             )
-        if official and file_md5(given / name) != md5:
+        elif md5 not in (None, file_md5(given / name)):
             raise UserInputError(
                 f'{given / name} is damaged (its md5 is not {md5}): get it '
                 'again, or accept a subset with --expect-counts none.'
             )
-    _unpack([given / name for name in year.archives], target, year, official)
-
-
-def _download_year(
-    target: Path, year: Year, mirrors: Sequence[str], official: bool
-) -> None:
-    """Download and unpack a year."""
-    folder = target.parent / 'archives'
-    folder.mkdir(exist_ok=True)
-    for name, md5 in year.archives.items():
-        urls = [
-            f'{m.replace("{year}", target.name[3:]).rstrip("/")}/{name}'
-            for m in mirrors
-        ]
-        download(urls, folder / name, md5 if official else None)
     _unpack([folder / name for name in year.archives], target, year, official)
 
 
@@ -181,39 +174,28 @@ def _unpack(
 
 
 def check_year(folder: Path, year: Year, official: bool) -> str:
-    """Check the lists of a year and return what they hold.
-
-    Raises:
-        UserInputError: If a list is missing, has another length than the
-            official one, or names an image without jpg or xml file.
-    """
-    found = {split: _check_split(folder, split) for split in year.counts}
+    """Check a year's lists and that their files are there; count them."""
+    files = {str(path.relative_to(folder)) for path in folder.glob('*/*.*')}
+    found = []
     for split, count in year.counts.items():
-        if official and found[split] != count:
+        path = folder / f'ImageSets/Main/{split}.txt'
+        names = path.read_text().split() if path.is_file() else []
+        needed = [f'JPEGImages/{name}.jpg' for name in names]
+        needed += [f'Annotations/{name}.xml' for name in names]
+        missing = [name for name in needed if name not in files]
+        fault = ''
+        if missing or not names:
+            fault = f'is incomplete ({first_few(missing or [str(path)])})'
+        elif official and len(names) != count:
+            fault = f'lists {len(names)} {split} images instead of {count}'
+        if fault:
             raise UserInputError(
-                f'{folder} lists {found[split]} {split} images instead of '
-                f'{count}: move it away and call the same command again, or '
-                'accept a subset with --expect-counts none.'
+                f'{folder} {fault}: move it away and call the same command '
+                'again, or accept another, whole VOC folder with '
+                '--expect-counts none.'
             )
-    return ', '.join(f'{n} {split} images' for split, n in found.items())
-
-
-def _check_split(folder: Path, split: str) -> int:
-    path = folder / 'ImageSets' / 'Main' / f'{split}.txt'
-    names = path.read_text().split() if path.is_file() else []
-    missing = []
-    for kind, suffix in (('JPEGImages', '.jpg'), ('Annotations', '.xml')):
-        kept = folder / kind
-        there = set(os.listdir(kept)) if kept.is_dir() else set()
-        files = (f'{name}{suffix}' for name in names)
-        missing += [f'{kind}/{file}' for file in files if file not in there]
-    if missing or not names:
-        raise UserInputError(
-            f'{folder} is incomplete ({first_few(missing or [str(path)])}): '
-            'move it away and call the same command again, or give a whole '
-            'VOC folder.'
-        )
-    return len(names)
+        found.append(f'{len(names)} {split} images')
+    return ', '.join(found)
 
 
 def file_md5(path: Path) -> str:
@@ -242,22 +224,22 @@ def download(urls: Sequence[str], path: Path, md5: str | None) -> None:
     """
     if path.is_file() and md5 in (None, file_md5(path)):
         return
+    path.parent.mkdir(exist_ok=True)
     part = path.with_name(f'{path.name}.part')
-    for url in urls:
-        for attempt in range(ATTEMPTS):
-            resumed = part.exists()
-            failure, again = _fetch(url, part)
-            if not failure and md5 in (None, file_md5(part)):
-                os.replace(part, path)
-                return
-            if not failure:
-                part.unlink()
-                # An earlier address may be to blame: try this one alone.
-                failure, again = 'wrong checksum, deleted', resumed
-            if not again:
-                break
-            time.sleep(2**attempt)
+    tries = [*urls] * ROUNDS
+    while tries:
+        url, resumed = tries.pop(0), part.exists()
+        failure = _fetch(url, part)
+        if not failure and md5 in (None, file_md5(part)):
+            os.replace(part, path)
+            return
+        if not failure:
+            part.unlink()
+            failure = 'wrong checksum, deleted'
+            # Another address may be to blame: try this one alone.
+            tries = [url] * resumed + tries
         print(f'{url}: {failure}')
+        time.sleep(1)
     raise UserInputError(
         f'No mirror gave {path.name}: call the same command again later, add '
         'a mirror with --mirrors, or get the file by other means and use '
@@ -265,8 +247,8 @@ def download(urls: Sequence[str], path: Path, md5: str | None) -> None:
     )
 
 
-def _fetch(url: str, part: Path) -> tuple[str, bool]:
-    """Fetch once; return what failed, or '', and whether to ask again."""
+def _fetch(url: str, part: Path) -> str:
+    """Fetch what is missing of a file, once; return what failed, or ''."""
     have = part.stat().st_size if part.exists() else 0
     # Some mirrors refuse the name that urllib gives by itself.
     headers = {'User-Agent': 'sb_mm', 'Range': f'bytes={have}-'}
@@ -274,15 +256,12 @@ def _fetch(url: str, part: Path) -> tuple[str, bool]:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             _receive(response, part, have)
-    except urllib.error.HTTPError as error:
-        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return '', False  # nothing is left; the checksum decides
-        return f'HTTP {error.code} {error.reason}', error.code >= 500
     except (OSError, http.client.HTTPException) as error:
         if getattr(error, 'errno', None) in _DISK:
             raise
-        return str(getattr(error, 'reason', error)) or repr(error), True
-    return '', False
+        nothing_left = getattr(error, 'code', 0) == 416  # checksum decides
+        return '' if nothing_left else str(error) or repr(error)
+    return ''
 
 
 def _receive(
@@ -293,14 +272,13 @@ def _receive(
     if not where.startswith(f'bytes {have}-'):
         have = 0  # the server sends the file from its beginning
     length = response.headers.get('Content-Length', '')
-    total = have + int(length) if length.isdecimal() else None
-    progress = Progress(console=Console(stderr=True))
-    with part.open('ab' if have else 'wb') as file, progress:
-        name = part.name.removesuffix('.part')
-        task = progress.add_task(name, total=total, completed=have)
-        while chunk := response.read(CHUNK):
-            file.write(chunk)
-            progress.advance(task, len(chunk))
+    total = int(length) if length.isdecimal() else 0
+    name, console = part.stem, Console(stderr=True)
+    with (
+        part.open('ab' if have else 'wb') as file,
+        wrap_file(response, total, description=name, console=console) as body,
+    ):
+        shutil.copyfileobj(body, file, CHUNK)
     size = part.stat().st_size
-    if total is not None and size != total:
-        raise ConnectionError(f'cut off at {size} of {total} bytes')
+    if total and size != have + total:
+        raise ConnectionError(f'cut off at {size} of {have + total} bytes')

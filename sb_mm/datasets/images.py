@@ -1,17 +1,18 @@
 """Image files: their heads, and whether the training can decode them."""
 
+import logging
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.pool import ThreadPool
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import cv2
 from mmcv.transforms import LoadImageFromFile
+from mmengine.logging import print_log
 from PIL import Image
 
-from sb_mm.errors import FileFault, first_line, raise_faults
+from sb_mm.errors import FileFault, first_few, first_line, raise_faults
 
 T = TypeVar('T')
 
@@ -29,24 +30,12 @@ class ImageHeader(NamedTuple):
     """What the head of an image file says.
 
     Attributes:
-        width: Of the stored image, pixels.
-        height: Of the stored image, pixels.
+        size: (width, height) of the stored image in pixels.
         orientation: EXIF's, 1 to 8; 1 shows the image as it is stored.
     """
 
-    width: int
-    height: int
+    size: tuple[int, int]
     orientation: int
-
-    @property
-    def is_turned(self) -> bool:
-        """Whether viewers show it turned or mirrored."""
-        return self.orientation != 1
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) of the stored image."""
-        return self.width, self.height
 
     @property
     def shown_size(self) -> tuple[int, int]:
@@ -54,11 +43,9 @@ class ImageHeader(NamedTuple):
         return self.size[::-1] if self.orientation >= 5 else self.size
 
     def turn(self, from_shown: bool, to_shown: bool) -> int:
-        """Return the EXIF tag that turns the one into the other.
+        """Return the tag that turns a box of one of the images to the other.
 
-        Args:
-            from_shown: Whether a box is one of the image that viewers show.
-            to_shown: Whether it shall be.
+        They are the stored image, and the one that viewers show.
         """
         if from_shown == to_shown:
             return 1
@@ -105,22 +92,12 @@ def read_header(
     with open_regular(path, REPLACE) as file:
         try:
             with Image.open(file) as image:
-                head = ImageHeader(*image.size, _orientation(image))
+                size, orientation = image.size, _orientation(image)
                 is_deep = image.mode[0] in 'IF' or ';16' in str(image.tile)
                 is_untold = image.format in _DEPTH_UNTOLD
         except Exception as error:  # Pillow's readers raise many types
             raise _unreadable(path, error) from None
-    fault = f'is an image of {head.width}x{head.height} pixels'
-    if max(head.size) > _LONGEST_SIDE:
-        remedy = f'cut or shrink it, OpenCV takes sides up to {_LONGEST_SIDE}'
-        raise FileFault(path, fault, remedy)
-    if head.width * head.height > max_megapixels * 1e6:
-        remedy = (
-            f'cut or shrink it to {max_megapixels:g} megapixels, or raise '
-            'max_megapixels of VOCDevkitDataset; --no-check leaves this out '
-            'of other datasets'
-        )
-        raise FileFault(path, fault, remedy)
+    _check_size(path, size, max_megapixels)
     if not deep and (is_deep or (is_untold and _is_deep_in_opencv(path))):
         raise FileFault(
             path,
@@ -128,7 +105,21 @@ def read_header(
             "convert it to 8 bits, where 12 are used with ImageMagick's "
             '`mogrify -level 0,4095 -depth 8 FILE`',
         )
-    return head
+    return ImageHeader(size, orientation)
+
+
+def _check_size(path: str, size: tuple[int, int], megapixels: float) -> None:
+    fault = f'is an image of {size[0]}x{size[1]} pixels'
+    if max(size) > _LONGEST_SIDE:
+        remedy = f'cut or shrink it, OpenCV takes sides up to {_LONGEST_SIDE}'
+        raise FileFault(path, fault, remedy)
+    if size[0] * size[1] > megapixels * 1e6:
+        remedy = (
+            f'cut or shrink it to {megapixels:g} megapixels, or raise '
+            'max_megapixels of VOCDevkitDataset; --no-check leaves this out '
+            'of other datasets'
+        )
+        raise FileFault(path, fault, remedy)
 
 
 def turn_box(
@@ -162,7 +153,9 @@ def decode(path: str, load: Callable[[dict], dict | None]) -> tuple[int, int]:
         FileFault: ``load`` cannot, or the file is cut off.
     """
     with open_regular(path, REPLACE) as file:
-        cut_off = _is_cut_off(file)
+        is_jpeg = file.read(2) == b'\xff\xd8'
+        file.seek(max(file.seek(0, os.SEEK_END) - 32, 0))
+        cut_off = is_jpeg and b'\xff\xd9' not in file.read()  # its end mark
     try:
         image = (load(dict(img_path=path)) or {}).get('img')
         if cut_off:  # OpenCV 4 fills the rest with grey
@@ -189,21 +182,31 @@ def collect(function: Callable[[Any], T], items: Sequence) -> list[T]:
             return fault
 
     threads = min(2 * len(os.sched_getaffinity(0)), 16)
-    with _no_pixel_limit(), ThreadPool(threads) as pool:
-        results = list(pool.imap(call, items, chunksize=8))
+    # Large images are left to our own limit, which can be lifted.
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with ThreadPool(threads) as pool:
+            results = list(pool.imap(call, items, chunksize=8))
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
     if faults := [item for item in results if isinstance(item, FileFault)]:
         raise_faults(faults)
     return results
 
 
-@contextmanager
-def _no_pixel_limit() -> Iterator[None]:
-    """Leave large images to the limit of the dataset, instead of Pillow's."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+def warn_of(notes: Iterable[tuple[str, str]]) -> None:
+    """Say of each kind of note how many there are, and of which files.
+
+    Args:
+        notes: What is said, and of which file.
+    """
+    files: dict[str, list[str]] = {}
+    for text, path in notes:
+        files.setdefault(text, []).append(path)
+    for text, paths in files.items():
+        named = first_few(list(dict.fromkeys(paths)))
+        message = f'{len(paths)} {text}: {named}.'
+        print_log(message, 'current', logging.WARNING)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -219,13 +222,6 @@ def _is_deep_in_opencv(path: str) -> bool:
     except cv2.error:
         return False  # `decode` will say so
     return image is not None and image.dtype.itemsize > 1
-
-
-def _is_cut_off(file: BinaryIO) -> bool:
-    """Return whether it is a JPEG file without its end mark at the end."""
-    is_jpeg = file.read(2) == b'\xff\xd8'
-    file.seek(max(file.seek(0, os.SEEK_END) - 32, 0))
-    return is_jpeg and b'\xff\xd9' not in file.read()
 
 
 def _unreadable(path: str, error: Exception) -> FileFault:

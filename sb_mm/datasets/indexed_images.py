@@ -23,7 +23,8 @@ class IndexedImages(Dataset):
     ``(B,)``, which of them the batch consists of.
 
     The loader needs ``num_workers=0`` (there is nothing to do for workers)
-    and ``collate_fn=dict(type='sb_mm.whole_batch')``.
+    and ``collate_fn=dict(type='sb_mm.whole_batch')``, as in
+    ``configs/_base_/datasets/cifar10_on_device.py``.
 
     Args:
         dataset: Config of the dataset, whose samples have ``img`` ``(H, W)``
@@ -35,23 +36,6 @@ class IndexedImages(Dataset):
         UserInputError: If an image differs in size or type from the first,
             the pipeline leaves no image or no label, or a loader's worker
             reads the data.
-
-    Example:
-        >>> train_dataloader = dict(
-        ...     batch_size=128,
-        ...     num_workers=0,
-        ...     sampler=dict(type='DefaultSampler', shuffle=True),
-        ...     collate_fn=dict(type='sb_mm.whole_batch'),
-        ...     dataset=dict(
-        ...         type='sb_mm.IndexedImages',
-        ...         dataset=dict(
-        ...             type='CIFAR10',
-        ...             data_root='data/cifar10',
-        ...             split='train',
-        ...             pipeline=[],
-        ...         ),
-        ...     ),
-        ... )
     """
 
     def __init__(self, dataset: dict) -> None:
@@ -73,14 +57,18 @@ class IndexedImages(Dataset):
         labels = []
         for index in range(len(self.dataset)):
             sample = self.dataset[index]
-            _check_sample(sample)
+            if not {'img', 'gt_label'} <= sample.keys():
+                raise UserInputError(
+                    'The dataset of sb_mm.IndexedImages gives no img or no '
+                    'gt_label: let its pipeline read and resize the images '
+                    'and nothing else (no PackInputs).'
+                )
             image = np.asarray(sample['img'])
             _check_image(index, image, arrays[0] if arrays else image)
             arrays.append(image)
             labels.append(int(sample['gt_label']))
         images = torch.from_numpy(np.stack(arrays))
-        if images.ndim == 3:
-            images = images[..., None]
+        images = images[..., None] if images.ndim == 3 else images
         return images, torch.tensor(labels)
 
     def __len__(self) -> int:
@@ -98,11 +86,8 @@ class IndexedImages(Dataset):
             )
         self.full_init()
         images, labels = self._tensors
-        return _Batch(
-            images=images,
-            labels=labels,
-            indices=torch.tensor(indices),
-        )
+        indices = torch.tensor(indices)
+        return _Batch(images=images, labels=labels, indices=indices)
 
 
 class _Batch(dict):
@@ -117,16 +102,6 @@ class _Batch(dict):
             f'A batch of sb_mm.IndexedImages has no {key!r}: give its '
             "loader collate_fn=dict(type='sb_mm.whole_batch'), and the model "
             'sb_mm.OnDeviceAugmentation as data_preprocessor.'
-        )
-
-
-def _check_sample(sample: dict) -> None:
-    missing = [key for key in ('img', 'gt_label') if key not in sample]
-    if missing:
-        raise UserInputError(
-            f'The dataset of sb_mm.IndexedImages gives no {missing[0]}: '
-            'let its pipeline read and resize the images and nothing else '
-            '(no PackInputs).'
         )
 
 

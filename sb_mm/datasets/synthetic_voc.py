@@ -9,8 +9,7 @@ depend on how many images there are.
 
 import json
 import shutil
-import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,31 +36,27 @@ MIN_CONTRAST = 120.0  # RGB distance (0..441) of a shape to its background
 # Test images have numbers of their own: asking for more training images
 # moves none of them.
 FIRST_TEST = 100_001
+_OBJECT = (
+    '<object><name>{}</name><difficult>{:d}</difficult><bndbox><xmin>{}</xmin>'
+    '<ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>'
+)
+_ANNOTATION = (
+    '<annotation><filename>{}</filename><size><width>{}</width>'
+    '<height>{}</height><depth>3</depth></size>{}</annotation>'
+)
 
 
 @dataclass(frozen=True)
 class DrawnShape:
-    """One shape of an image.
-
-    Attributes:
-        name: Its class, one of ``SYNTHETIC_CLASSES``.
-        mask: The pixels that show it, ``(H, W)`` bool.
-        difficult: Whether it is drawn faintly and flagged as difficult.
-        truncated: Whether a part of it lies outside the image.
-    """
+    """One shape of an image; a difficult one is drawn faintly."""
 
     name: str
-    mask: np.ndarray
+    mask: np.ndarray  # the pixels that show it, (H, W) bool
     difficult: bool
-    truncated: bool
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """The tight VOC box ``(xmin, ymin, xmax, ymax)`` in pixels.
-
-        Corners count from 1 and are inclusive: a shape that fills an image
-        has ``(1, 1, width, height)``.
-        """
+        """The tight VOC box: first and last pixels, counted from 1."""
         columns = np.flatnonzero(self.mask.any(axis=0)) + 1
         rows = np.flatnonzero(self.mask.any(axis=1)) + 1
         return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
@@ -103,22 +98,19 @@ def make_synthetic_voc(
     arguments = dict(
         num_train=num_train, num_test=num_test, seed=seed, size=size
     )
-    trainval = range(1, num_train + 1)
-    lists = dict(
-        trainval=trainval,
-        train=trainval[::2],
-        val=trainval[1::2],
-        test=range(FIRST_TEST, FIRST_TEST + num_test),
-    )
+    train = [f'{i:06}' for i in range(1, num_train + 1)]
+    test = [f'{i:06}' for i in range(FIRST_TEST, FIRST_TEST + num_test)]
+    lists = dict(trainval=train, train=train[::2], val=train[1::2], test=test)
+    numbers = track([*train, *test], 'drawing', transient=True)
+    images = ((f'{n}.jpg', *draw_image(seed, int(n), size)) for n in numbers)
     try:
         if _is_there(out, arguments, force):
             return False
         out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(
-            prefix=f'.{out.name}.', dir=out.parent
-        ) as workspace:
+        prefix = f'.{out.name}.'
+        with TemporaryDirectory(prefix=prefix, dir=out.parent) as workspace:
             new = Path(workspace, 'new')
-            _write_devkit(new, lists, seed, size)
+            write_devkit(new / YEAR_FOLDER, images, lists)
             # Last: a devkit without it was not finished.
             (new / MANIFEST).write_text(json.dumps(arguments))
             if out.exists():
@@ -133,11 +125,7 @@ def make_synthetic_voc(
 
 
 def _is_there(out: Path, arguments: dict, force: bool) -> bool:
-    """Tell whether ``out`` holds the devkit.
-
-    Raises:
-        UserInputError: If it holds what must not be replaced.
-    """
+    """Tell whether ``out`` holds the devkit, or raise if it must stay."""
     names = {path.name for path in out.iterdir()} if out.exists() else set()
     if not names:
         return False
@@ -156,76 +144,62 @@ def _is_there(out: Path, arguments: dict, force: bool) -> bool:
     return False
 
 
-def _write_devkit(
-    out: Path, lists: dict[str, Sequence[int]], seed: int, size: int
+def write_devkit(
+    root: Path,
+    images: Iterable[tuple[str, np.ndarray, Sequence]],
+    lists: Mapping[str, Sequence[str]],
 ) -> None:
-    """Write images, annotations and lists."""
-    year = out / YEAR_FOLDER
+    """Write images, annotations and lists in the layout of VOC.
+
+    Args:
+        root: The folder of ``JPEGImages``, ``Annotations`` and ``ImageSets``.
+        images: File name, pixels ``(H, W, 3)`` uint8 in RGB order, and the
+            objects, which have the ``name``, ``box`` and ``difficult`` of a
+            :class:`DrawnShape`.
+        lists: Names without suffix of each list in ``ImageSets/Main``.
+    """
     for name in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
-        (year / name).mkdir(parents=True)
-    for split, numbers in lists.items():
-        text = ''.join(f'{number:06}\n' for number in numbers)
-        (year / f'ImageSets/Main/{split}.txt').write_text(text)
-    numbers = [*lists['trainval'], *lists['test']]
-    for number in track(numbers, 'drawing', transient=True):
-        image, shapes = draw_image(seed, number, size)
-        quality = [cv2.IMWRITE_JPEG_QUALITY, 92]
-        data = cv2.imencode('.jpg', image[..., ::-1], quality)[1]
-        name = f'{number:06}.jpg'
-        (year / 'JPEGImages' / name).write_bytes(data.tobytes())
-        tree = ET.ElementTree(_annotation(name, image.shape, shapes))
-        tree.write(year / f'Annotations/{number:06}.xml')
-
-
-def _annotation(
-    filename: str, shape: tuple[int, ...], shapes: list[DrawnShape]
-) -> ET.Element:
-    """Build the VOC annotation of an image of shape ``(H, W, 3)``."""
-    root = ET.Element('annotation')
-    _add(root, folder=YEAR_FOLDER, filename=filename)
-    size = dict(zip(('height', 'width', 'depth'), shape, strict=True))
-    _add(ET.SubElement(root, 'size'), **size)
-    for drawn in shapes:
-        element = ET.SubElement(root, 'object')
-        flags = dict(truncated=drawn.truncated, difficult=drawn.difficult)
-        _add(element, name=drawn.name, **{k: int(v) for k, v in flags.items()})
-        names = ('xmin', 'ymin', 'xmax', 'ymax')
-        box = dict(zip(names, drawn.box, strict=True))
-        _add(ET.SubElement(element, 'bndbox'), **box)
-    return root
-
-
-def _add(parent: ET.Element, **values: str | int) -> None:
-    for tag, value in values.items():
-        ET.SubElement(parent, tag).text = str(value)
+        (root / name).mkdir(parents=True, exist_ok=True)
+    for split, names in lists.items():
+        text = ''.join(f'{name}\n' for name in names)
+        (root / f'ImageSets/Main/{split}.txt').write_text(text)
+    for name, image, objects in images:
+        path = root / 'JPEGImages' / name
+        options = [cv2.IMWRITE_JPEG_QUALITY, 92] * (path.suffix == '.jpg')
+        data = cv2.imencode(path.suffix, image[..., ::-1], options)[1]
+        path.write_bytes(data.tobytes())
+        height, width, _ = image.shape
+        text = ''.join(
+            _OBJECT.format(shape.name, shape.difficult, *shape.box)
+            for shape in objects
+        )
+        text = _ANNOTATION.format(name, width, height, text)
+        (root / f'Annotations/{path.stem}.xml').write_text(text, 'utf-8')
 
 
 def draw_image(
     seed: int, number: int, size: int = 320
 ) -> tuple[np.ndarray, list[DrawnShape]]:
-    """Draw one image.
+    """Draw an image ``(H, W, 3)``, uint8 in RGB order, and its shapes.
 
     Args:
         seed: Seed of the devkit.
         number: The image's number, which is its file name.
         size: Longer side in pixels.
-
-    Returns:
-        The image, ``(H, W, 3)`` uint8 in RGB order, and what it shows.
     """
     rng = np.random.default_rng((seed, number))
     shorter = int(rng.integers(size * 3 // 4, size + 1))
     sides = (shorter, size) if rng.random() < 0.7 else (size, shorter)
     canvas = _background(rng, *sides)
     shapes: list[DrawnShape] = []
-    for name, contours, truncated in _placed(rng, *sides):
+    for name, contours in _placed(rng, *sides):
         mask = np.zeros(sides, np.uint8)
         cv2.fillPoly(mask, [np.rint(c).astype(np.int32) for c in contours], 1)
         mask = mask.astype(bool)
         difficult = bool(rng.random() < DIFFICULT_RATE)
         _paint(canvas, mask, rng, opacity=0.4 if difficult else 1.0)
         shapes = [replace(s, mask=s.mask & ~mask) for s in shapes]
-        shapes.append(DrawnShape(name, mask, difficult, truncated))
+        shapes.append(DrawnShape(name, mask, difficult))
     canvas = cv2.GaussianBlur(canvas, (0, 0), 0.6)
     canvas += rng.normal(0, 4, canvas.shape)
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), shapes
@@ -233,18 +207,18 @@ def draw_image(
 
 def _placed(
     rng: np.random.Generator, height: int, width: int
-) -> Iterator[tuple[str, list[np.ndarray], bool]]:
-    """Yield name, contours and whether they are cropped of 1 to 4 shapes."""
+) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """Yield the names and contours of 1 to 4 shapes."""
     boxes: list[np.ndarray] = []
     for _ in range(rng.choice([1, 2, 3, 4], p=COUNT_WEIGHTS)):
         name = str(rng.choice(SYNTHETIC_CLASSES))
         for _ in range(30):  # until it hardly overlaps the others
             contours = _outline(name, rng, height, width)
-            extent = np.r_[contours[0].min(axis=0), contours[0].max(axis=0)]
-            box = extent.clip(0, [width - 1, height - 1] * 2)
+            box = np.r_[contours[0].min(axis=0), contours[0].max(axis=0)]
+            box = box.clip(0, [width - 1, height - 1] * 2)
             if all(_overlap(box, other) < MAX_OVERLAP for other in boxes):
                 boxes.append(box)
-                yield name, contours, not np.array_equal(box, extent)
+                yield name, contours
                 break
 
 

@@ -1,45 +1,49 @@
 """PASCAL VOC, and anybody's data in its layout, checked when it is loaded."""
 
-import logging
 import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import VOCDataset, XMLDataset
-from mmengine.logging import print_log
 
 from sb_mm.errors import FileFault, UserInputError, first_few, shorten
 from sb_mm.registry import DATASETS
 
-from .annotation import AnnotatedObject, read_annotation
-from .devkit_files import FileIndex, choose, nfc, read_list
+from .annotation import AnnotatedObject, nfc, read_annotation
 from .images import (
     MAX_MEGAPIXELS,
     collect,
     decode,
+    open_regular,
     read_header,
     reader_of,
     turn_box,
+    warn_of,
 )
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+# Of annotations and of images.
+_SUFFIXES = ('.xml',), ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 
 # second column of the devkit's lists of one class, e.g. `000005 -1`
 _LIST_LABEL = re.compile(r'\s+-?[01]$')
 # What is said of some files, once, with their number.
-_NOTES = dict(
-    box='{} degenerate boxes (no width or height, or outside the image) are '
-    'skipped in {}.',
-    size='{} annotations give another size than their image has: {}.',
-    exif='{} images have an EXIF tag that turns or mirrors them ({}): their '
-    'boxes are taken to be those of the stored pixels, except where <size> '
-    'is that of the turned image.',
-    twin='{} names have more than one image and a <filename> that is none '
-    'of them; the first is used: {}.',
+_DEGENERATE = (
+    'degenerate boxes (no width or height, or outside the image) are skipped'
 )
+_OTHER_SIZE = 'annotations give another size than their image has'
+_TURNED = (
+    'images have an EXIF tag that turns or mirrors them, and their boxes are '
+    'taken to be those of the stored pixels, except where <size> is that of '
+    'the turned image'
+)
+_TWIN = (
+    'names have more than one image and a <filename> that is none of them; '
+    'the first is used'
+)
+_REPEATED = 'names are repeated; used once each'
 
 
 @DATASETS.register_module()
@@ -76,15 +80,6 @@ class VOCDevkitDataset(XMLDataset):
     Raises:
         UserInputError: The files are missing or cannot be used; raised when
             the annotations are loaded (at once unless ``lazy_init``).
-
-    Example:
-        >>> train_dataset = dict(
-        ...     type='sb_mm.VOCDevkitDataset',
-        ...     data_root='data/my_devkit/',
-        ...     ann_file='ImageSets/Main/train.txt',
-        ...     metainfo=dict(classes=('cat', 'dog')),
-        ...     filter_cfg=dict(filter_empty_gt=True),
-        ... )
     """
 
     METAINFO = VOCDataset.METAINFO
@@ -113,20 +108,16 @@ class VOCDevkitDataset(XMLDataset):
         return loaded
 
     def load_data_list(self) -> list[dict]:
-        """Find and read all annotations and the heads of all images.
-
-        Returns:
-            One dict an image: ``img_id``, ``img_path``, ``xml_path``,
-            ``width`` and ``height`` in pixels, ``instances``.
-
-        Raises:
-            UserInputError: The files are missing or cannot be used.
-        """
+        """Find and read all annotations and the heads of all images."""
         self._check_layout()
         classes = self._metainfo['classes']
         self.cat2label = {nfc(name): i for i, name in enumerate(classes)}
         data_list = collect(self.parse_data_info, self._find_files())
-        _warn_of([(info['xml_path'], info.pop('notes')) for info in data_list])
+        warn_of(
+            (note, info['xml_path'])
+            for info in data_list
+            for note in info.pop('notes')
+        )
         return data_list
 
     def parse_data_info(self, img_info: dict) -> dict:
@@ -137,35 +128,31 @@ class VOCDevkitDataset(XMLDataset):
                 annotation names one) and ``xml_path``.
 
         Returns:
-            ``img_id``, ``img_path``, ``xml_path``, ``width`` and ``height``
-            in pixels as the pipeline loads it, ``instances``, and ``notes``,
-            the kinds of what the user should know of it.
-
-        Raises:
-            FileFault: The annotation or the image cannot be used.
+            mmdet's keys, with ``width`` and ``height`` in pixels as the
+            pipeline loads it, and ``notes``, what the user should know of it.
         """
         path = img_info['xml_path']
-        limit = int(self.max_annotation_mb * 1e6)
-        annotation = read_annotation(path, limit)
-        img_path, notes = choose(img_info['img_paths'], annotation.filename)
+        annotation = read_annotation(path, int(self.max_annotation_mb * 1e6))
+        img_path, notes = _choose(img_info['img_paths'], annotation.filename)
         head = read_header(
             img_path,
             deep=self._reader.color_type == 'unchanged',
             max_megapixels=self.max_megapixels,
         )
-        shown = annotation.size == head.shown_size != head.size
-        size = head.shown_size if shown else head.size
-        turn = head.turn(shown, self._loads_shown)
-        known = [o for o in annotation.objects if self._is_known(o.name, path)]
-        boxes = [turn_box(_to_bbox(o.box, size), size, turn) for o in known]
+        is_shown = annotation.size == head.shown_size != head.size
+        size = head.shown_size if is_shown else head.size
+        notes += [_TURNED] * (head.orientation != 1)
+        notes += [_OTHER_SIZE] * (annotation.size not in (None, size))
+        turn = head.turn(is_shown, self._loads_shown)
         instances = [
-            self._to_instance(obj, bbox)
-            for obj, bbox in zip(known, boxes, strict=True)
-            if bbox[0] < bbox[2] and bbox[1] < bbox[3]
+            self._to_instance(
+                obj, turn_box(_to_bbox(obj.box, size), size, turn)
+            )
+            for obj in annotation.objects
+            if self._is_known(obj.name, path)
         ]
-        notes += ['box'] * (len(boxes) - len(instances))
-        notes += ['exif'] * (head.is_turned)
-        notes += ['size'] * (annotation.size not in (None, size))
+        kept = [i for i in instances if _has_area(i['bbox'])]
+        notes += [_DEGENERATE] * (len(instances) - len(kept))
         width, height = head.shown_size if self._loads_shown else head.size
         return dict(
             img_id=img_info['img_id'],
@@ -173,31 +160,22 @@ class VOCDevkitDataset(XMLDataset):
             xml_path=path,
             width=width,
             height=height,
-            instances=instances,
+            instances=kept,
             notes=notes,
         )
 
     def filter_data(self) -> list[dict]:
-        """Apply ``filter_cfg`` as mmdet does.
-
-        Raises:
-            UserInputError: No image is left.
-        """
-        kept = super().filter_data()
-        if not kept:
-            raise UserInputError(
-                f'None of the {len(self.data_list)} images listed in '
-                f'{self.ann_file} passes filter_cfg={self.filter_cfg}: '
-                'annotate objects or change filter_cfg.'
-            )
-        return kept
+        """Apply ``filter_cfg`` as mmdet does, and refuse to leave nothing."""
+        if kept := super().filter_data():
+            return kept
+        raise UserInputError(
+            f'None of the {len(self.data_list)} images listed in '
+            f'{self.ann_file} passes filter_cfg={self.filter_cfg}: '
+            'annotate objects or change filter_cfg.'
+        )
 
     def check_images(self) -> None:
-        """Decode every image as the pipeline will.
-
-        Raises:
-            UserInputError: Images cannot be decoded.
-        """
+        """Decode every image as the pipeline will, or raise."""
         paths = [self.get_data_info(i)['img_path'] for i in range(len(self))]
         collect(lambda path: decode(path, self._reader), paths)
 
@@ -212,13 +190,6 @@ class VOCDevkitDataset(XMLDataset):
         as_stored = flag == 'unchanged' or 'ignore_orientation' in flag
         return not as_stored and self._reader.imdecode_backend != 'turbojpeg'
 
-    def _folders(self) -> tuple[str, str]:
-        root = self.sub_data_root
-        return (
-            os.path.join(root, self.ann_subdir),
-            os.path.join(root, self.img_subdir),
-        )
-
     def _check_layout(self) -> None:
         backend = (self.backend_args or {}).get('backend', 'local')
         if backend != 'local':
@@ -226,26 +197,32 @@ class VOCDevkitDataset(XMLDataset):
                 f"backend_args has backend '{backend}', but "
                 'VOCDevkitDataset reads local files only: leave it out.'
             )
-        folders = [path for path in self._folders() if not os.path.isdir(path)]
-        is_there = os.path.exists(self.ann_file)
-        lists = [] if is_there else [self.ann_file or 'ann_file']
-        if missing := lists + folders:
+        missing = [path for path in self._folders if not os.path.isdir(path)]
+        if not os.path.exists(self.ann_file):
+            missing.insert(0, self.ann_file or 'ann_file')
+        if missing:
             raise UserInputError(
                 f'{first_few(missing)} not found: {self._remedy}.'
             )
+
+    @property
+    def _folders(self) -> list[str]:
+        """Those of the annotations and the images."""
+        names = self.ann_subdir, self.img_subdir
+        return [os.path.join(self.sub_data_root, name) for name in names]
 
     @property
     def _remedy(self) -> str:
         """How to get the files: from VOC's server, or from the user."""
         root = os.path.normpath(self.data_root or '.')
         year = os.path.basename(os.path.normpath(self.sub_data_root))
-        own_classes = self._metainfo['classes'] != _VOC_CLASSES
+        own_classes = self._metainfo['classes'] != self.METAINFO['classes']
         if own_classes or year not in ('VOC2007', 'VOC2012'):
+            annotations, images = self._folders
             return (
                 f'data_root {root} must hold {self.ann_file} (one image '
-                f'name a line, without .jpg), {self._folders()[0]}/<name>.xml '
-                f'and {self._folders()[1]}/<name>.jpg (or '
-                f'{", ".join(IMAGE_SUFFIXES[1:])})'
+                f'name a line, without .jpg), {annotations}/<name>.xml '
+                f'and {images}/<name>.jpg (or {", ".join(_SUFFIXES[1][1:])})'
             )
         return (
             f'run `python tools/prepare_voc.py --out {shlex.quote(root)}` or '
@@ -253,32 +230,29 @@ class VOCDevkitDataset(XMLDataset):
         )
 
     def _find_files(self) -> list[dict]:
-        ann_folder, img_folder = self._folders()
-        annotations = FileIndex(ann_folder, ('.xml',))
-        images = FileIndex(img_folder, IMAGE_SUFFIXES)
-        files = []
-        for line in read_list(self.ann_file):
-            whole = annotations[line] or images[line]
-            name = line if whole else _LIST_LABEL.sub('', line)
-            xml_path = (annotations[name] or [''])[0]
-            files.append(
-                dict(img_id=name, img_paths=images[name], xml_path=xml_path)
-            )
-        self._check_found(files)
-        return _without_repeats(files, self.ann_file)
-
-    def _check_found(self, files: list[dict]) -> None:
-        missing = []
-        for item in files:
-            lacks = [] if item['xml_path'] else ['annotation']
-            lacks += [] if item['img_paths'] else ['image']
+        annotations, images = map(_index_files, self._folders, _SUFFIXES)
+        lines = _read_list(self.ann_file)
+        files, missing = {}, []
+        for line in lines:
+            is_whole = _key(line) in annotations or _key(line) in images
+            name = line if is_whole else _LIST_LABEL.sub('', line)
+            xml_paths = annotations.get(_key(name), [])
+            img_paths = images.get(_key(name), [])
+            lacks = ['annotation'] * (not xml_paths)
+            lacks += ['image'] * (not img_paths)
             if lacks:
-                missing.append(f'{item["img_id"]} (no {" and ".join(lacks)})')
+                missing.append(f'{name} (no {" and ".join(lacks)})')
+                continue
+            files[_key(name)] = dict(
+                img_id=name, img_paths=img_paths, xml_path=xml_paths[0]
+            )
         if missing:
             raise UserInputError(
-                f'{len(missing)} of the {len(files)} names in {self.ann_file} '
+                f'{len(missing)} of the {len(lines)} names in {self.ann_file} '
                 f'lack files, {first_few(missing)}: {self._remedy}.'
             )
+        warn_of([(_REPEATED, self.ann_file)] * (len(lines) - len(files)))
+        return list(files.values())
 
     def _is_known(self, name: str, path: str) -> bool:
         known = nfc(name) in self.cat2label
@@ -299,26 +273,60 @@ class VOCDevkitDataset(XMLDataset):
         return dict(ignore_flag=int(ignore), bbox=bbox, bbox_label=label)
 
 
-_VOC_CLASSES = tuple(VOCDataset.METAINFO['classes'])
+def _read_list(path: str) -> list[str]:
+    """Return the lines of an image list that are not blank."""
+    remedy = 'give a text file with one image name a line'
+    try:
+        with open_regular(path, remedy) as file:
+            lines = file.read().decode('utf-8-sig').splitlines()
+    except UnicodeDecodeError:
+        raise UserInputError(
+            f'The image list {path} is not UTF-8 text: save it as UTF-8.'
+        ) from None
+    if names := [line.strip() for line in lines if line.strip()]:
+        return names
+    raise UserInputError(
+        f'The image list {path} is empty: write one image name a line, '
+        'without .jpg.'
+    )
 
 
-def _without_repeats(files: list[dict], list_path: str) -> list[dict]:
-    unique = {nfc(item['img_id']): item for item in files}
-    if repeats := len(files) - len(unique):
-        _warn(f'{repeats} names are repeated in {list_path}; used once each.')
-    return list(unique.values())
+def _index_files(folder: str, suffixes: Sequence[str]) -> dict[str, list[str]]:
+    """Map names without suffix, in one form of Unicode, to the files.
+
+    A look-up a file and suffix is slow for 16,551 images on a network drive.
+    """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise UserInputError(
+            f'{error.filename} cannot be read ({error.strerror}): correct its '
+            'permissions.'
+        ) from None
+
+    found: dict[str, list[str]] = {}
+    for parent, _, names in os.walk(folder, onerror=refuse, followlinks=True):
+        inner = os.path.relpath(parent, folder)
+        for name in sorted(names):
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in suffixes:
+                key = _key(os.path.join(inner, stem))
+                found.setdefault(key, []).append(os.path.join(parent, name))
+    return found
 
 
-def _warn_of(notes: Sequence[tuple[str, list[str]]]) -> None:
-    """Say once of each kind of note how many there are, and where."""
-    for kind, text in _NOTES.items():
-        counts = {path: own.count(kind) for path, own in notes if kind in own}
-        if counts:
-            _warn(text.format(sum(counts.values()), first_few(list(counts))))
+def _key(name: str) -> str:
+    """Return the form in which names of files are compared."""
+    return nfc(os.path.normpath(name))
 
 
-def _warn(message: str) -> None:
-    print_log(message, logger='current', level=logging.WARNING)
+def _choose(paths: Sequence[str], filename: str) -> tuple[str, list[str]]:
+    """Return the path that ``<filename>`` names, or the first, and notes."""
+    names = {path: nfc(os.path.basename(path)) for path in paths}
+    wanted = nfc(filename)
+    same = [p for p in paths if names[p].lower() == wanted.lower()]
+    exact = [p for p in same if names[p] == wanted]
+    notes = [_TWIN] if len(paths) > 1 and not same else []
+    return (exact or same or paths)[0], notes
 
 
 def _to_bbox(box: Sequence[float], size: tuple[int, int]) -> list[int]:
@@ -327,6 +335,10 @@ def _to_bbox(box: Sequence[float], size: tuple[int, int]) -> list[int]:
         min(max(int(value) - 1, 0), bound - 1)
         for value, bound in zip(box, (*size, *size), strict=True)
     ]
+
+
+def _has_area(bbox: Sequence[int]) -> bool:
+    return bbox[0] < bbox[2] and bbox[1] < bbox[3]
 
 
 def _checked_classes(classes: Any) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from sb_mm.checkpoint import (
     shape_conflicts,
     state_dict_of,
 )
-from sb_mm.datasets.devkit_files import nfc
+from sb_mm.datasets.annotation import nfc
 from sb_mm.datasets.images import open_regular
 from sb_mm.errors import UserInputError, first_few
 

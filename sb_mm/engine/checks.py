@@ -5,12 +5,11 @@ an image is asked of the hosts' own datasets. They are recognised by name, so
 that a detector's training need not import mmpretrain, nor the other way.
 """
 
-import logging
 import os
 import os.path as osp
 from collections.abc import Callable, Collection, Iterator, Sequence
 from inspect import signature
-from itertools import chain, islice
+from itertools import islice
 
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
@@ -23,6 +22,7 @@ from sb_mm.datasets.images import (
     decode,
     open_regular,
     read_header,
+    warn_of,
 )
 from sb_mm.errors import UserInputError, first_few, first_line
 
@@ -35,16 +35,21 @@ from .classes import (
     class_folders,
     dataset_class,
     head_classes,
-    is_a,
+    metrics_of,
     open_dataset,
 )
-from .coco_file import check_boxes, check_categories, read_coco
+from .coco_file import box_notes, check_categories, read_coco
 from .config import dataset_configs
 
 # Images that are decoded of a class folder, and of a list of images.
 _PER_FOLDER, _PER_LIST = 2, 1000
 # Images that take so long that whoever waits is told.
 _MANY = 2000
+_OTHER_SIZE = 'images have another size than their annotation file says'
+_TURNED = (
+    'images have an EXIF tag and are turned by it, but not their boxes, '
+    "unless color_type of LoadImageFromFile is 'color_ignore_orientation'"
+)
 
 
 def check_data(
@@ -79,13 +84,14 @@ def check_data(
         if reading not in checked:
             checked.append(reading)
             _checker_of(reading)(cfg, reading)
-    check_same_folders([d for d in checked if is_a(d, _FOLDERS)])
-    _check_evaluators(cfg, loaders)
+    check_same_folders([d for d in checked if _checker_of(d) is _check_folder])
+    _check_metrics(cfg, loaders)
 
 
 def _checker_of(dataset: dict) -> Callable[[Config, dict], None]:
-    own = (check for kind, check in _CHECKERS.items() if is_a(dataset, kind))
-    return next(own, _check_paths)
+    bases = dataset_class(dataset).__mro__
+    names = (f'{base.__module__}.{base.__name__}' for base in bases)
+    return next((_CHECKERS[n] for n in names if n in _CHECKERS), _check_paths)
 
 
 def _reading_part(dataset: dict) -> dict:
@@ -109,7 +115,17 @@ def _check_images(
     def check(path: str) -> tuple[ImageHeader, tuple[int, int]]:
         return read_header(path, deep=deep), decode(path, reader)
 
+    _announce(len(paths))
     return collect(check, paths)
+
+
+def _announce(count: int) -> None:
+    if count > _MANY:
+        print_log(
+            f'Decoding {count:,} images to see that they are whole; '
+            '--no-check leaves it out.',
+            'current',
+        )
 
 
 # PASCAL VOC
@@ -119,18 +135,8 @@ def _check_voc(cfg: Config, dataset: dict) -> None:
     # Serializing collects garbage, for a second or two.
     built = build_dataset(dict(dataset, serialize_data=False))
     check_class_count(cfg, built.metainfo['classes'])
-    _say_how_many(len(built), built.ann_file)
+    _announce(len(built))
     built.check_images()
-
-
-def _say_how_many(count: int, where: str) -> None:
-    if count < _MANY:
-        return
-    print_log(
-        f'Decoding the {count:,} images of {where} to see that they are '
-        'whole; --no-check leaves it out.',
-        'current',
-    )
 
 
 # COCO
@@ -138,36 +144,33 @@ def _say_how_many(count: int, where: str) -> None:
 
 def _check_coco(cfg: Config, dataset: dict) -> None:
     opened = open_dataset(dataset)
-    prefix = opened.data_prefix.get('img') or ''
-    if '://' in opened.ann_file + prefix:
+    file, folder = opened.ann_file, opened.data_prefix.get('img') or ''
+    if '://' in file + folder:
         return
-    content = read_coco(opened.ann_file)
+    content = read_coco(file)
     classes = list(opened.metainfo['classes'])
-    check_categories(opened.ann_file, content, classes)
+    check_categories(file, content, classes)
     check_class_count(cfg, classes)
-    check_boxes(opened.ann_file, content, classes)
+    notes = box_notes(file, content, classes)
+    _check_ids(cfg, file, content)
     images = content['images']
-    _say_how_many(len(images), opened.ann_file)
-    paths = [osp.join(prefix, image['file_name']) for image in images]
+    paths = [osp.join(folder, image['file_name']) for image in images]
     found = zip(paths, _check_images(dataset, paths), images, strict=True)
-    other_size, turned = [], []
     for path, (head, size), image in found:
-        other_size += [path] * (size != (image['width'], image['height']))
-        turned += [path] * head.is_turned
-    _warn_of(other_size, f'have another size than {opened.ann_file} says')
-    _warn_of(
-        turned,
-        'have an EXIF tag and are turned by it, but not their boxes, unless '
-        "color_type of LoadImageFromFile is 'color_ignore_orientation'",
-    )
+        if size != (image['width'], image['height']):
+            notes.append((_OTHER_SIZE, path))
+        if head.orientation != 1:
+            notes.append((_TURNED, path))
+    warn_of(notes)
 
 
-def _warn_of(paths: Sequence[str], what: str) -> None:
-    if paths:
-        print_log(
-            f'{len(paths)} images {what}: {first_few(paths)}.',
-            'current',
-            logging.WARNING,
+def _check_ids(cfg: Config, file: str, content: dict) -> None:
+    read = [metric.get('ann_file') or '' for _, metric in metrics_of(cfg)]
+    ids = [item['id'] for item in content['annotations']]
+    if osp.abspath(file) in map(osp.abspath, read) and 0 in ids:
+        raise UserInputError(
+            f'{file} has an annotation with the id 0, which pycocotools '
+            'takes for an object not found: number them from 1.'
         )
 
 
@@ -177,47 +180,16 @@ def _warn_of(paths: Sequence[str], what: str) -> None:
 def _check_cifar(cfg: Config, dataset: dict) -> None:
     opened = open_dataset(dataset)
     check_class_count(cfg, opened.METAINFO['classes'])
-    if '://' in opened.data_prefix['root']:
-        return
-    fault, why = _cifar_fault(opened), 'download=False'
-    if fault and opened.download:
-        why = _download_cifar(opened)
-        fault = _cifar_fault(opened)
-    if fault:
-        root = opened.data_prefix['root']
-        raise UserInputError(
-            f'{fault} ({why}): unpack {opened.url} in {root} yourself.'
-        )
-
-
-def _cifar_fault(dataset: BaseDataset) -> str:
-    """Name the official files that are not there, or not as published."""
-    from mmpretrain.datasets.utils import check_integrity
-
-    folder = osp.join(dataset.data_prefix['root'], dataset.base_folder)
-    files = dict([*dataset.train_list, *dataset.test_list])
-    wrong = [
-        f'{name} ({"damaged" if osp.exists(path) else "missing"})'
-        for name, md5 in files.items()
-        if not check_integrity(path := osp.join(folder, name), md5)
-    ]
-    return f'{folder} lacks {first_few(wrong)}' if wrong else ''
-
-
-def _download_cifar(dataset: BaseDataset) -> str:
-    """Download and unpack the archive as mmpretrain does; say what failed."""
-    from mmpretrain.datasets.utils import download_and_extract_archive
-
+    root = opened.data_prefix['root']
     try:
-        download_and_extract_archive(
-            dataset.url,
-            dataset.data_prefix['root'],
-            filename=dataset.filename,
-            md5=dataset.tgz_md5,
-        )
+        if '://' not in root:
+            opened.full_init()  # it compares checksums before it unpickles
     except Exception as error:  # of the network, the archive or the drive
-        return f'the download failed: {first_line(error)}'
-    return 'the downloaded archive does not hold them'
+        raise UserInputError(
+            f'{root} does not hold the published files, and they could not '
+            f'be had ({first_line(error)}): unpack {opened.url} there '
+            'yourself.'
+        ) from error
 
 
 # Folders of images: ImageNet and CustomDataset
@@ -238,28 +210,25 @@ def _check_folder(cfg: Config, dataset: dict) -> None:
     folders = [root]
     if opened.with_label:
         check_class_names(cfg, opened)
-        check_class_count(cfg, class_folders(opened))
         folders = [osp.join(root, name) for name in class_folders(opened)]
-    samples = {f: [*islice(_images(f, opened), _PER_FOLDER)] for f in folders}
-    if without := [folder for folder in folders if not samples[folder]]:
+    samples = [[*islice(_images(f, opened), _PER_FOLDER)] for f in folders]
+    without = [f for f, own in zip(folders, samples, strict=True) if not own]
+    if without:
         raise UserInputError(
             f'{len(without)} of {len(folders)} folders hold no image '
             f'({first_few(without)}): complete the copy, or delete them.'
         )
-    _check_images(dataset, [*chain.from_iterable(samples.values())])
+    _check_images(dataset, sum(samples, []))
 
 
 def _images(folder: str, dataset: BaseDataset) -> Iterator[str]:
     """Yield what mmpretrain will load; it passes over hidden files."""
-    folders = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():
-                folders.append(entry.path)
+                yield from _images(entry.path, dataset)
             elif entry.name[0] != '.' and dataset.is_valid_file(entry.name):
                 yield entry.path
-    for inner in folders:
-        yield from _images(inner, dataset)
 
 
 def _listed_images(cfg: Config, dataset: BaseDataset) -> list[str]:
@@ -272,6 +241,10 @@ def _listed_images(cfg: Config, dataset: BaseDataset) -> list[str]:
             f'{dataset.ann_file} has a line that is no path and label '
             f'({first_line(error)}): correct it.'
         ) from error
+    if not samples:
+        raise UserInputError(
+            f'{dataset.ann_file} is empty: write a line an image.'
+        )
     for setting, count in head_classes(cfg).items():
         labels = {sample.get('gt_label', 0) for sample in samples}
         if beyond := sorted(labels - set(range(count))):
@@ -283,17 +256,16 @@ def _listed_images(cfg: Config, dataset: BaseDataset) -> list[str]:
     return [sample['img_path'] for sample in samples[::step]]
 
 
-def _check_evaluators(cfg: Config, loaders: Collection[str]) -> None:
+def _check_metrics(cfg: Config, loaders: Collection[str]) -> None:
     """Check that the annotation files of COCO's metrics are there."""
-    for loader in loaders:
-        metrics = cfg.get(loader.replace('dataloader', 'evaluator')) or []
-        for metric in [metrics] if isinstance(metrics, dict) else metrics:
-            path = metric.get('ann_file') or ''
-            if path and '://' not in path and not osp.exists(path):
-                raise UserInputError(
-                    f'The ann_file {path} of the metric {metric["type"]} is '
-                    'not there: give that of the dataset of its loader.'
-                )
+    for name, metric in metrics_of(cfg):
+        loader = name.split('.')[0].replace('evaluator', 'dataloader')
+        path = metric.get('ann_file') or ''
+        if loader in loaders and not _is_there(path):
+            raise UserInputError(
+                f'The ann_file {path} of the metric {metric["type"]} is not '
+                'there: give that of the dataset of its loader.'
+            )
 
 
 # Any other dataset
@@ -306,8 +278,11 @@ def _check_paths(cfg: Config, dataset: dict) -> None:
     prefixes = {'': prefixes} if isinstance(prefixes, str) else prefixes
     parts = [dataset.get('ann_file') or '', *prefixes.values()]
     needed = [root, *(osp.join(root, part) for part in parts if part)]
-    missing = [path for path in needed if path and not _is_there(path)]
-    if missing and not _can_download(dataset):
+    missing = [path for path in needed if not _is_there(path)]
+    # Some of mmpretrain's fetch themselves.
+    accepted = signature(dataset_class(dataset).__init__).parameters
+    fetches = 'download' in accepted and dataset.get('download', True)
+    if missing and not fetches:
         raise UserInputError(
             f'{first_few(missing)} not found or empty: set --data-root to the '
             'folder of the data.'
@@ -315,21 +290,15 @@ def _check_paths(cfg: Config, dataset: dict) -> None:
 
 
 def _is_there(path: str) -> bool:
-    if '://' in path or osp.isfile(path):
+    if not path or '://' in path or osp.isfile(path):
         return True
     return osp.isdir(path) and len(os.listdir(path)) > 0
 
 
-def _can_download(dataset: dict) -> bool:
-    """Return whether a dataset of mmpretrain fetches itself."""
-    accepted = signature(dataset_class(dataset).__init__).parameters
-    return 'download' in accepted and dataset.get('download', True)
-
-
-_FOLDERS = 'mmpretrain.datasets.custom.CustomDataset'  # and ImageNet
 _CHECKERS = {
     'sb_mm.datasets.voc.VOCDevkitDataset': _check_voc,
     'mmdet.datasets.coco.CocoDataset': _check_coco,
     'mmpretrain.datasets.cifar.CIFAR10': _check_cifar,  # and CIFAR100
-    _FOLDERS: _check_folder,
+    # and ImageNet
+    'mmpretrain.datasets.custom.CustomDataset': _check_folder,
 }

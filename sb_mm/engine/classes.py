@@ -1,14 +1,14 @@
 """Datasets of a config and their classes, before any data are read."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
-from sb_mm.datasets.devkit_files import nfc
+from sb_mm.datasets.annotation import nfc
 from sb_mm.errors import UserInputError, first_few, first_line, shorten
 
 
@@ -30,12 +30,6 @@ def dataset_class(dataset: dict) -> type:
             'module that defines it in custom_imports.'
         )
     return cls
-
-
-def is_a(dataset: dict, name: str) -> bool:
-    """Return whether a config is of the class ``package.module.Name``."""
-    bases = dataset_class(dataset).__mro__
-    return name in (f'{base.__module__}.{base.__name__}' for base in bases)
 
 
 def open_dataset(dataset: dict) -> BaseDataset:
@@ -65,13 +59,35 @@ def check_class_lists(datasets: Sequence[tuple[str, dict]]) -> None:
         and (classes := open_dataset(dataset).metainfo.get('classes'))
         and not isinstance(classes, str)
     ]
+    remedy = 'give both the same metainfo.classes, in the same order'
+    _check_equal(known, remedy)
+
+
+def check_same_folders(datasets: Sequence[dict]) -> None:
+    """Compare the folders by which images of a dataset are labelled."""
+    opened = map(open_dataset, datasets)
+    _check_equal(
+        [
+            (dataset.img_prefix, class_folders(dataset))
+            for dataset in opened
+            if dataset.with_label and not dataset.ann_file
+        ],
+        'complete the copy, or delete or rename the odd folders',
+    )
+
+
+def _check_equal(known: list[tuple[str, list[str]]], remedy: str) -> None:
     for (one, names), (other, others) in pairwise(known):
-        if [*map(nfc, names)] != [*map(nfc, others)]:
-            raise UserInputError(
-                f'{one} has the classes {listed(names)} and {other} '
-                f'{listed(others)}, and a label is a place in that list: '
-                'give both the same metainfo.classes, in the same order.'
-            )
+        ours, theirs = [*map(nfc, names)], [*map(nfc, others)]
+        if ours == theirs:
+            continue
+        odd = sorted({*ours} ^ {*theirs})
+        odd = f' ({first_few(odd)} in one of them only)' if odd else ''
+        raise UserInputError(
+            f'{one} has the classes {listed(names)} and {other} '
+            f'{listed(others)}{odd}, and a label is a place in that list: '
+            f'{remedy}.'
+        )
 
 
 def listed(names: Sequence[str]) -> str:
@@ -93,44 +109,45 @@ def check_class_count(cfg: Config, classes: Sequence[str]) -> None:
                 f'{len(classes)} classes ({first_few(list(classes))}): set '
                 f'{setting} to that number.'
             )
-    if options := topk_options(cfg, len(classes)):
+    if options := _topk_options(cfg, len(classes)):
         raise UserInputError(
             f'The dataset has {len(classes)} classes, fewer than topk of the '
             f'metric or the head: add `--cfg-options {options}`.'
         )
 
 
-def topk_options(cfg: Config, count: int) -> str:
-    """Return the options that lower every ``topk`` beyond ``count``."""
-    settings = {'model.head': cfg.model.get('head') or {}}
-    if not settings['model.head'].get('cal_acc'):
-        settings = {}  # it computes no accuracy
-    for name in ('val_evaluator', 'test_evaluator'):
-        metrics = cfg.get(name) or []
-        if isinstance(metrics, dict):
-            settings[name] = metrics
-        else:
-            settings |= {f'{name}.{i}': m for i, m in enumerate(metrics)}
-    beyond = [name for name, m in settings.items() if _top(m) > count]
-    return ' '.join(f'{name}.topk=1' for name in beyond)
-
-
-def _top(metric: dict) -> int:
-    topk = metric.get('topk') or 1
-    return topk if isinstance(topk, int) else max(topk)
-
-
 def head_classes(cfg: Config) -> dict[str, int]:
-    """Return ``num_classes`` of mmpretrain's or mmdet's head, if it has any.
-
-    The key is the name of the setting.
-    """
+    """Return the settings of the heads' ``num_classes``, and their values."""
     heads = {name: cfg.model.get(name) or {} for name in ('head', 'bbox_head')}
     return {
         f'model.{name}.num_classes': head['num_classes']
         for name, head in heads.items()
         if 'num_classes' in head
     }
+
+
+def metrics_of(cfg: Config) -> Iterator[tuple[str, dict]]:
+    """Yield each metric of a config, and its setting's name."""
+    for name in ('val_evaluator', 'test_evaluator'):
+        metrics = cfg.get(name) or []
+        if isinstance(metrics, dict):
+            yield name, metrics
+        else:
+            yield from ((f'{name}.{i}', m) for i, m in enumerate(metrics))
+
+
+def _topk_options(cfg: Config, count: int) -> str:
+    """Return the options that lower every ``topk`` beyond ``count``."""
+    found = dict(metrics_of(cfg))
+    head = cfg.model.get('head') or {}
+    if head.get('cal_acc'):
+        found['model.head'] = head
+    topk = {name: config.get('topk') or 1 for name, config in found.items()}
+    return ' '.join(
+        f'{name}.topk=1'
+        for name, k in topk.items()
+        if (k if isinstance(k, int) else max(k)) > count
+    )
 
 
 # Folders of images, one a class
@@ -141,22 +158,6 @@ def class_folders(dataset: BaseDataset) -> list[str]:
     from mmpretrain.datasets.custom import find_folders
 
     return find_folders(dataset.img_prefix)[0]
-
-
-def check_same_folders(datasets: Sequence[dict]) -> None:
-    """Compare the folders by which images of a dataset are labelled."""
-    opened = map(open_dataset, datasets)
-    labelled = [d for d in opened if d.with_label and not d.ann_file]
-    for one, other in pairwise(labelled):
-        differing = {*class_folders(one)} ^ {*class_folders(other)}
-        if differing:
-            raise UserInputError(
-                f'{one.img_prefix} and {other.img_prefix} do not have the '
-                f'same class folders ({first_few(sorted(differing))} in one '
-                'of them only), and a label is the place of a folder among '
-                'the sorted ones: complete the copy, or delete or rename the '
-                'odd folders.'
-            )
 
 
 def check_class_names(cfg: Config, dataset: BaseDataset) -> None:
@@ -178,7 +179,7 @@ def check_class_names(cfg: Config, dataset: BaseDataset) -> None:
             f'{name}_dataloader.dataset.metainfo.classes=classes.txt'
             for name in ('train', 'val', 'test')
         ]
-        options.append(topk_options(cfg, len(folders)))
+        options.append(_topk_options(cfg, len(folders)))
         raise UserInputError(
             f'{root} holds {len(folders)} class folders '
             f'({first_few(folders)}), but metainfo.classes has {len(names)} '
@@ -186,10 +187,10 @@ def check_class_names(cfg: Config, dataset: BaseDataset) -> None:
             f'ls {shlex.quote(root)} > classes.txt` and add `--cfg-options '
             f'{" ".join(options).strip()}`.'
         )
-    ours = [nfc(str(name)) for name in names]
-    theirs = [*map(nfc, folders)]
+    ours, theirs = ([nfc(str(n)) for n in side] for side in (names, folders))
     if ours != theirs and sorted(ours) == sorted(theirs):
         raise UserInputError(
             f'metainfo.classes is {listed(names)}, but a label is the place '
             f'of a folder among the sorted ones: give {listed(folders)}.'
         )
+    check_class_count(cfg, folders)

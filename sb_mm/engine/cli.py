@@ -28,6 +28,10 @@ _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
 # How MMEngine says that a config's type is unknown.
 _UNREGISTERED = re.compile(r'[\w.]+ is not in the \S+ registry')
+# How mmcv says that it could not decode an image, also in a worker.
+_UNDECODED = re.compile(
+    r'^(?:AssertionError: )?failed to load image: (.+)$', re.MULTILINE
+)
 # A disk that is full, or a folder that is not the user's.
 _UNWRITABLE = {
     errno.ENOSPC,
@@ -184,6 +188,10 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
             f'({error.strerror}): make room, or choose another folder.',
             2,
         )
+    except AssertionError as error:
+        if not (found := _UNDECODED.search(str(error))):
+            raise
+        _leave(f'error: {found[1]} is not a readable image: replace it.', 2)
     except ModuleNotFoundError as error:
         if error.name not in ('mmdet', 'mmpretrain'):
             raise

@@ -9,29 +9,30 @@ from mmdet.evaluation import VOCMetric, average_precision, eval_map
 from mmengine.logging import print_log
 from terminaltables import AsciiTable, GithubFlavoredMarkdownTable
 
+from sb_mm.arguments import check_number
 from sb_mm.errors import UserInputError
 from sb_mm.registry import METRICS
 
-_HEADER = (
+_HEADER = [
     'class',
     'objects',
     'detections',
     'recall',
     'AP 11-point',
     'AP area',
-)
+]
 
 
 class ClassResult(NamedTuple):
-    """The row of one class.
+    """The row of one class; shares from 0 to 1 are None without objects.
 
     Attributes:
         name: Class name.
         objects: Number of objects in the test set, without difficult ones.
         detections: Number of boxes of this class that the detector gave.
-        recall: Share of the objects found, 0 to 1; None without objects.
-        ap_11point: AP of VOC2007; None without objects.
-        ap_area: AP of VOC2010 and later; None without objects.
+        recall: Share of the objects found.
+        ap_11point: AP of VOC2007.
+        ap_area: AP of VOC2010 and later.
     """
 
     name: str
@@ -78,10 +79,7 @@ class PascalVOCMetric(VOCMetric):
         collect_device: str = 'cpu',
         prefix: str | None = None,
     ) -> None:
-        if not 0 < iou_thr <= 1:
-            raise UserInputError(
-                f'iou_thr is {iou_thr}: give a number above 0, at most 1.'
-            )
+        check_number('iou_thr', iou_thr, 0, 1, open_low=True)
         if out_file is not None and Path(out_file).suffix != '.json':
             raise UserInputError(
                 f'out_file is {out_file}: give a file name that ends in .json.'
@@ -101,9 +99,6 @@ class PascalVOCMetric(VOCMetric):
 
         Returns:
             ``mAP`` and ``mAP_area``.
-
-        Raises:
-            UserInputError: There was no test image.
         """
         if not results:
             raise UserInputError(
@@ -120,11 +115,11 @@ class PascalVOCMetric(VOCMetric):
             use_legacy_coordinate=True,
         )
         names = self.dataset_meta['classes']
-        rows = [
-            _class_result(name, curve)
-            for name, curve in zip(names, curves, strict=True)
-        ]
-        metrics = dict(mAP=mean_ap, mAP_area=_mean_area(rows))
+        pairs = zip(names, curves, strict=True)
+        rows = [_class_result(name, curve) for name, curve in pairs]
+        areas = [row.ap_area for row in rows if row.objects]
+        mean_area = sum(areas) / len(areas) if areas else 0.0
+        metrics = dict(mAP=mean_ap, mAP_area=mean_area)
         self._report(rows, metrics, len(results))
         return metrics
 
@@ -134,7 +129,12 @@ class PascalVOCMetric(VOCMetric):
         cells = _table(rows, metrics)
         table = AsciiTable(cells)
         table.inner_footing_row_border = True
-        note = self._note(rows, num_images)
+        used = sum(row.objects > 0 for row in rows)
+        note = (
+            f'{num_images} images, IoU {self.iou_thr:g}, difficult objects '
+            f'left out; mAP is the mean over the {used} of {len(rows)} '
+            'classes that have objects, or 0.'
+        )
         print_log(f'\n{table.table}\n{note}', logger='current')
         if self.out_file is None:
             return
@@ -150,51 +150,25 @@ class PascalVOCMetric(VOCMetric):
         markdown = GithubFlavoredMarkdownTable(cells).table
         path.with_suffix('.md').write_text(f'{markdown}\n\n{note}\n', 'utf-8')
 
-    def _note(self, rows: list[ClassResult], num_images: int) -> str:
-        used = sum(row.objects > 0 for row in rows)
-        note = (
-            f'{num_images} images, IoU {self.iou_thr:g}, difficult '
-            'objects left out; mAP is the mean over '
-        )
-        if used == len(rows):
-            return f'{note}all {used} classes.'
-        if not used:
-            return f'{note}no class: none has objects, so it is given as 0.'
-        return f'{note}the {used} of {len(rows)} classes that have objects.'
-
 
 def _class_result(name: str, curve: dict[str, Any]) -> ClassResult:
     """Take one class from the curves that ``eval_map`` gave."""
     recalls, objects = curve['recall'], curve['num_gts']
     if not objects:
         return ClassResult(name, 0, curve['num_dets'], None, None, None)
-    return ClassResult(
-        name,
-        objects,
-        curve['num_dets'],
-        float(recalls[-1]) if recalls.size else 0.0,
-        float(curve['ap']),
-        float(average_precision(recalls, curve['precision'], 'area')),
-    )
-
-
-def _mean_area(rows: Sequence[ClassResult]) -> float:
-    values = [row.ap_area for row in rows if row.ap_area is not None]
-    return sum(values) / len(values) if values else 0.0
+    area = average_precision(recalls, curve['precision'], 'area')
+    recall = float(recalls[-1]) if recalls.size else 0.0
+    shares = recall, float(curve['ap']), float(area)
+    return ClassResult(name, objects, curve['num_dets'], *shares)
 
 
 def _table(rows: Sequence[ClassResult], metrics: dict) -> list[list[str]]:
-    objects = sum(row.objects for row in rows)
-    detections = sum(row.detections for row in rows)
-    means = (metrics['mAP'], metrics['mAP_area'])
-    last = ['mAP', str(objects), str(detections), '', *map(_share, means)]
-    body = [
-        [row.name, str(row.objects), str(row.detections)]
-        + [_share(v) for v in (row.recall, row.ap_11point, row.ap_area)]
-        for row in rows
-    ]
-    return [list(_HEADER), *body, last]
+    counts = [sum(row[i] for row in rows) for i in (1, 2)]
+    last = ['mAP', *counts, '', metrics['mAP'], metrics['mAP_area']]
+    return [_HEADER, *([*map(_cell, row)] for row in (*rows, last))]
 
 
-def _share(value: float | None) -> str:
-    return 'n/a' if value is None else f'{value:.3f}'
+def _cell(value: str | float | None) -> str:
+    if isinstance(value, float):
+        return f'{value:.3f}'
+    return 'n/a' if value is None else str(value)

@@ -1,7 +1,6 @@
 """Images as one tensor, of which a loader hands out only indices."""
 
 import copy
-import pickle
 
 import numpy as np
 import pytest
@@ -41,22 +40,6 @@ class Images(BaseDataset):
         return samples
 
 
-class Counted:
-    """A transform that notes which label it saw."""
-
-    def __init__(self):
-        self.seen = []
-
-    def __call__(self, sample):
-        self.seen.append(sample['gt_label'])
-        return sample
-
-
-def drop(key):
-    """Return a transform that loses an entry."""
-    return lambda sample: {k: v for k, v in sample.items() if k != key}
-
-
 def indexed(**kwargs):
     return IndexedImages(dict(type=Images, **kwargs))
 
@@ -88,15 +71,10 @@ def test_every_batch_is_indices_into_the_same_two_tensors():
         assert set(batch) == {'images', 'labels', 'indices'}
         assert batch['images'] is batches[0]['images']
         assert batch['labels'] is batches[0]['labels']
-        assert batch['indices'].dtype == torch.int64
+    np.testing.assert_array_equal(batches[0]['images'], IMAGES)
+    assert batches[0]['images'].dtype == torch.uint8
+    assert batches[0]['labels'].tolist() == LABELS
     assert sorted(order(batches)) == list(range(COUNT))
-
-
-def test_images_and_labels_are_those_of_the_data_set_in_its_order():
-    batch = indexed()[0]
-    assert batch['images'].dtype == torch.uint8
-    np.testing.assert_array_equal(batch['images'], IMAGES)
-    assert batch['labels'].tolist() == LABELS
 
 
 def test_one_index_is_a_batch_of_one():
@@ -109,41 +87,23 @@ def test_grey_images_get_a_channel():
     np.testing.assert_array_equal(batch['images'][..., 0], IMAGES[..., 0])
 
 
-@pytest.mark.parametrize('seed', [0, 5])
-def test_the_order_is_that_of_the_hosts_loader(seed):
-    stock = loader(
-        dict(type=Images), seed, collate_fn=dict(type='pseudo_collate')
-    )
-    ours = loader(seed=seed)
-    for _ in range(2):
-        expected = [label for b in stock for label in b['gt_label']]
-        assert [LABELS[i] for i in order(ours)] == expected
-        stock.sampler.set_epoch(1)
-        ours.sampler.set_epoch(1)
-
-
-def test_seed_and_epoch_change_the_order():
-    first, other, later = loader(), loader(seed=5), loader()
-    later.sampler.set_epoch(1)
-    orders = {tuple(order(part)) for part in (first, other, later)}
-    assert len(orders) == 3
-    assert order(first) == order(loader())
-
-
-def test_without_shuffling_the_order_is_that_of_the_files():
-    plain = loader(sampler=dict(type='DefaultSampler', shuffle=False))
-    assert order(plain) == list(range(COUNT))
-
-
-def test_an_incomplete_batch_may_be_dropped():
-    assert len(loader()) == 3
-    short = loader(drop_last=True)
-    assert len(short) == 2
-    assert [len(batch['indices']) for batch in short] == [4, 4]
+def test_the_order_is_that_of_the_hosts_loader():
+    options = dict(collate_fn=dict(type='pseudo_collate'), seed=5)
+    stock = loader(dict(type=Images), **options)
+    ours = loader(seed=5)
+    orders = set()
+    for epoch in range(2):
+        for one in (stock, ours):
+            one.sampler.set_epoch(epoch)
+        expected = [int(label) for b in stock for label in b['gt_label']]
+        found = order(ours)
+        assert [LABELS[i] for i in found] == expected
+        orders.add(tuple(found))
+    assert len(orders) == 2
 
 
 @pytest.mark.parametrize('indices', [3, [8, 2, 5]])
-def test_a_part_of_the_data_set_is_numbered_from_0(indices):
+def test_a_part_of_the_dataset_is_numbered_from_0(indices):
     part = indexed(indices=indices)
     chosen = range(3) if indices == 3 else indices
     assert len(part) == 3
@@ -152,15 +112,11 @@ def test_a_part_of_the_data_set_is_numbered_from_0(indices):
     np.testing.assert_array_equal(batch['images'], IMAGES[list(chosen)])
 
 
-def test_the_names_of_the_classes_are_known():
-    assert indexed().metainfo['classes'] == tuple('abcdefghij')
-
-
 def test_both_names_resolve_from_any_scope():
     built = DATASETS.build(
         dict(type='sb_mm.IndexedImages', dataset=dict(type=Images))
     )
-    assert isinstance(built, IndexedImages)
+    assert built.metainfo['classes'] == tuple('abcdefghij')
     assert FUNCTIONS.get('sb_mm.whole_batch') is whole_batch
 
 
@@ -168,29 +124,22 @@ def test_both_names_resolve_from_any_scope():
 
 
 def test_each_image_goes_through_the_pipeline_once():
-    transform = Counted()
-    dataset = indexed(pipeline=[transform])
+    seen = []
+
+    def note(sample):
+        seen.append(sample['gt_label'])
+        return sample
+
+    dataset = indexed(pipeline=[note])
     batches = loader(dataset=dataset)
     assert len(dataset) == COUNT
-    assert transform.seen == []
+    assert seen == []
     for _ in range(2):
         list(batches)
-    dataset.full_init()
-    assert transform.seen == LABELS
+    assert seen == LABELS
 
 
-@pytest.mark.parametrize('loaded', [False, True])
-def test_it_survives_pickling(loaded):
-    dataset = indexed()
-    if loaded:
-        dataset.full_init()
-    copy = pickle.loads(pickle.dumps(dataset))
-    batch = copy.__getitems__([1, 2])
-    assert batch['labels'].tolist() == LABELS
-    assert batch['images'].equal(dataset[0]['images'])
-
-
-def test_a_copied_batch_shares_the_data_set():
+def test_a_copied_batch_shares_the_dataset():
     """A copy of all images for each would fill the memory."""
     batch = indexed()[2]
     copied = copy.deepcopy(batch)
@@ -198,17 +147,14 @@ def test_a_copied_batch_shares_the_data_set():
     assert copied['labels'] is batch['labels']
     batch['indices'].zero_()
     assert copied['indices'].tolist() == [2]
-    with pytest.raises(UserInputError, match="has no 'inputs'"):
+    with pytest.raises(UserInputError, match="has no 'inputs'.*OnDeviceAugm"):
         copied['inputs']
 
 
-def test_a_batch_that_goes_elsewhere_says_what_it_needs():
-    # To MMEngine's own collation, and to mmpretrain's own preprocessor.
+def test_a_batch_that_is_collated_says_what_it_needs():
     batches = DataLoader(indexed(), 4, collate_fn=pseudo_collate)
     with pytest.raises(UserInputError, match=r'sb_mm\.whole_batch'):
         next(iter(batches))
-    with pytest.raises(UserInputError, match="no 'inputs'.*OnDeviceAugm"):
-        indexed()[0]['inputs']
 
 
 def test_a_loader_with_workers_says_how_to_do_without():
@@ -232,10 +178,9 @@ def test_a_loader_with_workers_says_how_to_do_without():
             r'Image 3 is of shape \(5, 4, 3\) .* one size \(\(6, 4, 3\)',
         ),
         (9, IMAGES[0, ..., 0], r'Image 9 is of shape \(6, 4\) .* resize'),
-        (2, IMAGES[0].astype(np.float32), 'Image 2 .* type float32'),
         (0, IMAGES[0] > 9, 'Image 0 .* type bool, .* needs 8-bit'),
     ],
-    ids=['size', 'channels', 'float', 'first'],
+    ids=['size', 'channels', 'first'],
 )
 def test_an_image_unlike_the_others_is_named(index, image, message):
     dataset = indexed(changes={index: image})
@@ -245,6 +190,9 @@ def test_an_image_unlike_the_others_is_named(index, image, message):
 
 @pytest.mark.parametrize('key', ['img', 'gt_label'])
 def test_a_pipeline_that_packs_is_refused(key):
-    dataset = indexed(pipeline=[drop(key)])
-    with pytest.raises(UserInputError, match=rf'gives no {key}: .*PackInp'):
+    def drop(sample):
+        return {k: v for k, v in sample.items() if k != key}
+
+    dataset = indexed(pipeline=[drop])
+    with pytest.raises(UserInputError, match=f'gives no .*{key}.*PackInp'):
         dataset.full_init()

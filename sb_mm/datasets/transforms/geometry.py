@@ -34,11 +34,7 @@ class Geometry:
         return self.scale[0] / width, self.scale[1] / height
 
     def boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """Map the kept ``(N, 4)`` boxes to the output, and cut them there.
-
-        Args:
-            boxes: Corners in the image.
-        """
+        """Map the kept of ``(N, 4)`` corners to the output, and cut them."""
         width, height = self.scale
         out = boxes[self.kept] - np.tile(self.patch[:2], 2)
         out = out * np.tile(self.scale_factor, 2)
@@ -48,12 +44,7 @@ class Geometry:
         return out.astype(np.float32)
 
     def visible(self, width: int, height: int) -> tuple[slice, slice]:
-        """Return the output's rows and columns that show the image.
-
-        Args:
-            width: Of the image.
-            height: Of the image.
-        """
+        """Return the output's rows and columns that show the image."""
         columns, rows = (
             _visible(self.patch[axis::2], self.scale[axis], size)
             for axis, size in enumerate((width, height))
@@ -91,11 +82,7 @@ def _visible(ends: np.ndarray, pixels: int, size: int) -> slice:
 def draw_canvas(
     width: int, height: int, ratio_range: tuple[float, float], prob: float
 ) -> np.ndarray:
-    """Draw the canvas around an image as mmdet's ``Expand`` does.
-
-    Returns:
-        Corners ``(4,)``; those of the image itself where it stays.
-    """
+    """Draw the corners of a canvas around an image as ``Expand`` does."""
     if np.random.uniform(0, 1) > prob:
         return np.array((0, 0, width, height))
     ratio = np.random.uniform(*ratio_range)
@@ -155,22 +142,19 @@ def _conditions(
     """Return which patches fit ``(P,)``, and the boxes in them ``(P, N)``."""
     if not len(boxes):
         return np.ones(len(patches), bool), np.ones((len(patches), 0), bool)
-    patch = patches[:, None]
+    low, high = patches[:, None, :2], patches[:, None, 2:]
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    inside = (centres > patch[..., :2]) & (centres < patch[..., 2:])
-    inside = inside.all(2)
-    overlaps = _ious(patch.astype(np.float64), boxes)
+    inside = ((centres > low) & (centres < high)).all(2)
+    overlaps = _ious(patches[:, None].astype(np.float64), boxes)
     return (overlaps.min(1) >= min_iou) & inside.any(1), inside
 
 
 def _ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the IoU of corners that broadcast."""
+    """Return the IoU of corners that broadcast; torchvision's is slower."""
     overlap = np.minimum(a[..., 2:], b[..., 2:])
     overlap = overlap - np.maximum(a[..., :2], b[..., :2])
     common = overlap.clip(0).prod(-1)
-    union = _area(a) + _area(b) - common
-    return common / union.clip(1e-6)
-
-
-def _area(corners: np.ndarray) -> np.ndarray:
-    return (corners[..., 2:] - corners[..., :2]).prod(-1)
+    areas = [
+        (corners[..., 2:] - corners[..., :2]).prod(-1) for corners in (a, b)
+    ]
+    return common / (sum(areas) - common).clip(1e-6)

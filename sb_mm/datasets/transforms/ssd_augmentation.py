@@ -69,11 +69,9 @@ class SSDAugmentation(BaseTransform):
         self.scale = tuple(scale)
         self.flip_prob = flip_prob
         self.distort_fill = distort_fill
-        self.photometric = _stock(
-            'photometric', PhotoMetricDistortion, photometric
-        )
-        self.expand = _stock('expand', Expand, expand)
-        self.crop = _stock('crop', MinIoURandomCrop, crop)
+        self.photometric = _stock(PhotoMetricDistortion, photometric)
+        self.expand = _stock(Expand, expand)
+        self.crop = _stock(MinIoURandomCrop, crop)
 
     @autocast_box_type()
     def transform(self, results: dict) -> dict:
@@ -100,13 +98,7 @@ class SSDAugmentation(BaseTransform):
         return results
 
     def draw(self, width: int, height: int, boxes: np.ndarray) -> Geometry:
-        """Draw what happens to an image, without its pixels.
-
-        Args:
-            width: Of the image.
-            height: Of the image.
-            boxes: Corners ``(N, 4)``, pixels.
-        """
+        """Draw what happens to an image with boxes ``(N, 4)``, in pixels."""
         canvas = np.array((0, 0, width, height))
         if self.expand:
             canvas = draw_canvas(
@@ -134,7 +126,7 @@ class SSDAugmentation(BaseTransform):
         rows, columns = geometry.visible(*size)
         seen = self._warp(img, geometry, rows, columns)
         out = np.empty((*self.scale[::-1], img.shape[2]), np.float32)
-        out[:] = self._fill
+        out[:] = self.expand.mean
         if self.distort_fill:
             out[rows, columns] = seen
             return self._distort(out)
@@ -163,38 +155,23 @@ class SSDAugmentation(BaseTransform):
             (width, height),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_CONSTANT,
-            borderValue=tuple(float(v) for v in self._fill),
+            borderValue=tuple(map(float, self.expand.mean)),
         )
-
-    @property
-    def _fill(self) -> tuple[float, ...]:
-        """The colour around the image, BGR."""
-        return self.expand.mean
 
     def _distort(self, img: np.ndarray) -> np.ndarray:
         if self.photometric is None:
             return img.astype(np.float32)
         return self.photometric.transform(dict(img=img))['img']
 
-    def __repr__(self) -> str:
-        return (
-            f'{type(self).__name__}(scale={self.scale}, '
-            f'photometric={self.photometric}, expand={self.expand}, '
-            f'crop={self.crop}, flip_prob={self.flip_prob}, '
-            f'distort_fill={self.distort_fill})'
-        )
 
-
-def _stock(name: str, cls: type, arguments: dict | None) -> Any:
+def _stock(cls: type, arguments: dict | None) -> Any:
     """Build mmdet's transform, which holds and checks its parameters."""
-    if arguments is None:
-        return None
     try:
-        return cls(**arguments)
+        return None if arguments is None else cls(**arguments)
     except (AssertionError, TypeError, ValueError) as error:
         raise UserInputError(
-            f"{name} must be arguments of mmdet's {cls.__name__} or None, but "
-            f'got {arguments!r}: {error}.'
+            f"{arguments!r} are no arguments of mmdet's {cls.__name__}: "
+            f'{error}.'
         ) from error
 
 
@@ -215,12 +192,6 @@ def _check(results: dict) -> None:
             'LoadImageFromFile and LoadAnnotations.'
         )
     boxes = results['gt_bboxes'].tensor.numpy()
-    labels = results.get('gt_bboxes_labels')
-    if labels is not None and len(labels) != len(boxes):
-        raise UserInputError(
-            f'{path} has {len(boxes)} boxes and {len(labels)} labels: give '
-            'each box one label.'
-        )
     good = np.isfinite(boxes).all(1) & (boxes[:, 2:] >= boxes[:, :2]).all(1)
     if not good.all():
         raise UserInputError(

@@ -1,4 +1,6 @@
 import copy
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,16 +9,11 @@ pytest.importorskip('mmdet')
 
 import cv2  # noqa: E402
 from mmdet.datasets.transforms import (  # noqa: E402
-    Expand,
-    MinIoURandomCrop,
     PackDetInputs,
     PhotoMetricDistortion,
-    RandomFlip,
-    Resize,
 )
 from mmdet.registry import TRANSFORMS as MMDET_TRANSFORMS  # noqa: E402
 from mmdet.structures.bbox import HorizontalBoxes  # noqa: E402
-from scipy.stats import chi2_contingency, ks_2samp  # noqa: E402
 
 from sb_mm.datasets.transforms import SSDAugmentation  # noqa: E402
 from sb_mm.datasets.transforms.geometry import Geometry  # noqa: E402
@@ -94,22 +91,10 @@ def test_the_pixels_are_those_of_the_expanded_image(geometry):
 
     # 8-bit rounding (0.5) and OpenCV's 32nds of a pixel; larger only in
     # single pixels, where the patch cuts the image: stock repeats the last
-    # pixel of the patch there, and this one sees the next.
+    # pixel of the patch there, and this one sees the next. A shift by a pixel
+    # gives means of 2 and more.
     assert np.abs(difference).mean() < 0.6
     assert (np.abs(difference) > 6).mean() < 0.02
-
-
-def test_a_shift_by_a_pixel_would_be_seen():
-    geometry = GEOMETRIES[8]
-    transform = SSDAugmentation(geometry.scale, expand=EXPAND)
-    img = image()
-    moved = np.roll(img, 1, axis=1)
-
-    difference = transform.render(moved, geometry) - stock(
-        img, geometry, transform.expand.mean
-    )
-
-    assert np.abs(difference).mean() > 0.6
 
 
 def test_the_space_around_the_image_has_the_exact_colour():
@@ -125,20 +110,6 @@ def test_the_space_around_the_image_has_the_exact_colour():
     assert (out[:49] == (1.5, 2.25, 3.75)).all()
     assert (out[:, :49] == (1.5, 2.25, 3.75)).all()
     assert (np.abs(out[51:, 51:] - (1.5, 2.25, 3.75)) > 1).any(2).mean() > 0.9
-
-
-@pytest.mark.parametrize('height', [1, 2])
-def test_an_image_of_a_single_row_is_seen(height):
-    img = np.full((height, 50, 3), 200, np.uint8)
-    transform = SSDAugmentation((30, 30), expand=EXPAND)
-    patch = np.array((-25, -height, 75, 2 * height))
-
-    for flip in (False, True):
-        out = transform.render(
-            img, Geometry(patch, (30, 30), flip, np.arange(0))
-        )
-        # Row 15's centre is at most 0.05 pixels off the image's own.
-        assert np.abs(out[15, 15] - 200).max() <= 5
 
 
 @pytest.mark.parametrize('distort_fill', [False, True])
@@ -187,104 +158,64 @@ def test_boxes_agree_with_the_pixels():
     assert 60 < flips < 140
 
 
-def white(height, width):
-    return np.full((height, width, 3), 255, np.uint8)
-
-
-def draws_of_stock(shapes, boxes):
-    """Draws of mmdet's own transforms, on white images in black space."""
-    expand = Expand(mean=(0, 0, 0), ratio_range=(1, 4))
-    steps = [
-        expand,
-        MinIoURandomCrop(**CROP),
-        Resize(scale=(60, 60), keep_ratio=False),
-        RandomFlip(prob=0.5),
-    ]
-    for (height, width), corners in zip(shapes, boxes, strict=True):
-        results = sample(white(height, width), corners)
-        sizes = []
-        for step in steps:
-            results = step(results)
-            sizes.append(results['img'].shape)
-        crop = np.array(sizes[1][:2]) / (height, width)
-        yield crop, results, 1 - results['img'][..., 0].mean() / 255
-
-
-def draws_of_ours(shapes, boxes):
-    transform = SSDAugmentation(
-        (60, 60), expand=dict(mean=(0, 0, 0), ratio_range=(1, 4)), crop=CROP
-    )
-    for (height, width), corners in zip(shapes, boxes, strict=True):
-        results = sample(white(height, width), corners)
-        results = transform(results)
-        # The patch's size is the output's over the scale.
-        crop = 60 / np.array(results['scale_factor'][::-1])
-        filled = 1 - results['img'][..., 0].mean() / 255
-        yield crop / (height, width), results, filled
-
-
-def statistics(draws):
-    columns = dict(scale=[], aspect=[], fill=[], boxes=[], kept=[], flip=[])
-    for (vertical, horizontal), results, fill in draws:
-        columns['scale'].append(np.round(vertical * horizontal, 6))
-        columns['aspect'].append(np.round(vertical / horizontal, 6))
-        columns['fill'].append(fill)
-        columns['boxes'].append(results['gt_bboxes'].tensor.numpy())
-        columns['kept'].append(len(results['gt_bboxes_labels']))
-        columns['flip'].append(results['flip'])
-    boxes = np.round(np.concatenate(columns.pop('boxes')), 1)
-    return columns | {f'box {i}': boxes[:, i] for i in range(4)}
-
-
-def p_values(ours, stock):
-    """Two-sample tests: of histograms for the discrete ones, else KS."""
-    values = {}
-    for name in ours:
-        a, b = np.array(ours[name]), np.array(stock[name])
-        if name in ('kept', 'flip'):
-            top = int(max(a.max(), b.max())) + 1
-            table = [np.bincount(v.astype(int), minlength=top) for v in (a, b)]
-            table = np.array(table)
-            values[name] = chi2_contingency(table[:, table.sum(0) > 10])[1]
-        else:
-            values[name] = ks_2samp(a, b).pvalue
-    return values
+# The geometry of 3,000 draws of mmdet's Expand, MinIoURandomCrop, Resize to
+# (60, 60) and RandomFlip, with EXPAND and CROP, on `scenes(3000, seed=101)`:
+# of each statistic some values and the share of draws that are not above.
+STOCK = json.loads((Path(__file__).parent / 'mmdet_draws.json').read_text())
 
 
 def scenes(count, seed):
     """Images of many shapes with one to four boxes."""
     rng = np.random.RandomState(seed)
-    shapes = rng.randint(40, 90, (count, 2))
-    boxes = []
-    for height, width in shapes:
+    for height, width in rng.randint(40, 90, (count, 2)):
         corners = rng.uniform(0, 0.7, (rng.randint(1, 5), 2))
         sizes = rng.uniform(0.1, 0.3, corners.shape)
-        both = np.hstack((corners, corners + sizes))
-        boxes.append(both * (width, height, width, height))
-    return shapes, boxes
+        boxes = np.hstack((corners, corners + sizes))
+        boxes = boxes * (width, height, width, height)
+        yield int(width), int(height), boxes.astype(np.float32)
 
 
-@pytest.mark.slow
-def test_10_000_draws_have_the_distribution_of_stock():
+def statistics(transform, count):
+    columns = {name: [] for name in STOCK}
+    for width, height, boxes in scenes(count, seed=101):
+        drawn = transform.draw(width, height, boxes)
+        sides = drawn.patch[2:] - drawn.patch[:2]
+        inside = drawn.patch.clip(0, (width, height) * 2)
+        seen = (inside[2:] - inside[:2]).prod() / sides.prod()
+        columns['seen'].append(seen)
+        columns['scale'].append(sides.prod() / width / height)
+        columns['aspect'].append(sides[1] / height / sides[0] * width)
+        columns['kept'].append(len(drawn.kept))
+        columns['flip'].append(drawn.flip)
+        for i, values in enumerate(drawn.boxes(boxes).T):
+            columns[f'box {i}'].extend(values)
+    return columns
+
+
+def deviations(transform, count):
+    """Return the largest differences of shares, in standard deviations."""
+    found = {}
+    for name, values in statistics(transform, count).items():
+        ours, (points, shares) = np.array(values), np.array(STOCK[name])
+        ours = (ours[:, None] <= points + 1e-3).mean(0)
+        spread = np.sqrt(shares * (1 - shares) * (1 / count + 1 / 3000))
+        found[name] = (np.abs(ours - shares) / spread.clip(1e-3)).max()
+    return found
+
+
+def test_the_draws_have_the_distribution_of_stock():
     np.random.seed(1)
-    shapes, boxes = scenes(10_000, seed=101)
-    expected = statistics(draws_of_stock(shapes, boxes))
-
-    values = p_values(statistics(draws_of_ours(shapes, boxes)), expected)
-
-    assert len(values) == 9
-    assert min(values.values()) > 0.01, values
-
-
-def test_the_test_of_distributions_sees_a_wrong_one(monkeypatch):
-    np.random.seed(0)
-    shapes, boxes = scenes(2_000, seed=1)
-    right = statistics(draws_of_ours(shapes, boxes))
-    monkeypatch.setitem(CROP, 'min_crop_size', 0.6)
-
-    values = p_values(statistics(draws_of_ours(shapes, boxes)), right)
-
-    assert min(values.values()) < 1e-4
+    ours = SSDAugmentation((60, 60), expand=EXPAND, crop=CROP)
+    found = deviations(ours, 3000)
+    assert len(found) == 9
+    assert max(found.values()) < 4, found
+    for part, wrong in dict(expand=(1, 2), crop=0.6).items():
+        other = copy.deepcopy(ours)
+        if part == 'expand':
+            other.expand.ratio_range = wrong
+        else:
+            other.crop.min_crop_size = wrong
+        assert max(deviations(other, 1000).values()) > 6
 
 
 def test_labels_and_flags_stay_with_their_boxes():
@@ -308,27 +239,9 @@ def test_labels_and_flags_stay_with_their_boxes():
 def test_an_image_without_boxes_is_cropped_too():
     np.random.seed(0)
     transform = SSDAugmentation((30, 30), crop=CROP)
-    scales = set()
-    for _ in range(20):
-        results = transform(sample(image(), []))
-        assert results['gt_bboxes'].tensor.shape == (0, 4)
-        scales.add(results['scale_factor'])
-    assert len(scales) > 10
-
-
-def test_the_same_seed_gives_the_same_output_and_the_input_stays():
-    transform = SSDAugmentation(
-        photometric=PHOTOMETRIC, expand=EXPAND, crop=CROP
-    )
-    img = image()
-    outs = []
-    for seed in (5, 5, 6):
-        np.random.seed(seed)
-        outs.append(transform(sample(img, [(10, 10, 60, 60)]))['img'])
-
-    assert (outs[0] == outs[1]).all()
-    assert not np.array_equal(outs[0], outs[2])
-    assert (img == image()).all()
+    results = [transform(sample(image(), [])) for _ in range(20)]
+    assert all(r['gt_bboxes'].tensor.shape == (0, 4) for r in results)
+    assert len({r['scale_factor'] for r in results}) > 10
 
 
 def test_it_packs_to_what_stock_packs_to():
@@ -339,13 +252,9 @@ def test_it_packs_to_what_stock_packs_to():
         dict(type='Resize', scale=(300, 300), keep_ratio=False),
         dict(type='RandomFlip', prob=0.5),
     ]
+    options = dict(photometric=PHOTOMETRIC, expand=EXPAND, crop=CROP)
     ours = MMDET_TRANSFORMS.build(
-        dict(
-            type='sb_mm.SSDAugmentation',
-            photometric=PHOTOMETRIC,
-            expand=EXPAND,
-            crop=CROP,
-        )
+        dict(type='sb_mm.SSDAugmentation', **options)
     )
     results = sample(image(), [(10, 10, 60, 60)])
     results['img_id'] = 'a'
@@ -365,16 +274,11 @@ def test_it_packs_to_what_stock_packs_to():
 
 
 @pytest.mark.parametrize(
-    ('box', 'words'),
-    [
-        ((10, 10, 5, 20), r'a\.jpg has a malformed box, \[10'),
-        ((10, 20, 15, 10), r'a\.jpg has a malformed box'),
-        ((np.nan, 0, 1, 1), r'a\.jpg has a malformed box'),
-        ((0, 0, np.inf, 1), r'a\.jpg has a malformed box'),
-    ],
+    'box',
+    [(10, 10, 5, 20), (10, 20, 15, 10), (np.nan, 0, 1, 1), (0, 0, np.inf, 1)],
 )
-def test_a_malformed_box_is_named_with_its_image(box, words):
-    with pytest.raises(UserInputError, match=words):
+def test_a_malformed_box_is_named_with_its_image(box):
+    with pytest.raises(UserInputError, match=r'a\.jpg has a malformed box'):
         SSDAugmentation()(sample(image(), [(0, 0, 9, 9), box]))
 
 
@@ -383,22 +287,20 @@ def test_other_unusable_input_is_named():
     results = sample(image(), [(0, 0, 9, 9)])
     with pytest.raises(UserInputError, match=r'a\.jpg has gt_masks'):
         transform(results | dict(gt_masks=[1]))
-    with pytest.raises(UserInputError, match='1 boxes and 2 labels'):
-        transform(results | dict(gt_bboxes_labels=np.arange(2)))
     with pytest.raises(UserInputError, match='8-bit colour images'):
         transform(results | dict(img=image().astype(np.float32)))
 
 
 @pytest.mark.parametrize(
-    'arguments',
+    ('arguments', 'named'),
     [
-        dict(scale=300),
-        dict(scale=(0, 300)),
-        dict(flip_prob=2),
-        dict(expand=dict(ratio=2)),
-        dict(crop=dict(min_iou=0.1)),
+        (dict(scale=300), 'scale'),
+        (dict(scale=(0, 300)), 'scale'),
+        (dict(flip_prob=2), 'flip_prob'),
+        (dict(expand=dict(ratio=2)), "'ratio': 2.*Expand"),
+        (dict(crop=dict(min_iou=0.1)), "'min_iou': 0.1.*MinIoURandomCrop"),
     ],
 )
-def test_unusable_arguments_are_refused(arguments):
-    with pytest.raises(UserInputError, match=next(iter(arguments))):
+def test_unusable_arguments_are_refused(arguments, named):
+    with pytest.raises(UserInputError, match=named):
         SSDAugmentation(**arguments)
