@@ -12,8 +12,8 @@ from sb_mm.convert_weights import convert_file, summary
 from sb_mm.engine.cli import run_tool
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
+def main() -> None:
+    """Convert, and say how to use the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         'src',
@@ -31,12 +31,7 @@ def parse_args() -> argparse.Namespace:
         help='read SRC even if it needs more than tensors; this can run code '
         'from it',
     )
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Convert, and say how to use the result."""
-    args = parse_args()
+    args = parser.parse_args()
     converted = convert_file(
         args.src, args.dst, force=args.force, trust=args.trust_checkpoint
     )

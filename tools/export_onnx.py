@@ -10,16 +10,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sb_mm.deploy.agreement import ExportFailedError
 from sb_mm.deploy.export import export
-from sb_mm.engine.cli import (
-    add_common_options,
-    parse_arguments,
-    run_tool,
-)
+from sb_mm.engine.cli import add_common_options, parse_arguments, run_tool
 from sb_mm.engine.config import load_config
 
 
-def parse_args() -> argparse.Namespace:
-    """Return the options."""
+def main() -> None:
+    """Export, and print what was done."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -52,13 +48,8 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='compute the metrics of the test set with both',
     )
-    add_common_options(parser)
-    return parse_arguments(parser)
-
-
-def main() -> None:
-    """Export, and print what was done."""
-    args = parse_args()
+    add_common_options(parser, check=False)
+    args = parse_arguments(parser)
     cfg = load_config(
         args.config, args.cfg_options, args.data_root, args.work_dir
     )

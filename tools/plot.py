@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sb_mm.engine.cli import run_tool
 
 
-def parse_args() -> argparse.Namespace:
-    """Return the options, with the function's name as ``plot``."""
+def main() -> None:
+    """Draw, and print where the figure is."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
@@ -54,12 +54,7 @@ def parse_args() -> argparse.Namespace:
         command.add_argument(
             '--out', help=f'file; default: {name}.png in the first WORK_DIR'
         )
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Draw, and print where the figure is."""
-    args = vars(parse_args())
+    args = vars(parser.parse_args())
     # It imports the hosts, which takes seconds and may fail.
     from sb_mm.visualization import attention
 

@@ -8,21 +8,15 @@ from pathlib import Path
 # Python puts tools/ on the path, not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sb_mm.engine.cli import (
-    add_check_option,
-    add_common_options,
-    parse_arguments,
-    run_tool,
-)
+from sb_mm.engine.cli import add_common_options, parse_arguments, run_tool
 
 
-def parse_args() -> argparse.Namespace:
-    """Return the options, those of mmdet's ``test.py`` and a few more."""
+def main() -> None:
+    """Test; the options are those of mmdet's ``test.py`` and a few more."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     add_common_options(parser)
-    add_check_option(parser)
     parser.add_argument('--out', help='write the predictions to this .pkl')
     parser.add_argument(
         '--show', action='store_true', help='show predictions in a window'
@@ -31,25 +25,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--wait-time', type=float, default=2, help='seconds a window stays'
     )
-    return parse_arguments(parser)
-
-
-def main() -> None:
-    """Test."""
-    args = parse_args()
+    args = parse_arguments(parser)
     # They import the hosts, which takes seconds and may fail.
     from sb_mm.engine.config import load_config
     from sb_mm.engine.runner import test
 
-    cfg = load_config(
-        args.config,
-        args.cfg_options,
-        args.data_root,
-        args.work_dir,
-        args.launcher,
-    )
     test(
-        cfg,
+        load_config(
+            args.config,
+            args.cfg_options,
+            args.data_root,
+            args.work_dir,
+            args.launcher,
+        ),
         args.checkpoint,
         out=args.out,
         show=args.show,

@@ -8,20 +8,14 @@ from pathlib import Path
 # Python puts tools/ on the path, not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sb_mm.engine.cli import (
-    add_check_option,
-    add_common_options,
-    parse_arguments,
-    run_tool,
-)
+from sb_mm.engine.cli import add_common_options, parse_arguments, run_tool
 
 
-def parse_args() -> argparse.Namespace:
-    """Return the options, those of mmdet's ``train.py`` and a few more."""
+def main() -> None:
+    """Train; the options are those of mmdet's ``train.py`` and a few more."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     add_common_options(parser)
-    add_check_option(parser)
     parser.add_argument(
         '--amp',
         action='store_true',
@@ -40,25 +34,19 @@ def parse_args() -> argparse.Namespace:
         help='continue from CHECKPOINT, or from the newest in the work '
         'directory',
     )
-    return parse_arguments(parser)
-
-
-def main() -> None:
-    """Train."""
-    args = parse_args()
+    args = parse_arguments(parser)
     # They import the hosts, which takes seconds and may fail.
     from sb_mm.engine.config import load_config
     from sb_mm.engine.runner import train
 
-    cfg = load_config(
-        args.config,
-        args.cfg_options,
-        args.data_root,
-        args.work_dir,
-        args.launcher,
-    )
     train(
-        cfg,
+        load_config(
+            args.config,
+            args.cfg_options,
+            args.data_root,
+            args.work_dir,
+            args.launcher,
+        ),
         resume=args.resume,
         amp=args.amp,
         auto_scale_lr=args.auto_scale_lr,

@@ -1,11 +1,12 @@
-"""Parts of a config outside of a runner."""
+"""Parts of a config or of a runner, on their own."""
 
 import copy
 
 from mmengine.config import Config
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import DataLoader
 
 
@@ -36,3 +37,8 @@ def build_loader(cfg: Config, name: str) -> DataLoader:
     scope = cfg.get('default_scope') or 'mmengine'
     with DefaultScope.overwrite_default_scope(scope):
         return Runner.build_dataloader(settings, seed=0)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return a model without the wrapper of a distributed training."""
+    return model.module if is_model_wrapper(model) else model

@@ -106,15 +106,7 @@ def check_values(cfg: Config, loaders: Sequence[str]) -> None:
         UserInputError: If a hook is unknown, or the length of the training or
             a dataloader's settings are not possible.
     """
-    hooks = cfg.get('custom_hooks') or []
-    if not isinstance(hooks, (list, tuple)):
-        raise UserInputError(
-            f'custom_hooks is {hooks}, but must be a list of hooks, such as '
-            "[dict(type='EMAHook')]."
-        )
-    with _scope_of(cfg):
-        for hook in [*hooks, *(cfg.get('default_hooks') or {}).values()]:
-            _check_hook(hook)
+    _check_hooks(cfg)
     for key in ('max_epochs', 'max_iters'):
         if key in (cfg.get('train_cfg') or {}):
             check_number(
@@ -130,17 +122,28 @@ def check_values(cfg: Config, loaders: Sequence[str]) -> None:
                 )
 
 
-def _check_hook(hook: object) -> None:
-    if hook is None or isinstance(hook, Hook):
-        return
-    kind = hook.get('type') if isinstance(hook, dict) else hook
-    # As HOOKS.build does: the class may be one of the default scope.
-    with HOOKS.switch_scope_and_registry(None) as hooks:
-        if not isclass(kind) and not hooks.get(str(kind)):
+def _check_hooks(cfg: Config) -> None:
+    custom = cfg.get('custom_hooks') or []
+    if not isinstance(custom, (list, tuple)):
+        raise UserInputError(
+            f'custom_hooks is {custom}, but must be a list of hooks, such as '
+            "[dict(type='EMAHook')]."
+        )
+    hooks = [*custom, *(cfg.get('default_hooks') or {}).values()]
+    for hook in hooks:
+        kind = hook.get('type') if isinstance(hook, dict) else hook
+        known = hook is None or isinstance(hook, Hook) or isclass(kind)
+        if not known and not _is_registered(cfg, str(kind)):
             raise UserInputError(
                 f'The hook {kind} is unknown: correct the type, or name the '
                 'module that defines it in custom_imports.'
             )
+
+
+def _is_registered(cfg: Config, hook: str) -> bool:
+    # As HOOKS.build does: the class may be one of the default scope.
+    with _scope_of(cfg), HOOKS.switch_scope_and_registry(None) as hooks:
+        return hooks.get(hook) is not None
 
 
 def _scope_of(cfg: Config) -> object:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+MAIN = REPOSITORY / 'configs/ssd_sb_voc.py'
 CUSTOM = REPOSITORY / 'configs/voc/ssd_sb_custom.py'
 # What makes a run fit for a test; nothing of the model.
 SHORT = (
@@ -36,17 +37,13 @@ def config(devkit, tmp_path) -> Path:
     text = CUSTOM.read_text()
     text = text.replace("'data/my_devkit/'", repr(f'{devkit}/'))
     text = text.replace("('cat', 'dog')", "('square', 'disc')")
-    text = text.replace("'../ssd_sb_voc.py'", repr(_main_config()))
+    text = text.replace("'../ssd_sb_voc.py'", repr(str(MAIN)))
     # MMEngine keeps one visualiser a name and process: without this, the next
     # test's curves would go to the folder of the first one.
     text += f'visualizer = dict(name={tmp_path.name!r})\n'
     path = tmp_path / 'mine.py'
     path.write_text(text)
     return path
-
-
-def _main_config() -> str:
-    return str(REPOSITORY / 'configs/ssd_sb_voc.py')
 
 
 def load_tool(name: str) -> object:

@@ -7,7 +7,6 @@ from .deferred_runtime_info import DeferredRuntimeInfoHook
 from .divergence import DivergenceHook
 from .epoch_seed import EpochSeedHook
 from .resumed_schedule import ResumedScheduleHook
-from .run_info import RunInfoHook
 from .validate_resumed import ValidateResumedHook
 
 __all__ = [
@@ -18,6 +17,5 @@ __all__ = [
     'DivergenceHook',
     'EpochSeedHook',
     'ResumedScheduleHook',
-    'RunInfoHook',
     'ValidateResumedHook',
 ]

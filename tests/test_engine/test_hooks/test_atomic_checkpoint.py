@@ -113,12 +113,6 @@ def checkpoints(work_dir):
     return {path.name for path in Path(work_dir).glob('*.pth')}
 
 
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch):
-    monkeypatch.setattr(Runner, '_log_env', lambda *_: None)
-    monkeypatch.setattr('mmengine.runner.runner.get_git_hash', lambda: '')
-
-
 def test_killed_at_any_step_nothing_is_lost(tmp_path):
     for step in count():
         folder = tmp_path / str(step)

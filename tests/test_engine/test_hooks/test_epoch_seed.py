@@ -1,7 +1,6 @@
 """Random numbers of an epoch do not depend on how the run came to it."""
 
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +9,10 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
 
+from sb_mm.checkpoint import weights_only
 from sb_mm.engine.hooks import epoch_seed
 
 ITERATIONS = 2  # of an epoch
-HOOK = dict(type='sb_mm.EpochSeedHook')
 
 
 class Drawing(BaseModel):
@@ -34,7 +33,7 @@ class Drawing(BaseModel):
 def train(tmp_path):
     """Train to an epoch, or on to it, and return what was drawn."""
 
-    def run(epochs, folder='run', hooks=(HOOK,), seed=3, resume=False):
+    def run(epochs, folder='run', seed=3, resume=False):
         runner = Runner(
             model=Drawing(),
             work_dir=str(tmp_path / folder),
@@ -46,14 +45,15 @@ def train(tmp_path):
             ),
             train_cfg=dict(by_epoch=True, max_epochs=epochs),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
-            custom_hooks=list(hooks),
+            custom_hooks=[dict(type='sb_mm.EpochSeedHook')],
             default_hooks=dict(logger=None),
             randomness=dict(seed=seed),
             resume=resume,
             log_level='ERROR',
-            experiment_name=Path(tmp_path, folder, str(resume)).as_posix(),
+            experiment_name=f'{tmp_path}/{folder}/{resume}',
         )
-        return runner.train().drawn
+        with weights_only():  # as MMEngine 0.10.7 cannot read its own
+            return runner.train().drawn
 
     return run
 
@@ -65,12 +65,6 @@ def test_a_resumed_run_draws_what_the_uncut_one_draws(train):
         assert len(set(numbers)) == 3 * ITERATIONS
     assert train(1, 'cut') == uncut[:ITERATIONS]
     assert train(3, 'cut', resume=True) == uncut[ITERATIONS:]
-
-
-def test_without_the_hook_a_resumed_run_draws_again(train):
-    uncut = train(2, hooks=())
-    train(1, 'cut', hooks=())
-    assert train(2, 'cut', hooks=(), resume=True) != uncut[ITERATIONS:]
 
 
 def test_runs_and_processes_differ(train, monkeypatch):
