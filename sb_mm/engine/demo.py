@@ -47,7 +47,9 @@ def run_demo(
     check_number('--workers', workers, 0, 64, integer=True)
     _make_folder(out)
     devkit = out / 'devkit'
-    make_synthetic_voc(devkit, num_train=images, force=True)
+    make_synthetic_voc(
+        devkit, num_train=images, num_test=max(8, images // 4), force=True
+    )
     # A new folder each time: nothing of an earlier run is deleted.
     run = out / 'runs' / time.strftime('%Y%m%d_%H%M%S')
     options = {

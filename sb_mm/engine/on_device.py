@@ -42,7 +42,7 @@ def use_device_data(cfg: Config, channels_last: bool = False) -> None:
                 'training, but a pipeline of validation or test does: leave '
                 'that out.'
             )
-    cfg.model.data_preprocessor = preprocessor
+    cfg.model.data_preprocessor = ConfigDict(preprocessor)
     cfg.pop('data_preprocessor', None)
     for loader in (cfg.train_dataloader, *held_out):
         _wrap(loader)
@@ -94,10 +94,9 @@ def _augmentation(dataset: ConfigDict) -> dict:
 def _wrap(loader: ConfigDict) -> None:
     dataset = loader.dataset
     dataset.pipeline = [t for t in dataset.pipeline if t.type in _READING]
-    loader.update(
-        dataset=dict(type='sb_mm.IndexedImages', dataset=dataset),
-        num_workers=0,
-        persistent_workers=False,
-        pin_memory=False,  # it would copy all images for each batch
-        collate_fn=dict(type='sb_mm.whole_batch'),
-    )
+    loader.dataset = ConfigDict(type='sb_mm.IndexedImages', dataset=dataset)
+    loader.num_workers = 0
+    loader.persistent_workers = False
+    # Pinning would copy all images for each batch.
+    loader.pin_memory = False
+    loader.collate_fn = ConfigDict(type='sb_mm.whole_batch')

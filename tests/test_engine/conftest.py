@@ -1,10 +1,13 @@
-"""A run small enough for a test: four images, SB-SSDLite x0.35."""
+"""Trainings small enough for a test: SB-SSDLite x0.35, and LeNet."""
 
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from mmengine.config import Config
+from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAIN = REPOSITORY / 'configs/ssd_sb_voc.py'
@@ -44,6 +47,79 @@ def config(devkit, tmp_path) -> Path:
     path = tmp_path / 'mine.py'
     path.write_text(text)
     return path
+
+
+IMAGES = dict(train=24, val=22)
+LABELS = 6
+
+
+@pytest.fixture(scope='session')
+def images(tmp_path_factory) -> Path:
+    """Random grey images of six classes, of which LeNet takes them."""
+    root = tmp_path_factory.mktemp('images')
+    for split, count in IMAGES.items():
+        rng = np.random.default_rng(count)
+        for index, label in enumerate(rng.integers(LABELS, size=count)):
+            path = root / split / f'{label}/{index}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (32, 32), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+    return root
+
+
+def images_loader(root: Path, split: str, *transforms: dict) -> dict:
+    """A dataloader of `images`, in batches of 5."""
+    read = dict(type='LoadImageFromFile', color_type='grayscale')
+    return dict(
+        batch_size=5,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=split == 'train'),
+        dataset=dict(
+            type='CustomDataset',
+            data_root=str(root),
+            data_prefix=split,
+            pipeline=[read, *transforms, dict(type='PackInputs')],
+        ),
+    )
+
+
+def classifier(root: Path, **changes) -> Config:
+    """A stock config of mmpretrain: LeNet and its images."""
+    random = [
+        dict(type='RandomCrop', crop_size=32, padding=4),
+        dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    ]
+    model = dict(
+        type='ImageClassifier',
+        backbone=dict(type='LeNet5'),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(
+            type='LinearClsHead',
+            num_classes=LABELS,
+            in_channels=120,
+            loss=dict(type='CrossEntropyLoss'),
+            topk=(1,),
+            # Else all images are of one class.
+            init_cfg=dict(type='Normal', layer='Linear', std=5.0),
+        ),
+    )
+    settings = dict(
+        default_scope='mmpretrain',
+        custom_imports=dict(
+            imports=['sb_mm.models'], allow_failed_imports=False
+        ),
+        model=model,
+        data_preprocessor=dict(mean=[127.0], std=[64.0], num_classes=LABELS),
+        train_dataloader=images_loader(root, 'train', *random),
+        val_dataloader=images_loader(root, 'val'),
+        val_evaluator=dict(type='Accuracy', topk=(1,)),
+        val_cfg=dict(),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+        randomness=dict(seed=0),
+        log_level='ERROR',
+    )
+    return Config(settings | changes)
 
 
 def load_tool(name: str) -> object:

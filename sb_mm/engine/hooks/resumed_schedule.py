@@ -1,6 +1,7 @@
 """Refuse a resume that would not follow the schedule of the config."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 
 from mmengine.hooks import Hook
@@ -77,6 +78,11 @@ def _changes(asked: _ParamScheduler, saved: dict) -> Iterator[str]:
 
 
 def _short(value: object) -> object:
-    """Return one of a list of equals, such as those of parameter groups."""
+    """Return milestones as a list, and one of a list of equals.
+
+    Such as the rates of parameter groups.
+    """
+    if isinstance(value, Counter):
+        return sorted(value.elements())
     several = isinstance(value, list) and len(set(value)) == 1
     return value[0] if several else value

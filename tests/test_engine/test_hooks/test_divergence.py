@@ -67,9 +67,7 @@ def train(tmp_path):
             ),
             train_cfg=dict(by_epoch=True, max_epochs=2),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
-            custom_hooks=[
-                dict(type='sb_mm.DivergenceHook', interval=interval)
-            ],
+            custom_hooks=[hook],
             default_hooks=dict(checkpoint=None, logger=None),
             log_level='ERROR',
             experiment_name=tmp_path.name,
