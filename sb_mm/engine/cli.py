@@ -2,14 +2,14 @@
 
 import argparse
 import ast
+import contextlib
 import errno
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 try:
@@ -193,14 +193,14 @@ def _sentence(error: BaseException) -> str | None:
     root = root_cause(error)
     # mmpretrain sets classes of transformers that are gone to None, and
     # inherits them.
-    inherits_none = 'NoneType takes no arguments' in str(root)
-    match error:
-        case _ if inherits_none and find_spec('transformers'):
+    if 'NoneType takes no arguments' in str(root):
+        with contextlib.suppress(PackageNotFoundError):
             return (
                 'mmpretrain cannot be imported beside transformers '
                 f'{version("transformers")} ({root}): install an older one, '
                 'pip install "transformers<5".'
             )
+    match error:
         case UserInputError():
             return str(error)
         case OSError() if error.errno in _UNWRITABLE:

@@ -80,15 +80,21 @@ def test_an_mmpretrain_that_newer_transformers_break(
 
 
 @pytest.mark.parametrize(
-    ('option', 'value'),
-    [('--data-root', '{}'), ('--cfg-options', 'data_root={}')],
+    ('option', 'folder', 'quote'),
+    [
+        ('--data-root {}', 'my devkit', "'"),
+        ('--cfg-options data_root={}', 'VOC', ''),
+    ],
 )
-def test_a_missing_data_root_names_the_command(tool, tmp_path, option, value):
-    root = tmp_path / 'my devkit'
+def test_a_missing_data_root_names_the_command(
+    tool, tmp_path, option, folder, quote
+):
+    root = tmp_path / folder
+    words = [word.format(root) for word in option.split()]
     _one_sentence(
-        tool('train', MAIN, option, value.format(root)),
+        tool('train', MAIN, *words),
         f'{root}/VOC2007/ImageSets/Main/trainval.txt',
-        f"python tools/prepare_voc.py --out '{root}'",
+        f'python tools/prepare_voc.py --out {quote}{root}{quote}',
     )
 
 

@@ -7,6 +7,7 @@ import signal
 import pytest
 from mmengine.config import config
 from mmengine.registry import MODELS
+from yapf.yapflib import yapf_api
 
 from sb_mm.engine.cli import exit_on_sigterm, run_tool
 from sb_mm.errors import DivergedError, UserInputError
@@ -66,13 +67,15 @@ def test_a_signal_that_mmengine_takes_for_an_error_of_syntax(
     end, monkeypatch, number, expected
 ):
     """It comes while MMEngine formats a config, as before each training."""
-    real = config.FormatCode
+    real = yapf_api.FormatCode
 
     def format_code(*args, **kwargs):
         os.kill(os.getpid(), number)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(config, 'FormatCode', format_code)
+    monkeypatch.setattr(yapf_api, 'FormatCode', format_code)
+    # Where MMEngine has imported it already.
+    monkeypatch.setattr(config, 'FormatCode', format_code, raising=False)
     cfg = config.Config.fromfile(MAIN)
     with pytest.raises(SyntaxError, match='Failed to format'):
         cfg.pretty_text  # noqa: B018
