@@ -1,14 +1,19 @@
 """Trainings small enough for a test: SB-SSDLite x0.35, and LeNet."""
 
 import importlib.util
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.runner import Runner
 from PIL import Image
+from torch import nn
+from yapf.yapflib import yapf_api
 
+_NUMBERS = itertools.count()
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAIN = REPOSITORY / 'configs/ssd_sb_voc.py'
 CUSTOM = REPOSITORY / 'configs/voc/ssd_sb_custom.py'
@@ -26,6 +31,16 @@ SHORT = (
     'model.bbox_head.in_channels=(192,1280,512,256,256,64)',
     'randomness.seed=0',
 )
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch):
+    """Let trainings start at once: without git, compilers and yapf."""
+    monkeypatch.setattr(Runner, '_log_env', lambda *_: None)
+    monkeypatch.setattr('mmengine.runner.runner.get_git_hash', lambda: '')
+    monkeypatch.setattr(
+        yapf_api, 'FormatCode', lambda text, **_: (text, False)
+    )
 
 
 @pytest.fixture
@@ -47,6 +62,29 @@ def config(devkit, tmp_path) -> Path:
     path = tmp_path / 'mine.py'
     path.write_text(text)
     return path
+
+
+def tiny_runner(
+    model: nn.Module, folder: Path, length: int, **changes
+) -> Runner:
+    """A training of 2 epochs of `length` images, which writes nothing."""
+    settings = dict(
+        model=model,
+        work_dir=str(folder),
+        train_dataloader=dict(
+            dataset=list(range(length)),
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            batch_size=1,
+            num_workers=0,
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
+        default_hooks=dict(checkpoint=None, logger=None),
+        log_level='ERROR',
+        # Runners of one name share their logs and metrics.
+        experiment_name=f'{folder} {next(_NUMBERS)}',
+    )
+    return Runner(**settings | changes)
 
 
 IMAGES = dict(train=24, val=22)

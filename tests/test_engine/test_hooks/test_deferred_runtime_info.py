@@ -7,19 +7,19 @@ import pytest
 import torch
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
-from mmengine.runner import Runner
 from torch import nn
 
 from sb_mm.checkpoint import weights_only
 from sb_mm.engine.hooks import deferred_runtime_info
 
-ITERATIONS, EPOCHS, INTERVAL = 7, 2, 3
+from ..conftest import tiny_runner
+
 STOCK = dict(type='RuntimeInfoHook')
 OURS = dict(type='sb_mm.DeferredRuntimeInfoHook')
 
 
 class Falling(BaseModel):
-    """Two losses, another one in each iteration, one of them a number."""
+    """Two losses, another one in each iteration, and a plain number."""
 
     def __init__(self):
         super().__init__()
@@ -38,27 +38,20 @@ class Falling(BaseModel):
 
 @pytest.fixture
 def train(tmp_path):
-    """Train with a hook, and return the runner."""
+    """Train epochs of 7 iterations with a hook, and return the runner."""
 
-    def run(hook, epochs=EPOCHS, resume=False, hooks=(), **options):
-        logger = dict(type='LoggerHook', interval=INTERVAL, ignore_last=False)
-        runner = Runner(
-            model=Falling(),
-            work_dir=str(tmp_path / hook['type']),
-            train_dataloader=dict(
-                dataset=list(range(ITERATIONS)),
-                sampler=dict(type='DefaultSampler', shuffle=False),
-                batch_size=1,
-                num_workers=0,
-            ),
-            train_cfg=dict(by_epoch=True, max_epochs=epochs),
+    def run(hook, resume=False, hooks=(), **options):
+        logger = dict(type='LoggerHook', interval=3, ignore_last=False)
+        runner = tiny_runner(
+            Falling(),
+            tmp_path / hook['type'],
+            7,
+            train_cfg=dict(by_epoch=True, max_epochs=2 + resume),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
             default_hooks=dict(runtime_info=hook, logger=logger),
             log_processor=dict(window_size=3, **options),
             custom_hooks=list(hooks),
             resume=resume,
-            log_level='ERROR',
-            experiment_name=f'{tmp_path}/{hook["type"]}/{resume}',
         )
         with weights_only():  # as MMEngine 0.10.7 cannot read its own
             runner.train()
@@ -83,11 +76,8 @@ def test_the_log_is_that_of_mmengine(train, monkeypatch, window):
         custom_cfg=[dict(wide, log_name='wide')],
         hooks=[dict(type='LoggerHook', interval=2)],
     )
-    stock, ours = (
-        _lines(train(STOCK, **options)),
-        _lines(train(OURS, **options)),
-    )
-    assert len(stock) == EPOCHS * (3 + 3)
+    stock, ours = (_lines(train(hook, **options)) for hook in (STOCK, OURS))
+    assert len(stock) == 2 * (3 + 3)
     names = {'loss', 'loss_a', 'loss_b', 'acc', 'calls', 'lr', 'wide'}
     assert names <= set(stock[0])
     assert ours == stock
@@ -116,8 +106,7 @@ def test_only_the_newest_values_are_kept_of_a_resumed_training(
 ):
     monkeypatch.setattr(deferred_runtime_info, '_KEPT', 4)
     train(OURS)
-    runner = train(OURS, EPOCHS + 1, resume=True)
-    buffers = runner.message_hub.log_scalars
+    buffers = train(OURS, resume=True).message_hub.log_scalars
     kept = {k: len(b.data[0]) for k, b in buffers.items()}
     assert {'train/loss', 'train/lr', 'train/time'} <= set(kept)
     assert {v for k, v in kept.items() if k.startswith('train/')} == {4}

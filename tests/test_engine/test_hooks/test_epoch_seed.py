@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.model import BaseModel
-from mmengine.runner import Runner
 from torch import nn
 
 from sb_mm.checkpoint import weights_only
 from sb_mm.engine.hooks import epoch_seed
+
+from ..conftest import tiny_runner
 
 ITERATIONS = 2  # of an epoch
 
@@ -34,23 +35,15 @@ def train(tmp_path):
     """Train to an epoch, or on to it, and return what was drawn."""
 
     def run(epochs, folder='run', seed=3, resume=False):
-        runner = Runner(
-            model=Drawing(),
-            work_dir=str(tmp_path / folder),
-            train_dataloader=dict(
-                dataset=list(range(ITERATIONS)),
-                sampler=dict(type='DefaultSampler', shuffle=True),
-                batch_size=1,
-                num_workers=0,
-            ),
+        runner = tiny_runner(
+            Drawing(),
+            tmp_path / folder,
+            ITERATIONS,
             train_cfg=dict(by_epoch=True, max_epochs=epochs),
-            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
             custom_hooks=[dict(type='sb_mm.EpochSeedHook')],
             default_hooks=dict(logger=None),
             randomness=dict(seed=seed),
             resume=resume,
-            log_level='ERROR',
-            experiment_name=f'{tmp_path}/{folder}/{resume}',
         )
         with weights_only():  # as MMEngine 0.10.7 cannot read its own
             return runner.train().drawn
