@@ -31,13 +31,10 @@ def main() -> None:
     text += 'one becomes 2007 or 2012'
     add('--mirrors', nargs='+', default=MIRRORS, metavar='URL', help=text)
     add('--keep-archives', action='store_true', help='keep OUT/archives')
-    add(
-        '--expect-counts',
-        choices=['official', 'none'],
-        default='official',
-        help='none: take a subset with the same layout, whatever its '
-        'checksums and image counts (%(default)s)',
-    )
+    text = 'none: take a subset with the same layout, whatever its checksums '
+    text += 'and image counts (%(default)s)'
+    kinds = ['official', 'none']
+    add('--expect-counts', choices=kinds, default='official', help=text)
     args = parser.parse_args()
     prepare_voc(
         args.out,

@@ -14,30 +14,28 @@ from sb_mm.engine.cli import add_common_options, parse_arguments, run_tool
 def main() -> None:
     """Test; the options are those of mmdet's ``test.py`` and a few more."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    add = parser.add_argument
+    add('config', help='config file')
+    add('checkpoint', help='checkpoint file or URL')
     add_common_options(parser)
-    parser.add_argument('--out', help='write the predictions to this .pkl')
-    parser.add_argument(
-        '--show', action='store_true', help='show predictions in a window'
-    )
-    parser.add_argument('--show-dir', help='write painted images there')
-    parser.add_argument(
-        '--wait-time', type=float, default=2, help='seconds a window stays'
-    )
+    add('--out', help='write the predictions to this .pkl')
+    add('--show', action='store_true', help='show predictions in a window')
+    add('--show-dir', help='write painted images there')
+    add('--wait-time', type=float, default=2, help='seconds a window stays')
     args = parse_arguments(parser)
     # They import the hosts, which takes seconds and may fail.
     from sb_mm.engine.config import load_config
     from sb_mm.engine.runner import test
 
+    cfg = load_config(
+        args.config,
+        args.cfg_options,
+        args.data_root,
+        args.work_dir,
+        args.launcher,
+    )
     test(
-        load_config(
-            args.config,
-            args.cfg_options,
-            args.data_root,
-            args.work_dir,
-            args.launcher,
-        ),
+        cfg,
         args.checkpoint,
         out=args.out,
         show=args.show,

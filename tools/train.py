@@ -14,39 +14,29 @@ from sb_mm.engine.cli import add_common_options, parse_arguments, run_tool
 def main() -> None:
     """Train; the options are those of mmdet's ``train.py`` and a few more."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    add = parser.add_argument
+    add('config', help='config file')
     add_common_options(parser)
-    parser.add_argument(
-        '--amp',
-        action='store_true',
-        help='automatic mixed precision (needs a GPU)',
-    )
-    parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help='scale the learning rate with the total batch size',
-    )
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
-        help='continue from CHECKPOINT, or from the newest in the work '
-        'directory',
-    )
+    text = 'automatic mixed precision (needs a GPU)'
+    add('--amp', action='store_true', help=text)
+    text = 'scale the learning rate with the total batch size'
+    add('--auto-scale-lr', action='store_true', help=text)
+    text = 'continue from CHECKPOINT, or from the newest in the work directory'
+    add('--resume', nargs='?', const='auto', metavar='CHECKPOINT', help=text)
     args = parse_arguments(parser)
     # They import the hosts, which takes seconds and may fail.
     from sb_mm.engine.config import load_config
     from sb_mm.engine.runner import train
 
+    cfg = load_config(
+        args.config,
+        args.cfg_options,
+        args.data_root,
+        args.work_dir,
+        args.launcher,
+    )
     train(
-        load_config(
-            args.config,
-            args.cfg_options,
-            args.data_root,
-            args.work_dir,
-            args.launcher,
-        ),
+        cfg,
         resume=args.resume,
         amp=args.amp,
         auto_scale_lr=args.auto_scale_lr,

@@ -10,19 +10,13 @@ from sb_mm.registry import HOOKS
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
-    """Seed Python, NumPy and PyTorch again when a training epoch begins.
+    """Seed Python, NumPy and PyTorch by the seed, the epoch and the process.
 
-    With a number made of the run's seed, the epoch and the process' rank.
-    MMEngine keeps no state of the random numbers in its checkpoints, so that
-    a resumed run draws again what its first epochs drew. With this hook it
+    MMEngine's checkpoints hold no state of the random numbers, so that a
+    resumed run draws again what its first epochs drew. With this hook it
     draws what the uncut run would have drawn, and ends with the same weights
-    if the device computes deterministically. Several processes draw
-    different crops and flips on the device.
-
-    Note:
-        The processes of a loader (``num_workers``) are seeded by MMEngine
-        and not reached. The order of the images is the sampler's, which
-        takes the seed of ``randomness``.
+    if the device computes deterministically. Dataloader workers
+    (``num_workers``) are seeded by MMEngine and not reached.
     """
 
     priority = 'VERY_HIGH'
