@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel
-from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -23,7 +22,7 @@ from sb_mm.errors import UserInputError
 from sb_mm.models.backbones.blocks import InvertedResidual
 from sb_mm.models.layers import AttentionConvModule
 
-from ..conftest import CUSTOM
+from ..conftest import CUSTOM, tiny_runner
 
 SB = dict(type='sb_mm.ShiftBalance')
 SE = dict(type='sb_mm.SqueezeExcite')
@@ -90,25 +89,26 @@ def normed(module, batch):
     return (y - mean) / np.sqrt(var + bn.eps) * scale + bias
 
 
-def measure(*layers, count=3):
-    return list(measure_attention(Net(*layers), images(count)).values())
+def measure(layer):
+    """Return the kind and the metrics of a network's only layer."""
+    (record,) = measure_attention(Net(layer), images(3)).values()
+    return record.pop('kind'), record
 
 
-def run_epoch(model, folder, sizes=(2,), **kwargs):
-    """Let the hook see an epoch of batches, and return its line."""
+def run_epoch(model, folder):
+    """Let the hook see an epoch, and return its lines and curves."""
     hook = AttentionStatsHook()
     runner = SimpleNamespace(
         model=model,
         epoch=0,
-        train_dataloader=sizes,
+        train_dataloader=[0],
         log_dir=str(folder),
         visualizer=Mock(),
     )
     hook.before_train(runner)
-    for index, size in enumerate(sizes):
-        hook.before_train_iter(runner, index, images(size))
+    hook.before_train_iter(runner, 0, images(2))
     hook.after_train_epoch(runner)
-    return runner, read_lines(folder)
+    return read_lines(folder), runner.visualizer.add_scalars
 
 
 def read_lines(folder):
@@ -122,17 +122,13 @@ def test_shift_balance_is_measured_as_computed_by_hand():
     module = with_logits(conv(3, 5, SB), logits)
     lambdas = np.array([0.1, -0.3, 0.5, 0.0, 2.0])
     module.attention.lambda_.data = torch.tensor(lambdas).float()
-    (record,) = measure(module)
+    kind, record = measure(module)
     trunk = normed(module, images(3))
     output = trunk + (lambdas * np.tanh(logits))[:, None, None]
-    assert record == dict(
-        kind='ShiftBalance',
-        saturated=pytest.approx(3 / 5),
-        lambda_mean=pytest.approx(lambdas.mean()),
-        lambda_std=pytest.approx(lambdas.std()),
-        trunk_std=pytest.approx(trunk.std(), rel=1e-5),
-        output_std=pytest.approx(output.std(), rel=1e-5),
-    )
+    expected = dict(trunk_std=trunk.std(), output_std=output.std())
+    expected |= dict(lambda_mean=lambdas.mean(), lambda_std=lambdas.std())
+    assert kind == 'ShiftBalance'
+    assert record == pytest.approx(dict(expected, saturated=3 / 5), rel=1e-5)
     assert abs(trunk.std() - output.std()) > 0.1
 
 
@@ -141,24 +137,22 @@ def test_squeeze_excite_is_measured_as_computed_by_hand(after):
     # sigmoid of the logits: 0.018, 0.054, 0.5, 0.961, 0.993
     logits = np.array([-4.0, -2.86, 0.0, 3.2, 5.0])
     module = with_logits(conv(3, 5, SE, attention_after=after), logits)
-    (record,) = measure(module)
+    kind, record = measure(module)
     trunk = normed(module, images(3))
     trunk = np.maximum(trunk, 0) if after == 'act' else trunk
     output = trunk / (1 + np.exp(-logits))[:, None, None]
-    assert record == dict(
-        kind='SqueezeExcite',
-        saturated=pytest.approx(3 / 5),
-        inactivated=pytest.approx(1 / 5),
-        trunk_std=pytest.approx(trunk.std(), rel=1e-5),
-        output_std=pytest.approx(output.std(), rel=1e-5),
-    )
+    expected = dict(trunk_std=trunk.std(), output_std=output.std())
+    expected |= dict(saturated=3 / 5, inactivated=1 / 5)
+    assert kind == 'SqueezeExcite'
+    assert record == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_layer_without_attention_has_the_output_of_its_norm():
     module = conv(3, 4)
-    (record,) = measure(module)
-    std = pytest.approx(normed(module, images(3)).std(), rel=1e-5)
-    assert record == dict(kind='NoAttention', trunk_std=std, output_std=std)
+    kind, record = measure(module)
+    std = normed(module, images(3)).std()
+    assert kind == 'NoAttention'
+    assert record == pytest.approx(dict(trunk_std=std, output_std=std))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +162,7 @@ def test_a_layer_without_attention_has_the_output_of_its_norm():
 )
 def test_only_a_gate_with_two_ends_can_saturate(gate, share):
     module = with_logits(conv(3, 3, dict(SB, gate=gate)), [-4.0, 0.0, 4.0])
-    (record,) = measure(module)
+    _, record = measure(module)
     assert record.get('saturated') == pytest.approx(share)
     assert 'lambda_mean' in record
 
@@ -208,17 +202,12 @@ def test_a_measurement_changes_nothing_but_the_mode():
 def test_a_run_logs_a_line_an_epoch_and_the_curves(tmp_path):
     data = [{'inputs': x} for x in images(5)['inputs']]
     net = Net(conv(3, 4), conv(4, 5, SE))
-    runner = Runner(
+    runner = tiny_runner(
         net,
-        str(tmp_path),
+        tmp_path,
+        5,
         train_dataloader=DataLoader(data, batch_size=2),  # 2, 2 and 1
-        train_cfg=dict(by_epoch=True, max_epochs=2),
-        # Nothing but the running statistics changes.
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
         custom_hooks=[dict(type='sb_mm.AttentionStatsHook')],
-        default_hooks=dict(checkpoint=None),
-        experiment_name=tmp_path.name,
-        log_level='WARNING',
     )
     runner.visualizer.add_scalars = add_scalars = Mock()
     runner.train()
@@ -243,14 +232,14 @@ def test_a_diverged_network_is_logged_with_gaps(tmp_path):
     first, second, third = conv(3, 4, SB), conv(4, 4, SE), conv(4, 4, SB)
     second.conv.weight.data[0, 0] = float('nan')
     third.attention.lambda_.data[0] = float('inf')
-    runner, (line,) = run_epoch(Net(first, second, third), tmp_path)
+    (line,), add_scalars = run_epoch(Net(first, second, third), tmp_path)
     first, second, third = line['layers'].values()
     assert None not in first.values()
     assert second['output_std'] is None
     assert second['saturated'] is not None  # its input is whole
     assert third['saturated'] is None
     assert third['lambda_mean'] is None
-    scalars = runner.visualizer.add_scalars.call_args.args[0]
+    scalars = add_scalars.call_args.args[0]
     assert all(np.isfinite(list(scalars.values())))
     assert 'attention/layers.2/lambda_mean' not in scalars
 
@@ -262,8 +251,7 @@ def test_a_model_without_such_layers_is_refused(tmp_path):
 
 def test_other_processes_measure_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr('mmengine.dist.utils.is_main_process', lambda: False)
-    _, lines = run_epoch(Net(conv(3, 4)), tmp_path)
-    assert lines == []
+    assert run_epoch(Net(conv(3, 4)), tmp_path)[0] == []
 
 
 def test_the_layers_of_blocks_and_of_a_detector_come_in_order():
