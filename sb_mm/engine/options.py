@@ -14,7 +14,7 @@ from mmengine import registry
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import OptimWrapper
-from mmengine.registry import HOOKS, DefaultScope, Registry
+from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import (
     EpochBasedTrainLoop,
     IterBasedTrainLoop,
@@ -129,21 +129,17 @@ def _check_hooks(cfg: Config) -> None:
             f'custom_hooks is {custom}, but must be a list of hooks, such as '
             "[dict(type='EMAHook')]."
         )
-    hooks = [*custom, *(cfg.get('default_hooks') or {}).values()]
-    for hook in hooks:
+    default = cfg.get('default_hooks') or {}
+    for hook in (*custom, *default.values()):
         kind = hook.get('type') if isinstance(hook, dict) else hook
-        known = hook is None or isinstance(hook, Hook) or isclass(kind)
-        if not known and not _is_registered(cfg, str(kind)):
+        with _scope_of(cfg):
+            cls = kind if isclass(kind) else _find_class(kind)
+        known = isclass(cls) and issubclass(cls, Hook)
+        if not known and not isinstance(hook, Hook | None):
             raise UserInputError(
                 f'The hook {kind} is unknown: correct the type, or name the '
                 'module that defines it in custom_imports.'
             )
-
-
-def _is_registered(cfg: Config, hook: str) -> bool:
-    # As HOOKS.build does: the class may be one of the default scope.
-    with _scope_of(cfg), HOOKS.switch_scope_and_registry(None) as hooks:
-        return hooks.get(hook) is not None
 
 
 def _scope_of(cfg: Config) -> object:
