@@ -110,13 +110,6 @@ def test_a_broken_devkit_names_the_file(tool, config):
     _one_sentence(result, 'a (no image)')
 
 
-def test_a_head_for_another_number_of_classes(tool, config):
-    result = tool(
-        'train', config, '--cfg-options', 'model.bbox_head.num_classes=5'
-    )
-    _one_sentence(result, 'num_classes=5', '2 classes')
-
-
 BFLOAT16 = (
     'optim_wrapper.type=AmpOptimWrapper',
     'optim_wrapper.dtype=bfloat16',
@@ -185,14 +178,3 @@ def test_an_option_that_is_no_key_and_value(tool, config, text):
 
 def test_a_work_dir_that_is_a_file(tool, config):
     _one_sentence(tool('train', config, '--work-dir', config), 'is a file')
-
-
-def test_a_host_dataset_without_its_folder(tool, tmp_path):
-    config = tmp_path / 'coco.py'
-    config.write_text("""
-_base_ = 'mmdet::_base_/datasets/coco_detection.py'
-default_scope = 'mmdet'
-model = dict(type='RetinaNet')
-""")
-    result = tool('train', config, '--data-root', tmp_path / 'coco')
-    _one_sentence(result, 'instances_train2017.json', '--data-root')

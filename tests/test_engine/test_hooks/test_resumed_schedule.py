@@ -32,10 +32,9 @@ def _resume(end, before, now, **cfg):
 
 def test_more_epochs_than_a_schedule_with_a_fixed_end():
     message = r'ends at iteration 10, not 20\).* load_from=CHECKPOINT'
-    with pytest.raises(UserInputError, match=message):
-        _resume(end=2, before=2, now=4)
-    with pytest.raises(UserInputError, match=message):
-        _resume(end=2, before=1, now=4)
+    for before in (1, 2):
+        with pytest.raises(UserInputError, match=message):
+            _resume(end=2, before=before, now=4)
     _resume(end=2, before=2, now=4, schedule_named=True)
 
 
