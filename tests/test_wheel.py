@@ -96,10 +96,6 @@ def venv(dist, tmp_path_factory):
     # Only now, or pip would see sb_mm where the running one has it.
     paths = [path for path in sys.path if path.endswith('-packages')]
     (venv.packages / 'hosts.pth').write_text('\n'.join(paths))
-    # The commit of a repository around it is not that of sb_mm.
-    for words in (['init'], ['commit', '--allow-empty', '-m', 'a']):
-        author = ('-c', 'user.name=a', '-c', 'user.email=a')
-        run('git', *author, *words, cwd=venv.packages)
     return venv
 
 
@@ -159,10 +155,3 @@ def test_mmpretrain_alone_has_the_classifiers(venv, configs, tmp_path):
     config = configs / 'cifar10/mobilenetv2-sb-w0.35_on-device.py'
     command = (venv.bin / 'python', '-c', CLASSIFICATION, config)
     run(*command, cwd=tmp_path)
-
-
-def test_the_demo_runs(venv, tmp_path):
-    pytest.importorskip('mmdet')
-    options = ('--epochs', 1, '--images', 8, '--min-map', 0, '--workers', 0)
-    run(venv.bin / 'sb-mm', 'demo', *options, cwd=tmp_path)
-    assert list(tmp_path.rglob('per_class.md'))

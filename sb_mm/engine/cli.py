@@ -28,6 +28,8 @@ _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
 # How MMEngine says that a config's type is unknown.
 _UNREGISTERED = re.compile(r'[\w.]+ is not in the \S+ registry')
+# How mmcv says that it could not decode an image, also in a worker.
+_UNDECODED = re.compile(r'failed to load image: (.+)$', re.MULTILINE)
 # A disk that is full, or a folder that is not the user's.
 _UNWRITABLE = {
     getattr(errno, name)
@@ -208,6 +210,8 @@ def _sentence(error: BaseException) -> str | None:
                 f'{error.filename or "A file"} cannot be opened or written '
                 f'({error.strerror}): make room, or choose another folder.'
             )
+        case AssertionError() if found := _UNDECODED.search(str(error)):
+            return f'{found[1]} is not a readable image: replace it.'
         case ModuleNotFoundError(name='mmdet' | 'mmpretrain'):
             return f'This needs {error.name}, which is not installed.'
         case KeyError() if found := _UNREGISTERED.search(str(error)):
