@@ -30,10 +30,11 @@ _TERMINATED = 128 + signal.SIGTERM
 _UNREGISTERED = re.compile(r'[\w.]+ is not in the \S+ registry')
 # How mmcv says that it could not decode an image, also in a worker.
 _UNDECODED = re.compile(r'failed to load image: (.+)$', re.MULTILINE)
-# A disk that is full, or a folder that is not the user's.
+# A disk that is full, or a folder that is not the user's or is none.
 _UNWRITABLE = {
-    getattr(errno, name)
-    for name in ('ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS', 'EACCES', 'EPERM')
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
 
 

@@ -219,7 +219,8 @@ def test_a_run_logs_a_line_an_epoch_and_the_curves(tmp_path):
     assert second['layers'] == measure_attention(net, batch)
     std = second['layers']['layers.0']['output_std']
     assert std != first['layers']['layers.0']['output_std']
-    assert std == pytest.approx(normed(net.layers[0], batch).std(), rel=1e-5)
+    # A GPU's convolution has the precision of TF32.
+    assert std == pytest.approx(normed(net.layers[0], batch).std(), rel=1e-3)
     (scalars,), options = add_scalars.call_args
     assert options == dict(step=2)
     assert scalars['attention/layers.0/output_std'] == std
