@@ -5,9 +5,7 @@ from .attention_stats import AttentionStatsHook
 from .compile import CompileHook
 from .deferred_runtime_info import DeferredRuntimeInfoHook
 from .divergence import DivergenceHook
-from .epoch_seed import EpochSeedHook
-from .resumed_schedule import ResumedScheduleHook
-from .validate_resumed import ValidateResumedHook
+from .resume import EpochSeedHook, ResumedScheduleHook, ValidateResumedHook
 
 __all__ = [
     'AtomicCheckpointHook',
