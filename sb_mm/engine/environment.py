@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -44,10 +45,8 @@ def versions(*more: str) -> dict[str, str]:
     # What runs, which need not be what is installed.
     found = dict(python=platform.python_version(), sb_mm=__version__)
     for name in (*_PACKAGES, *more):
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     if torch.version.cuda and torch.cuda.is_available():
         found['cuda'] = torch.version.cuda
         found['cudnn'] = str(torch.backends.cudnn.version())

@@ -5,9 +5,8 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.dist import master_only
@@ -59,18 +58,14 @@ class AttentionStatsHook(Hook):
       deviation of the learned shift range over the channels.
 
     They go to the visualiser's back ends, such as TensorBoard, as
-    ``attention/<layer>/<metric>`` by epoch, and to
-    ``<log folder>/vis_data/attention_stats.json``, a line an epoch:
+    ``attention/<layer>/<metric>`` by epoch (an iteration-based loop has a
+    single one), and to ``<log folder>/vis_data/attention_stats.json``:
     ``{"epoch": 1, "layers": {<layer>: {"kind": ..., <metric>: ...}}}``, with
     the layers in the order of the network, and null for what is not finite.
 
     Raises:
         UserInputError: When the training starts, if the network has no such
             layers.
-
-    Note:
-        It counts epochs. An iteration-based loop has a single one, so it
-        measures at the end of the training only.
     """
 
     def __init__(self) -> None:
@@ -120,19 +115,12 @@ class AttentionStatsHook(Hook):
             lines.write(line + '\n')
 
 
-@dataclass
-class ObservedLayer:
-    """A layer of a network, and where its output can be seen.
+class ObservedLayer(NamedTuple):
+    """A layer of a network, and where its output can be seen."""
 
-    Attributes:
-        name: Dotted path in the network.
-        attention: The layer's attention.
-        place: The module whose output is the layer's: the attention, or
-            what would come before it.
-    """
-
-    name: str
+    name: str  # dotted path in the network
     attention: nn.Module
+    # Its output is the layer's: the attention, or what would come before it.
     place: nn.Module
 
     def observe(
@@ -140,8 +128,7 @@ class ObservedLayer:
     ) -> RemovableHandle:
         """Call ``function(trunk, output)`` in every forward pass.
 
-        Both are ``(N, C, H, W)``, and a later activation may overwrite them:
-        the function must not keep them.
+        Both are ``(N, C, H, W)``; a later activation may overwrite them.
         """
 
         def hook(_: nn.Module, args: tuple, output: Tensor) -> None:
@@ -172,8 +159,7 @@ def measure_attention(
     """Return ``kind`` and metrics by layer, see :class:`AttentionStatsHook`.
 
     Args:
-        model: The network, without a distributed wrapper; it is left in
-            evaluation mode, which a training leaves by itself.
+        model: Left in evaluation mode, which a training leaves by itself.
         batch: As it comes from a loader.
     """
     records: dict[str, dict] = {}
