@@ -162,11 +162,12 @@ def test_only_the_first_process_checks_and_only_if_it_shall(
             tool(*argv)
 
 
-def test_the_exit_code_reaches_the_shell():
-    command = [sys.executable, REPOSITORY / 'tools/train.py', 'nothing.py']
+def test_the_exit_code_reaches_the_shell(tmp_path):
+    tool = REPOSITORY / 'tools/make_synthetic_voc.py'
+    command = [sys.executable, tool, '--out', tmp_path, '--images', '0']
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.strip().startswith('error: The config nothing.py')
+    assert done.stderr.strip().startswith('error: num_train must be')
 
 
 @pytest.mark.parametrize('text', ['train_cfg', 'a=dict(', 'a=dict(type=X)'])
