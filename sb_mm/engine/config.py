@@ -1,4 +1,4 @@
-"""From a config file and command-line options to the config of a run."""
+"""From a config file and command-line options to the config of a training."""
 
 import os.path as osp
 from collections.abc import Iterator, Mapping

@@ -44,32 +44,32 @@ def run_demo(
     make_synthetic_voc(
         devkit, num_train=images, num_test=max(8, images // 4), force=True
     )
-    # A new folder each time: nothing of an earlier run is deleted.
-    run = out / 'runs' / time.strftime('%Y%m%d_%H%M%S')
+    # A new folder each time: nothing of an earlier training is deleted.
+    folder = out / 'runs' / time.strftime('%Y%m%d_%H%M%S')
     options = {
         'train_cfg.max_epochs': epochs,
         'randomness.seed': seed,
         # MMEngine keeps one visualiser a name and process.
-        'visualizer.name': str(run),
+        'visualizer.name': str(folder),
     }
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         options[f'{loader}.num_workers'] = workers
         options[f'{loader}.persistent_workers'] = workers > 0
     data_root = str(devkit / 'VOC2007')
     start = time.perf_counter()
-    train(load_config(_CONFIG, options, data_root, str(run)))
+    train(load_config(_CONFIG, options, data_root, str(folder)))
     seconds = time.perf_counter() - start
     checkpoint = out / 'checkpoint.pth'
-    _publish(run, checkpoint)
+    _publish(folder, checkpoint)
     results = dict(
         checkpoint=checkpoint,
         table=out / 'per_class.md',
         curves=out / 'curves.png',
         sheet=out / 'detections.png',
     )
-    plot_curves(run, results['curves'])
+    plot_curves(folder, results['curves'])
     options['test_evaluator.out_file'] = f'{out}/per_class.json'
-    cfg = load_config(_CONFIG, options, data_root, str(run / 'test'))
+    cfg = load_config(_CONFIG, options, data_root, str(folder / 'test'))
     cfg.load_from = str(checkpoint)
     with weights_only():
         runner = build_runner(cfg)
@@ -79,12 +79,12 @@ def run_demo(
     return metrics
 
 
-def _publish(run: Path, file: Path) -> None:
+def _publish(folder: Path, file: Path) -> None:
     """Write the best weights, without the records of the training.
 
     The original family's inferencers cannot load those on PyTorch 2.6.
     """
-    best = max(run.glob('best_*.pth'), key=lambda p: p.stat().st_mtime)
+    best = max(folder.glob('best_*.pth'), key=lambda p: p.stat().st_mtime)
     loaded = load_checkpoint_file(str(best))
     torch.save({key: loaded[key] for key in ('meta', 'state_dict')}, file)
 

@@ -22,8 +22,8 @@ class EpochSeedHook(Hook):
     """Seed Python, NumPy and PyTorch by the seed, the epoch and the process.
 
     MMEngine's checkpoints hold no state of the random numbers, so that a
-    resumed run draws again what its first epochs drew. With this hook it
-    draws what the uncut run would have drawn, and ends with the same weights
+    resumed training draws again what its first epochs drew. With this hook it
+    draws what the uncut one would have drawn, and ends with the same weights
     if the device computes deterministically. Dataloader workers
     (``num_workers``) are seeded by MMEngine and not reached.
     """
