@@ -35,7 +35,7 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
     def before_train(self, runner: Runner) -> None:
         """Note when the log is written, and what it averages over."""
         super().before_train(runner)
-        self._waiting: list[dict[str, Any]] = []
+        self._waiting: list[tuple[str, torch.Tensor]] = []
         hooks = [h for h in runner.hooks if isinstance(h, LoggerHook)]
         self._intervals = [hook.interval for hook in hooks]
         log = runner.log_processor
@@ -54,30 +54,24 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
     ) -> None:
         """Note the losses; hand them on if the log wants them."""
         # Without their graph, which holds the memory of the iteration.
-        self._waiting.append(
-            {
-                name: torch.as_tensor(value).detach()
-                for name, value in (outputs or {}).items()
-            }
-        )
+        self._waiting += [
+            (name, torch.as_tensor(value).detach())
+            for name, value in (outputs or {}).items()
+        ]
         due = [self.every_n_inner_iters(batch_idx, n) for n in self._intervals]
         if any(due) or self.end_of_epoch(runner.train_dataloader, batch_idx):
             self._hand_on(runner)
 
     def _hand_on(self, runner: Runner) -> None:
-        names = [name for values in self._waiting for name in values]
-        values = [v for values in self._waiting for v in values.values()]
-        self._waiting.clear()
-        for name, value in zip(names, _fetched(values), strict=True):
+        """Fetch what waits, by one transfer."""
+        # All of one device, but for what a model computes on the host. Apple's
+        # GPUs know no doubles, and a log shows less than 7 digits.
+        tensors = [value.float().reshape(()) for _, value in self._waiting]
+        tensors = [value.to(tensors[0].device) for value in tensors]
+        values = torch.stack(tensors).tolist() if tensors else []
+        for (name, _), value in zip(self._waiting, values, strict=True):
             runner.message_hub.update_scalar(f'train/{name}', value)
+        self._waiting.clear()
         for name, buffer in runner.message_hub.log_scalars.items():
             if name.startswith('train/'):
                 buffer.max_length = self._kept
-
-
-def _fetched(tensors: list[torch.Tensor]) -> list[float]:
-    """Return the numbers, by one transfer."""
-    # All of one device, but for what a model computes on the host. Apple's
-    # GPUs know no doubles, and a log shows less than 7 digits.
-    flat = [t.float().reshape(()).to(tensors[0].device) for t in tensors]
-    return torch.stack(flat).tolist() if flat else []
