@@ -183,7 +183,7 @@ def _last_words(error: BaseException) -> tuple[str | None, int]:
     match error:
         case KeyboardInterrupt():
             return 'interrupted', _INTERRUPTED
-        case SystemExit(code=143):
+        case SystemExit() if error.code == _TERMINATED:
             return 'terminated', _TERMINATED
         case DivergedError():
             return f'error: {error}', _DIVERGED

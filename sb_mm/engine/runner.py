@@ -62,9 +62,13 @@ def train(
         cfg.load_from = None if resume == 'auto' else resume
     if cfg.get('resume') and cfg.get('load_from') is None:
         cfg.load_from = newest_checkpoint(cfg.work_dir)
-    first = _check(cfg, ('train_dataloader', 'val_dataloader'), files=check)
-    if first and check:
-        check_start(cfg, trust)
+    loaders = ('train_dataloader', 'val_dataloader')
+    _check_device(cfg)
+    check_values(cfg, loaders)
+    if first := _is_first_process(cfg.launcher):
+        check_data(cfg, loaders, files=check)
+        if check:
+            check_start(cfg, trust)
     lock = lock_work_dir(cfg.work_dir) if first else nullcontext()
     with lock, weights_only(not trust):
         runner = build_runner(cfg)
@@ -116,9 +120,13 @@ def test(
     cfg.load_from = checkpoint
     if show or show_dir:
         _show(cfg, show, show_dir, wait_time)
-    first = _check(cfg, ('test_dataloader',), files=check)
-    if first and check:
-        check_checkpoint(cfg, checkpoint, trust)
+    loaders = ('test_dataloader',)
+    _check_device(cfg)
+    check_values(cfg, loaders)
+    if _is_first_process(cfg.launcher):
+        check_data(cfg, loaders, files=check)
+        if check:
+            check_checkpoint(cfg, checkpoint, trust)
     with weights_only(not trust):
         runner = build_runner(cfg)
         if out is not None:
@@ -138,17 +146,11 @@ def build_runner(cfg: Config) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
-def _check(cfg: Config, loaders: tuple[str, ...], files: bool) -> bool:
-    """Check settings and data; return whether this process is the first."""
-    _check_device(cfg)
-    check_values(cfg, loaders)
-    # Before the processes have joined.
+def _is_first_process(launcher: str) -> bool:
+    """Return whether this process checks, before all have joined."""
     names = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
     rank = next((os.environ[n] for n in names if n in os.environ), '0')
-    first = cfg.launcher == 'none' or rank == '0'
-    if first:
-        check_data(cfg, loaders, files=files)
-    return first
+    return launcher == 'none' or rank == '0'
 
 
 def _join_cpu_processes(cfg: Config) -> None:
