@@ -1,7 +1,6 @@
 """Times and memory of several calls that take turns, and their ratios."""
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,27 +11,24 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import timer  # waits for the device
 
-WARM_UP = 2  # calls before the first round
+WARM_UP = 3  # calls before the first round
+Calls = Mapping[str, Callable[[], object]]
+Rows = Iterator[dict]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how often.
-
-    Attributes:
-        rounds: Values of each call.
-        tiny: Whether to measure next to nothing, to see that all of it runs.
-        device: PyTorch's name of the device of the networks.
-        data_root: Folder of VOCdevkit.
-        cpu_time: Whether to count this process's time on the CPU instead of
-            the time that passes, where others use the machine.
-    """
+    """How often and where things are measured; ``tiny``: next to nothing."""
 
     rounds: int = 9
     tiny: bool = False
     device: str = 'cpu'
     data_root: str = 'data/VOCdevkit'
-    cpu_time: bool = False
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the networks are on a GPU."""
+        return self.device != 'cpu'
 
 
 class Pair(NamedTuple):
@@ -43,60 +39,30 @@ class Pair(NamedTuple):
     target: float | None = None
 
 
-@dataclass(frozen=True)
-class Row:
-    """One comparison.
-
-    Attributes:
-        what: Was measured.
-        unit: Of the two medians.
-        ours: Name of the call that is judged.
-        other: Name of the call beside it.
-        ours_median: Of the values of ``ours``.
-        other_median: Of the values of ``other``.
-        ratio: ``ours / other`` of each round: first quartile, median, third.
-        target: What the ratio is to be at most.
-        rounds: How many.
-        threads: PyTorch's.
-    """
-
-    what: str
-    unit: str
-    ours: str
-    other: str
-    ours_median: float
-    other_median: float
-    ratio: tuple[float, float, float]
-    target: float | None
-    rounds: int
-    threads: int
-
-
 def compare(
     what: str,
     unit: str,
     values: Mapping[str, Sequence[float]],
     pairs: Sequence[Pair],
-) -> Iterator[Row]:
-    """Yield a row for each pair whose two calls have values.
+) -> Rows:
+    """Yield a row for each pair whose two calls have values, one a round.
 
-    Args:
-        what: See :class:`Row`.
-        unit: See :class:`Row`.
-        values: Of each call, one a round. Those of a round belong together
-            whatever else the machine did.
-        pairs: What is compared.
+    Its ``ratio`` is the first quartile, median and third quartile of
+    ``ours / other`` of each round: those of a round belong together whatever
+    else the machine did.
     """
     for ours, other, target in pairs:
+        if ours not in values or other not in values:
+            continue
         ratios = np.divide(values[ours], values[other])
-        yield Row(
+        yield dict(
             what=what,
             unit=unit,
             ours=ours,
             other=other,
             ours_median=_rounded(np.median(values[ours])),
             other_median=_rounded(np.median(values[other])),
-            ratio=tuple(map(_rounded, np.quantile(ratios, (0.25, 0.5, 0.75)))),
+            ratio=[*map(_rounded, np.quantile(ratios, (0.25, 0.5, 0.75)))],
             target=target,
             rounds=len(ratios),
             threads=torch.get_num_threads(),
@@ -109,45 +75,34 @@ def _rounded(value: float) -> float:
 
 def in_turns(
     what: str,
-    calls: Mapping[str, Callable[[], object]],
+    calls: Calls,
     pairs: Sequence[Pair],
     settings: Settings,
     repeats: int = 1,
     images: int = 0,
-) -> Iterator[Row]:
+) -> Rows:
     """Time calls that take turns, round by round.
 
-    Args:
-        what: See :class:`Row`.
-        calls: By name.
-        pairs: What is compared.
-        settings: How often.
-        repeats: Times that a call is made for one value.
-        images: That pass in a call, if the time of one is meant.
+    A value is of ``repeats`` calls in a row; where ``images`` pass in a call,
+    of one of them.
     """
     for call in calls.values():
-        for _ in range(WARM_UP):
-            call()
+        _seconds(call, WARM_UP)
     values = {name: [] for name in calls}
     order = list(calls)
     scale = 1e3 / repeats / (images or 1)
-    clock = time.process_time if settings.cpu_time else timer
     for _ in range(settings.rounds):
         for name in order:
-            values[name].append(scale * _seconds(calls[name], repeats, clock))
+            values[name].append(scale * _seconds(calls[name], repeats))
         order.append(order.pop(0))  # whose turn is first finds cold caches
-    unit = 'CPU ms' if settings.cpu_time else 'ms'
-    unit = f'{unit} per image' if images else unit
-    return compare(what, unit, values, pairs)
+    return compare(what, 'ms per image' if images else 'ms', values, pairs)
 
 
-def _seconds(
-    call: Callable[[], object], repeats: int, clock: Callable[[], float]
-) -> float:
-    start = clock()
+def _seconds(call: Callable[[], object], repeats: int) -> float:
+    start = timer()
     for _ in range(repeats):
         call()
-    return clock() - start
+    return timer() - start
 
 
 def peak_memory(call: Callable[[], object], device: str) -> float:
@@ -169,6 +124,16 @@ def peak_memory(call: Callable[[], object], device: str) -> float:
     events = [e for e in events if e.name() == '[memory]']
     changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
     return max(np.cumsum(changes)) / 2**20
+
+
+def kernels(call: Callable[[], object]) -> tuple[int, float]:
+    """Return how many kernels a call launches on a GPU, and their ms."""
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as found:
+        call()
+        torch.cuda.synchronize()
+    busy = [a for a in found.key_averages() if a.self_device_time_total]
+    total = sum(a.self_device_time_total for a in busy)
+    return sum(a.count for a in busy), total / 1e3
 
 
 @contextlib.contextmanager

@@ -3,48 +3,33 @@
 import mmpretrain.models  # noqa: F401  fills the registry
 import torch
 from mmpretrain.registry import MODELS
-from torch import Tensor, nn
+from torch import nn
 
 import sb_mm.models  # noqa: F401  fills the registry
 
+from .measure import Settings
+
 STATIC, SE, SB, DYCONV = 'static', 'SE', 'SB', 'DyConv'
+FUSED_SE, FUSED_SB = 'SE fused', 'SB fused'
 # At every convolution of the blocks, as in Tables 2, 4 and 6.
 KINDS = {
     STATIC: {},
-    SE: dict(attention=dict(type='sb_mm.SqueezeExcite')),
-    SB: dict(attention=dict(type='sb_mm.ShiftBalance')),
+    SE: dict(attention=dict(type='sb_mm.SqueezeExcite', fused=False)),
+    SB: dict(attention=dict(type='sb_mm.ShiftBalance', fused=False)),
+    FUSED_SE: dict(attention=dict(type='sb_mm.SqueezeExcite', fused=True)),
+    FUSED_SB: dict(attention=dict(type='sb_mm.ShiftBalance', fused=True)),
     DYCONV: dict(attention_conv_cfg=dict(type='sb_mm.DynamicConv2d')),
 }
-OTHERS = 'mmpretrain', 'torchvision', 'timm'
+
+
+def trained_on(settings: Settings, se: bool = True) -> list[str]:
+    """Return the kinds of network; on a CPU, fused gates are plain ones."""
+    kinds = [STATIC, SB, *([SE] if se else [])]
+    return kinds + [f'{kind} fused' for kind in kinds[1:] if settings.on_gpu]
 
 
 def build(kind: str, width: float, cifar: bool = False) -> nn.Module:
-    """Return a backbone of ours, one of ``KINDS``.
-
-    Args:
-        kind: Which.
-        width: Factor on the channels.
-        cifar: Whether it is the form for 32 x 32 pixels.
-    """
+    """Return a backbone of a kind, or its form for 32 x 32 pixels."""
     torch.manual_seed(0)
     name = f'sb_mm.AttentionMobileNetV2{"CIFAR" if cifar else ""}'
     return MODELS.build(dict(type=name, widen_factor=width, **KINDS[kind]))
-
-
-def build_other(package: str, width: float) -> nn.Module:
-    """Return a package's MobileNetV2 without its classifier."""
-    if package == 'mmpretrain':
-        return MODELS.build(dict(type='MobileNetV2', widen_factor=width))
-    if package == 'torchvision':
-        from torchvision.models import mobilenet_v2
-
-        return mobilenet_v2(width_mult=width).features
-    import timm
-
-    name = f'mobilenetv2_{round(100 * width):03d}'
-    return timm.create_model(name, num_classes=0, global_pool='')
-
-
-def last_features(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """Return the last stage's output, whoever's network gave it."""
-    return output if isinstance(output, Tensor) else output[-1]

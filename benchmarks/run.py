@@ -3,14 +3,16 @@
 
 import argparse
 import json
+import multiprocessing
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from datetime import date
+from multiprocessing.connection import Connection
 from pathlib import Path
 from pkgutil import resolve_name
+from time import monotonic
 
 # Python puts benchmarks/ on the path, not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,101 +21,127 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Settings
+from benchmarks.measure import Rows, Settings
 from sb_mm.arguments import check_number
 from sb_mm.engine.cli import run_tool
-from sb_mm.engine.environment import commit, processor, versions
+from sb_mm.engine.environment import commit, hardware, versions
 from sb_mm.errors import UserInputError
 from sb_mm.files import write_in_one_step
 
-# Imported one by one: a host or package that is missing leaves out one case.
-# Those that may find no data come first.
-CASES = {
-    'augmentation': 'benchmarks.inputs:augmentation',
-    'loading': 'benchmarks.inputs:loading',
-    'cifar_input': 'benchmarks.inputs:cifar_input',
-    'dynamic_conv': 'benchmarks.dynamic_conv:dynamic_conv',
-    'dynamic_conv_memory': 'benchmarks.dynamic_conv:dynamic_conv_memory',
-    'training_step': 'benchmarks.training:training_step',
-    'cifar_step': 'benchmarks.training:cifar_step',
-    'training_memory': 'benchmarks.training:training_memory',
-    'device_calls': 'benchmarks.training:device_calls',
-    'compiled_kernels': 'benchmarks.training:compiled_kernels',  # minutes
-    'detector_step': 'benchmarks.detector:detector_step',
-    'inference': 'benchmarks.inference:inference',
-}
-_IDENTITY = ('what', 'ours', 'other', 'device')
+# Each in which module. Those that may find no data come first.
+CASES = dict(
+    augmentation='inputs',
+    loading='inputs',
+    cifar_input='inputs',
+    dynamic_conv='dynamic_conv',
+    training_step='training',
+    cifar_step='training',
+    training_loop='training',
+    training_memory='training',
+    device_calls='training',
+    detector_step='training',
+    inference='inference',
+)
+# Only if asked for: they need a GPU, or minutes for a compiler.
+MORE = dict(
+    cifar_channels_last='training',
+    cifar_graphs='training',
+    cifar_compiled='training',
+    detector_bfloat16='training',
+    detector_graphs='training',
+    detector_compiled='training',
+    compiled_kernels='training',
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the cases; each is in the file when it ends."""
+    """Run the cases; a row is shown and in the file when it is measured."""
     argv = sys.argv[1:] if argv is None else argv
     args = _parse(argv)
     settings = Settings(
-        rounds=1 if args.tiny else args.rounds,
-        tiny=args.tiny,
-        device=args.device,
-        data_root=args.data_root,
-        cpu_time=args.cpu_time,
+        1 if args.tiny else args.rounds, args.tiny, args.device, args.data_root
     )
-    where = environment(settings, argv)
+    command = shlex.join(['python', 'benchmarks/run.py', *argv])
     console = Console(width=None if sys.stdout.isatty() else 150)
-    taken = []
-    for name in (name for name in CASES if name in args.only):
+    for name in args.only:
+        rows = []
         try:
-            with console.status(name):
-                case = resolve_name(CASES[name])
-                rows = [where | asdict(row) for row in case(settings)]
-        except ModuleNotFoundError as error:
+            for row in _rows(name, settings, args.limit):
+                rows.append({**row, 'command': command})
+                write(rows[-1:], args.out)
+        except (ModuleNotFoundError, ChildError) as error:
             console.print(f'{name}: not run: {error}', style='red')
-            continue
-        taken += rows
-        write(rows, args.out)
-    console.print(f'{where["machine"]}; {settings.rounds} rounds')
-    console.print(table(taken))
+        if rows:
+            console.print(table(rows))
+
+
+class ChildError(Exception):
+    """A case ended without its last row."""
+
+
+def _rows(name: str, settings: Settings, limit: float | None) -> Rows:
+    """Yield a case's rows; with a limit, from a process of its own.
+
+    Modules are loaded before, once for all cases.
+    """
+    case = resolve_name(f'benchmarks.{(CASES | MORE)[name]}:{name}')
+    if limit is None:
+        yield from _measure(case, settings)
+        return
+    fork = multiprocessing.get_context('fork')
+    receiver, sender = fork.Pipe(duplex=False)
+    child = fork.Process(target=_send, args=(sender, case, settings))
+    child.start()
+    sender.close()
+    end = monotonic() + limit
+    try:
+        while receiver.poll(max(0, end - monotonic())):
+            yield receiver.recv()
+        raise ChildError(f'longer than {limit:g} s')
+    except EOFError:
+        child.join()
+        if child.exitcode:
+            raise ChildError(f'exit code {child.exitcode}') from None
+    finally:
+        child.kill()
+
+
+def _send(sender: Connection, *args) -> None:
+    for row in _measure(*args):
+        sender.send(row)
+
+
+def _measure(case: Callable[[Settings], Rows], settings: Settings) -> Rows:
+    torch.backends.cudnn.benchmark = True  # as in our configs
+    where = dict(
+        device=torch.device(settings.device).type,
+        machine=f'{hardware()}, {os.cpu_count()} cores',
+        commit=commit('benchmarks'),
+        date=date.today().isoformat(),
+        versions=versions('timm', 'onnx', 'onnxruntime'),
+    )
+    for row in case(settings):
+        yield {**where, **row}
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=__doc__, formatter_class=formatter
     )
-    parser.add_argument(
-        '--only', nargs='+', choices=CASES, default=list(CASES)
-    )
-    parser.add_argument('--rounds', type=int, default=Settings.rounds)
-    parser.add_argument('--device', default=Settings.device)
-    parser.add_argument(
-        '--data-root',
-        default=Settings.data_root,
-        help='folder of VOCdevkit, for augmentation and loading',
-    )
-    parser.add_argument(
-        '--cpu-time',
-        action='store_true',
-        help="this process's time on the CPU, for a machine that others use; "
-        'give OMP_NUM_THREADS=1 with it',
-    )
-    parser.add_argument(
-        '--tiny',
-        action='store_true',
-        help='measure next to nothing, to see that all of it runs',
-    )
-    parser.add_argument(
-        '--out',
-        type=Path,
-        default=Path('work_dirs/performance.json'),
-        help='JSON; what it holds of other cases stays',
-    )
+    add = parser.add_argument
+    add('--only', nargs='+', choices=CASES | MORE, default=list(CASES))
+    add('--rounds', type=int, default=Settings.rounds, help='values of each')
+    add('--device', default=Settings.device)
+    add('--data-root', default=Settings.data_root, help='of VOCdevkit')
+    add('--limit', type=float, help='seconds of a case')
+    add('--tiny', action='store_true', help='see only that all of it runs')
+    out = Path('work_dirs/performance.json')
+    add('--out', type=Path, default=out, help='what it holds of others stays')
     args = parser.parse_args(argv)
     check_number('--rounds', args.rounds, 1, integer=True)
     if args.out.is_dir():
         raise UserInputError(f'--out {args.out} is a folder: give a file.')
-    if args.cpu_time and (args.device != 'cpu' or 'loading' in args.only):
-        raise UserInputError(
-            '--cpu-time sees neither a GPU nor dataloader workers: leave it '
-            'out, or choose cases other than loading with --only.'
-        )
     if args.device != 'cpu' and not torch.cuda.is_available():
         raise UserInputError(
             f'--device {args.device}: PyTorch finds no GPU; leave it out.'
@@ -121,31 +149,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def environment(settings: Settings, argv: Sequence[str]) -> dict:
-    """Return what a number depends on besides the code."""
-    kind = f'{processor()}, {os.cpu_count()} cores'
-    machine = f'{kind}, {torch.backends.cpu.get_cpu_capability()}'
-    if settings.device != 'cpu':
-        machine = f'{torch.cuda.get_device_name()}; {machine}'
-    return dict(
-        device=torch.device(settings.device).type,
-        machine=machine,
-        command=shlex.join(['python', 'benchmarks/run.py', *argv]),
-        commit=commit('benchmarks'),
-        date=date.today().isoformat(),
-        versions=versions('timm', 'onnx', 'onnxruntime'),
-    )
-
-
-def write(rows: list[dict], path: Path) -> None:
+def write(rows: Sequence[dict], path: Path) -> None:
     """Write rows to a file, in place of older ones of the same calls.
 
     Raises:
         UserInputError: If it is no file of rows.
     """
+    identity = ('what', 'ours', 'other', 'device')
     try:
         old = json.loads(path.read_text()) if path.is_file() else []
-        found = {_identity(row): row for row in [*old, *rows]}
+        found = {tuple(row[n] for n in identity): row for row in [*old, *rows]}
     except (KeyError, TypeError, ValueError) as error:
         raise UserInputError(
             f'{path} is no file of benchmarks: give another --out.'
@@ -153,10 +166,6 @@ def write(rows: list[dict], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ',\n'.join(map(json.dumps, found.values()))
     write_in_one_step(path, f'[\n{lines}\n]\n')
-
-
-def _identity(row: dict) -> tuple[str, ...]:
-    return tuple(row[name] for name in _IDENTITY)
 
 
 def table(rows: Sequence[dict]) -> Table:

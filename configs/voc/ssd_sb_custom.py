@@ -1,6 +1,6 @@
 # SB-SSDLite on your own images: change these two lines, nothing else.
 # Expected below data_root, in VOC's format:
-#   JPEGImages/<id>.jpg (or .jpeg, .png)    Annotations/<id>.xml
+#   JPEGImages/<id>.jpg (or .jpeg, .png, .bmp, .webp)    Annotations/<id>.xml
 #   ImageSets/Main/train.txt and val.txt    one <id> a line
 data_root = 'data/my_devkit/'
 classes = ('cat', 'dog')

@@ -92,10 +92,10 @@ def _read_root(path: str, max_bytes: int) -> ET.Element:
         )
     try:
         root = _parse(data)
-    except UnicodeDecodeError as error:
-        fault = f'is not in its encoding ({shorten(error.encoding)})'
+    except (UnicodeDecodeError, LookupError) as error:
+        fault = f'is not in its encoding ({first_line(error)})'
         raise FileFault(path, fault, 'save it as UTF-8') from None
-    except (ET.ParseError, LookupError, ValueError) as error:
+    except (ET.ParseError, ValueError) as error:
         fault = f'is not XML ({first_line(error)})'
         raise FileFault(path, fault, remedy) from None
     if root.tag != 'annotation':
@@ -116,6 +116,8 @@ def _parse(data: bytes) -> ET.Element:
             raise
     declared = _DECLARED.search(data)
     encoding = declared[1].decode().lower() if declared else 'utf-8'
+    if '<'.encode(encoding) != b'<':  # or the declaration had not been found
+        encoding = 'utf-8'
     return ET.fromstring(data.decode(_SUPERSETS.get(encoding, encoding)))
 
 

@@ -27,15 +27,17 @@ class FileIndex:
         self._listed: dict[str, dict[str, list[str]]] = {}
 
     def __getitem__(self, name: str) -> list[str]:
-        forms = (name, nfc(name), normalize('NFD', name))
-        return next(filter(None, map(self._find, forms)), [])
+        folder, stem = os.path.split(name)
+        forms = (folder, nfc(folder), normalize('NFD', folder))
+        found = (self._find(form, stem) for form in forms)
+        return next(filter(None, found), [])
 
-    def _find(self, name: str) -> list[str]:
-        sub_folder, stem = os.path.split(name)
+    def _find(self, sub_folder: str, stem: str) -> list[str]:
         if sub_folder not in self._listed:
             folder = os.path.join(self._folder, sub_folder)
             self._listed[sub_folder] = self._list(folder)
-        return self._listed[sub_folder].get(stem, [])
+        listed = self._listed[sub_folder]
+        return listed.get(stem) or listed.get(nfc(stem), [])
 
     def _list(self, folder: str) -> dict[str, list[str]]:
         try:
@@ -52,15 +54,17 @@ class FileIndex:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in self._suffixes:
                 found.setdefault(stem, []).append(os.path.join(folder, name))
-        return found
+        return {nfc(stem): paths for stem, paths in found.items()} | found
 
 
 def choose(paths: Sequence[str], filename: str) -> tuple[str, list[str]]:
     """Return the path that ``<filename>`` names, or the first, and notes."""
-    for path in paths:
-        if nfc(os.path.basename(path)) == nfc(filename):
-            return path, []
-    return paths[0], ['twin'] * (len(paths) > 1)
+    names = {path: nfc(os.path.basename(path)) for path in paths}
+    wanted = nfc(filename)
+    same = [p for p in paths if names[p].lower() == wanted.lower()]
+    exact = [p for p in same if names[p] == wanted]
+    note = ['twin'] if len(paths) > 1 and not same else []
+    return (exact or same or paths)[0], note
 
 
 def read_list(path: str) -> list[str]:

@@ -25,7 +25,7 @@ from .images import (
     turn_box,
 )
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 
 # second column of the devkit's lists of one class, e.g. `000005 -1`
 _LIST_LABEL = re.compile(r'\s+-?[01]$')
@@ -47,10 +47,10 @@ class VOCDevkitDataset(XMLDataset):
     """PASCAL VOC, or a user's own data in the same layout.
 
     Below ``data_prefix['sub_data_root']`` (relative to ``data_root``) lie
-    ``Annotations/<name>.xml`` and ``JPEGImages/<name>.jpg`` (or .jpeg or
-    .png, in any case of letters; of several, ``<filename>`` names the one);
-    ``ann_file`` lists the names. Names of files and classes are the same in
-    any form of Unicode.
+    ``Annotations/<name>.xml`` and ``JPEGImages/<name>.jpg`` (or .jpeg,
+    .png, .bmp, .webp, in any case of letters; of several, ``<filename>``
+    names the one); ``ann_file`` lists the names. Names of files and classes
+    are the same in any form of Unicode.
 
     What differs from mmdet's ``VOCDataset``: everything that can be wrong
     with the files is reported in one sentence when they are loaded, boxes
@@ -244,7 +244,8 @@ class VOCDevkitDataset(XMLDataset):
             return (
                 f'data_root {root} must hold {self.ann_file} (one image '
                 f'name a line, without .jpg), {self._folders()[0]}/<name>.xml '
-                f'and {self._folders()[1]}/<name>.jpg (or .jpeg, .png)'
+                f'and {self._folders()[1]}/<name>.jpg (or '
+                f'{", ".join(IMAGE_SUFFIXES[1:])})'
             )
         return (
             f'run `python tools/prepare_voc.py --out {shlex.quote(root)}` or '

@@ -4,7 +4,9 @@
 # ruff: noqa: PT028
 
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from mmengine.config import Config
@@ -14,7 +16,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from sb_mm.checkpoint import weights_only
-from sb_mm.errors import UserInputError
+from sb_mm.errors import UserInputError, first_line
 
 from .checkpoints import check_checkpoint, check_start, newest_checkpoint
 from .checks import check_data
@@ -73,6 +75,9 @@ def train(
     with lock, weights_only(not trust):
         runner = build_runner(cfg)
         runner.register_hook(ResumedScheduleHook())
+        runner.load_or_resume = partial(
+            _load_or_say_why, runner.load_or_resume, cfg.get('load_from')
+        )
         runner.train()
     _leave_processes()
     scalars = runner.message_hub.log_scalars
@@ -175,6 +180,21 @@ def _leave_processes() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def _load_or_say_why(load: Callable[[], None], path: str | None) -> None:
+    """Load a checkpoint, with a sentence for what its readers raise."""
+    try:
+        load()
+    except UserInputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserInputError(
+            f'The checkpoint {path} does not fit this training '
+            f'({first_line(error)}): use the config that it was made with, '
+            f'or start from its weights, with --cfg-options load_from={path} '
+            'and without --resume.'
+        ) from error
 
 
 def _check_device(cfg: Config) -> None:

@@ -217,13 +217,16 @@ def test_image_suffixes_in_any_case(tiny_devkit):
         ('a.png', 'a.png', False),
         ('a.jpg', 'a.jpg', False),
         (r'C:\images\a.png', 'a.png', False),
-        ('b.png', 'a.jpg', True),
+        ('A.PNG', 'a.png', False),
+        ('a.bmp', 'a.bmp', False),
+        ('b.png', 'a.bmp', True),
     ],
 )
-def test_of_two_images_filename_names_the_one(
+def test_of_several_images_filename_names_the_one(
     tiny_devkit, make_xml, warnings_of, named, used, warned
 ):
-    root = tiny_devkit(files=('a.jpg', 'a.png'), lists={'train': 'a\n'})
+    files = ('a.bmp', 'a.jpg', 'a.png')
+    root = tiny_devkit(files=files, lists={'train': 'a\n'})
     text = make_xml([DISC]).replace('<size>', f'<filename>{named}</filename>'
                                     '<size>')  # fmt: skip
     annotate(root, 'a', text)
@@ -263,6 +266,20 @@ def test_names_are_the_same_in_any_form_of_unicode(
     assert 'each of them once' in error_of(root, classes=(given, written))
 
 
+def test_parts_of_a_name_may_be_in_different_forms_of_unicode(tiny_devkit):
+    """Such as a file of macOS in a folder of Linux."""
+    root = tiny_devkit(
+        files=('a.jpg',), lists={'train': '\u00e9/\u00e9\u00fc'}
+    )
+    moved = []
+    for folder, file in (('JPEGImages', 'a.jpg'), ('Annotations', 'a.xml')):
+        moved.append(root / folder / '\u00e9' / f'e\u0301\u00fc{file[1:]}')
+        moved[-1].parent.mkdir()
+        (root / folder / file).rename(moved[-1])
+    info = load(root).get_data_info(0)
+    assert [info['img_path'], info['xml_path']] == [*map(str, moved)]
+
+
 @pytest.mark.parametrize(
     ('declared', 'written'),
     [
@@ -272,6 +289,7 @@ def test_names_are_the_same_in_any_form_of_unicode(
         ('utf16', 'utf-16'),
         ('utf-16-le', 'utf-16'),
         ('utf-8', 'utf-16'),
+        ('utf-16', 'utf-8'),
         ('utf-32', 'utf-32'),
         ('iso-8859-1', 'latin-1'),
         ('gb2312', 'gb18030'),
@@ -384,11 +402,12 @@ def test_all_missing_files_are_counted_and_three_are_named(tiny_devkit):
         ('no xml', 'is not XML'),
         ('<annotation><object>', 'is not XML'),
         ('<html></html>', 'holds <html>'),
-        ('<?xml version="1.0" encoding="hex"?><annotation/>', 'is not XML'),
+        ('<?xml encoding="hex"?><annotation/>', 'save it as UTF-8'),
+        ('<?xml encoding="ansi"?><annotation/>', 'save it as UTF-8'),
         ('<annotation>é</annotation>'.encode('latin-1'), 'save it as UTF-8'),
         (b' ' * 4_000_001, 'max_annotation_mb'),
     ],
-    ids=['empty', 'text', 'cut', 'html', 'codec', 'undeclared', 'large'],
+    ids=['empty', 'text', 'cut', 'html', 'codec', 'name', 'none', 'large'],
 )
 def test_an_annotation_that_is_not_one_is_refused(flat, text, told):
     annotate(flat, 'a', text)

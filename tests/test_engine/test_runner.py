@@ -122,6 +122,12 @@ def test_a_resume_with_more_epochs_follows_its_schedule_or_is_refused(
         assert words in line
         assert '--cfg-options load_from=CHECKPOINT and without --res' in line
 
+    other = 'optim_wrapper.paramwise_cfg.bias_lr_mult=1'
+    code, error = train(2, 3, '--resume', '--cfg-options', other)
+    assert code == 2
+    assert 'epoch_2.pth does not fit this training' in error
+    assert 'parameter groups' in error
+
     # The two ways out: the old schedule is meant, or a new one starts.
     old = ('--resume', '--cfg-options', 'param_scheduler.0.end=2')
     code, error = train(3, 3, *old)

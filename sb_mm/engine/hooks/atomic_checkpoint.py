@@ -79,7 +79,9 @@ class AtomicCheckpointHook(CheckpointHook):
             for key, path in runner.message_hub.runtime_info.items()
             if key.startswith(('best_ckpt', 'last_ckpt'))
         }
+        # The list may be anybody's: it deletes checkpoints, and only here.
+        names = {Path(name).name for name in outdated if name[-4:] == '.pth'}
         # A name may have been written again, such as that of a best one.
-        for name in set(outdated) - used:
+        for name in names - used:
             Path(self.out_dir, name).unlink(missing_ok=True)
         outdated.clear()

@@ -120,8 +120,10 @@ def _changes(asked: _ParamScheduler, saved: dict) -> Iterator[str]:
     settings = (arguments_of(type(asked)) or set()) - _PROGRESS
     # The values that it starts from, such as the optimizer's rate.
     for name in ['base_values', *sorted(settings)]:
-        if name in own and name in saved and own[name] != saved[name]:
-            yield f'{name} {_short(saved[name])}, not {_short(own[name])}'
+        if name in own and name in saved:
+            before, now = _short(saved[name]), _short(own[name])
+            if before != now:
+                yield f'{name} {before}, not {now}'
 
 
 def _short(value: object) -> object:

@@ -47,7 +47,7 @@ class AttentionBlock(BaseModule):
         attention_layers: Sequence[str] = LAYERS,
         attention_after: str = 'norm',
         conv_cfg: dict | None = None,
-        norm_cfg: dict | None = dict(type='BN'),
+        norm_cfg: dict | None = dict(type='sb_mm.LevelBatchNorm2d'),
         act_cfg: dict | None = dict(type='ReLU6'),
         with_cp: bool = False,
         init_cfg: dict | list | None = None,

@@ -35,7 +35,9 @@ class AttentionMnasNet(InvertedResidualNet):
         self,
         *args,
         # TensorFlow's 0.9997, of which torchvision's network has no other.
-        norm_cfg: dict | None = dict(type='BN', momentum=1 - 0.9997),
+        norm_cfg: dict | None = dict(
+            type='sb_mm.LevelBatchNorm2d', momentum=1 - 0.9997
+        ),
         act_cfg: dict | None = dict(type='ReLU'),
         **kwargs,
     ) -> None:

@@ -1,6 +1,8 @@
 """Squeeze-and-Excite, Shift-and-Balance, and the gate that they share."""
 
 import math
+import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -11,6 +13,11 @@ from sb_mm.arguments import check_choice, check_number
 from sb_mm.registry import MODELS
 
 from .norm import GateBatchNorm1d, GateSyncBatchNorm
+
+try:
+    from . import fused_gate
+except ImportError:  # a CPU wheel of torch has no Triton
+    fused_gate = None
 
 
 class ChannelGate(nn.Module):
@@ -103,6 +110,11 @@ class ChannelAttention(nn.Module):
         gate_norm: Whether the gate has batch normalisation, as in the paper;
             without it, its Linear layers have a bias.
         gate_offset: Added to the gate's logits.
+        fused: Compute the gate in five Triton kernels, forward and backward,
+            where :func:`.fused_gate.applies`: in training on a GPU. None for
+            what the environment variable ``SB_MM_FUSED_GATE`` says when the
+            layer is built, where ``1`` is on. Without Triton, the plain form
+            is used, with a warning for True.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -121,6 +133,7 @@ class ChannelAttention(nn.Module):
         dropout: float = 0.0,
         gate_norm: bool = True,
         gate_offset: float = 0.0,
+        fused: bool | None = None,
     ) -> None:
         super().__init__()
         check_number('in_channels', in_channels, 1, integer=True)
@@ -131,6 +144,8 @@ class ChannelAttention(nn.Module):
         check_number('hidden_multiplier', hidden_multiplier, 0, open_low=True)
         check_number('dropout', dropout, 0, 1, open_high=True)
         check_number('gate_offset', gate_offset, -math.inf)
+        check_choice('fused', fused, (None, True, False))
+        self.fused = _fuses(fused)
         reduction = depthwise_reduction if depthwise else 1
         self.gate = ChannelGate(
             in_channels,
@@ -149,6 +164,23 @@ class ChannelAttention(nn.Module):
             x: Input of the layer, ``(N, Cin, H, W)``.
         """
         raise NotImplementedError
+
+    def gates(
+        self, trunk: Tensor, x: Tensor, scale: Tensor | None = None
+    ) -> Tensor:
+        """Return ``scale * gate_function(F(x))`` for every pixel of ``trunk``.
+
+        Its shape is ``(N, Cout, 1, 1)``, its type the trunk's, so that a
+        float32 gate does not widen a network that runs in half precision.
+        """
+        if self.fused and fused_gate.applies(self.gate, x):
+            gates = fused_gate.fused_gate(
+                self.gate, x, self.gate_function, scale, trunk.dtype
+            )
+        else:
+            gates = self.gate_function(self.gate(x))
+            gates = gates if scale is None else scale * gates
+        return gates.to(trunk.dtype)[:, :, None, None]
 
 
 @MODELS.register_module()
@@ -174,7 +206,7 @@ class SqueezeExcite(ChannelAttention):
 
     def forward(self, trunk: Tensor, x: Tensor) -> Tensor:
         """Scale ``trunk`` of shape ``(N, Cout, H', W')``."""
-        return trunk * _over_pixels(self.gate_function(self.gate(x)), trunk)
+        return trunk * self.gates(trunk, x)
 
 
 def _ungated(logits: Tensor) -> Tensor:
@@ -232,8 +264,7 @@ class ShiftBalance(ChannelAttention):
 
     def forward(self, trunk: Tensor, x: Tensor) -> Tensor:
         """Shift ``trunk`` of shape ``(N, Cout, H', W')``."""
-        shift = self.lambda_ * self.gate_function(self.gate(x))
-        return trunk + _over_pixels(shift, trunk)
+        return trunk + self.gates(trunk, x, self.lambda_)
 
 
 class NoAttention(nn.Module):
@@ -261,10 +292,14 @@ def build_attention(
     return MODELS.build({**attention, **sizes})
 
 
-def _over_pixels(values: Tensor, trunk: Tensor) -> Tensor:
-    """Shape ``(N, C)`` values for broadcasting over ``(N, C, H, W)``.
-
-    The type becomes the trunk's, so that a float32 gate does not widen a
-    network that runs in half precision.
-    """
-    return values.to(trunk.dtype)[:, :, None, None]
+def _fuses(fused: bool | None) -> bool:
+    """Return what the argument or else the environment asks for."""
+    if fused is None:
+        fused = os.environ.get('SB_MM_FUSED_GATE') == '1'
+    elif fused and fused_gate is None:
+        warnings.warn(
+            'fused=True has no effect without Triton, which comes with the '
+            'CUDA wheels of torch: install one of these.',
+            stacklevel=3,
+        )
+    return fused and fused_gate is not None

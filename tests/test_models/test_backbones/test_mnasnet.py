@@ -67,7 +67,7 @@ def test_batch_normalisation_is_as_slow_as_torchvision_s():
     models = pytest.importorskip('torchvision.models')
 
     def momenta(model):
-        norms = (m for m in model.modules() if type(m) is nn.BatchNorm2d)
+        norms = (m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
         return {m.momentum for m in norms}
 
     theirs = momenta(models.MNASNet(0.1))

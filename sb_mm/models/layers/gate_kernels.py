@@ -1,0 +1,316 @@
+r"""The Triton kernels of the gate of a layer and its gating function.
+
+Eq. 6-7 of arXiv:2103.13080 on ``(N, C)`` tensors, whose two dozen calls cost
+a GPU far more than the arithmetic in them:
+
+.. math:: s = \lambda\, g(L), \quad L = BN_2(W_2 h) + o, \quad
+          h = ReLU(BN_1(W_1 p)), \quad p = GAP(x)
+
+A program holds all ``N`` rows of some columns, so that the statistics of a
+norm :math:`y = \gamma \hat z + \beta`, :math:`\hat z = (z - \mu) / \sigma`,
+never leave it. It keeps :math:`\hat z` and, as row ``N`` of the same tensor,
+:math:`1 / \sigma`. The backward pass makes :math:`h` and :math:`L` of them
+again, and
+
+.. math:: dz = \frac{\gamma}{\sigma} \left( dy - \frac{1}{N} \sum_n dy
+               - \frac{\hat z}{N} \sum_n dy\, \hat z \right)
+
+All of it is float32, and never TF32.
+"""
+# ruff: noqa: ANN001, ANN201, ANN202 (a kernel's arguments have no types)
+
+import inspect
+from collections.abc import Callable, Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from triton import knobs  # of Triton 3.4, whose launchers take these arguments
+
+MAX_ROWS = 256  # which a program's registers hold
+PRECISION = tl.constexpr('ieee')
+# The columns of a program, and the columns of its input at a time.
+BLOCK = dict(COLS=16, K=32)
+INTERPRETED = knobs.runtime.interpret
+_compiled = {}
+
+
+def _kernel(function: Callable) -> Callable:
+    """Compile a function once for all sizes and addresses."""
+    arguments = inspect.signature(function).parameters.values()
+    names = [a.name for a in arguments if a.annotation is a.empty]
+    return triton.jit(
+        function,
+        do_not_specialize=names,
+        do_not_specialize_on_alignment=names,
+    )
+
+
+# ---- parts: tiles of (rows, columns) of contiguous tensors, zero outside --
+
+
+@triton.jit
+def _load(x, rows, cols, height, width):
+    inside = (rows[:, None] < height) & (cols[None, :] < width)
+    at = rows[:, None] * width + cols[None, :]
+    return tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _store(x, tile, rows, cols, height, width):
+    inside = (rows[:, None] < height) & (cols[None, :] < width)
+    tl.store(x + rows[:, None] * width + cols[None, :], tile, mask=inside)
+
+
+@triton.jit
+def _row(x, cols, width):
+    return tl.load(x + cols, mask=cols < width, other=0.0)[None, :]
+
+
+@triton.jit
+def _input(x, gamma, beta, rows, cols, n, width):
+    """Load a Linear's input: the pooled sums, or ``h`` from its norm."""
+    tile = _load(x, rows, cols, n, width)
+    if gamma is not None:
+        tile = _row(gamma, cols, width) * tile + _row(beta, cols, width)
+        tile = tl.where((rows[:, None] < n) & (tile > 0), tile, 0.0)
+    return tile
+
+
+@triton.jit
+def _linear_norm(
+    x, x_gamma, x_beta, weight, mean, var, batches, normed, rows, cols,
+    n, inputs, width, factor, eps, momentum, K: tl.constexpr,
+):  # fmt: skip
+    """Store and return the normalised ``factor * input @ weight.T``."""
+    z = tl.zeros((rows.shape[0], cols.shape[0]), tl.float32)
+    for start in range(0, inputs, K):
+        ks = start + tl.arange(0, K)
+        tile = _input(x, x_gamma, x_beta, rows, ks, n, inputs)
+        w = tl.trans(_load(weight, cols, ks, width, inputs))
+        z = tl.dot(tile, w, z, input_precision=PRECISION)
+    z *= factor
+    mu = tl.sum(z, 0) / n
+    z = tl.where(rows[:, None] < n, z - mu[None, :], 0.0)
+    squares = tl.sum(z * z, 0)
+    inverse = 1 / tl.sqrt(squares / n + eps)
+    z *= inverse[None, :]
+    _store(normed, z, rows, cols, n, width)
+    valid = cols < width
+    tl.store(normed + n * width + cols, inverse, mask=valid)
+    old = tl.load(mean + cols, mask=valid)
+    tl.store(mean + cols, old + momentum * (mu - old), mask=valid)
+    old = tl.load(var + cols, mask=valid)
+    unbiased = squares / (n - 1)
+    tl.store(var + cols, old + momentum * (unbiased - old), mask=valid)
+    if tl.program_id(0) == 0:
+        tl.store(batches, tl.load(batches) + 1)
+    return z
+
+
+@triton.jit
+def _gating(logits, FUNCTION: tl.constexpr):
+    """Return the gating function and its derivative."""
+    if FUNCTION == 'tanh':
+        value = 2 * tl.sigmoid(2 * logits) - 1
+        slope = 1 - value * value
+    elif FUNCTION == 'sigmoid':
+        value = tl.sigmoid(logits)
+        slope = value * (1 - value)
+    elif FUNCTION == 'relu':
+        value = tl.maximum(logits, 0.0)
+        slope = tl.where(logits > 0, 1.0, 0.0)
+    else:
+        value = logits
+        slope = tl.full(logits.shape, 1.0, tl.float32)
+    return value, slope
+
+
+@triton.jit
+def _norm_backward(dy, normed, gamma, dvectors, rows, cols, n, width):
+    """Return ``dz``, and store the gradients of gamma and beta."""
+    z = _load(normed, rows, cols, n, width)
+    dgamma, dbeta = tl.sum(dy * z, 0), tl.sum(dy, 0)
+    tl.store(dvectors + cols, dgamma, mask=cols < width)
+    tl.store(dvectors + width + cols, dbeta, mask=cols < width)
+    slope = _row(gamma, cols, width) * _row(normed + n * width, cols, width)
+    dz = slope * (dy - (dbeta[None, :] + z * dgamma[None, :]) / n)
+    return tl.where(rows[:, None] < n, dz, 0.0)
+
+
+@triton.jit
+def _weight_backward(
+    dz, x, x_gamma, x_beta, dw, cols, n, inputs, width,
+    ROWS: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """Store ``dW = dz^T input``, where ``dz`` is what the program stored."""
+    tl.debug_barrier()  # all its threads see it
+    for start in range(0, inputs, K):
+        ks = start + tl.arange(0, K)
+        tile = tl.zeros((cols.shape[0], K), tl.float32)
+        for first in range(0, n, ROWS):
+            rows = first + tl.arange(0, ROWS)
+            d = tl.trans(_load(dz, rows, cols, n, width))
+            h = _input(x, x_gamma, x_beta, rows, ks, n, inputs)
+            tile = tl.dot(d, h, tile, input_precision=PRECISION)
+        _store(dw, tile, cols, ks, width, inputs)
+
+
+# ---- kernels: what they read, what they write, sizes, numbers -------------
+
+
+@_kernel
+def hidden_forward(
+    x, weight, mean, var, batches, normed,
+    n, hidden, inputs, factor, eps, momentum,
+    FUNCTION: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """The first Linear, of the sums over the pixels, and its norm."""
+    rows = tl.arange(0, ROWS)
+    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    _linear_norm(
+        x, None, None, weight, mean, var, batches, normed, rows, cols,
+        n, inputs, hidden, factor, eps, momentum, K,
+    )  # fmt: skip
+
+
+@_kernel
+def output_forward(
+    x, x_gamma, x_beta, weight, gamma, beta, scale,
+    mean, var, batches, normed, out,
+    n, outputs, hidden, offset, eps, momentum,
+    FUNCTION: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """ReLU, the second Linear, its norm, the gating function and lambda."""
+    rows = tl.arange(0, ROWS)
+    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    z = _linear_norm(
+        x, x_gamma, x_beta, weight, mean, var, batches, normed, rows, cols,
+        n, hidden, outputs, 1.0, eps, momentum, K,
+    )  # fmt: skip
+    z = _row(gamma, cols, outputs) * z + _row(beta, cols, outputs) + offset
+    value, _ = _gating(z, FUNCTION)
+    if scale is not None:
+        value *= _row(scale, cols, outputs)
+    _store(out, value, rows, cols, n, outputs)
+
+
+@_kernel
+def output_backward(
+    dout, normed, gamma, beta, x, x_gamma, x_beta, scale, dz, dw, dvectors,
+    n, outputs, hidden, offset,
+    FUNCTION: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """Back to the second Linear's weights and output.
+
+    ``dvectors`` are the gradients of gamma, beta and lambda.
+    """
+    rows = tl.arange(0, ROWS)
+    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    z = _load(normed, rows, cols, n, outputs)
+    z = _row(gamma, cols, outputs) * z + _row(beta, cols, outputs) + offset
+    value, slope = _gating(z, FUNCTION)
+    dy = _load(dout, rows, cols, n, outputs)
+    if scale is not None:
+        dscale = tl.sum(dy * value, 0)
+        at = dvectors + 2 * outputs + cols
+        tl.store(at, dscale, mask=cols < outputs)
+        dy *= _row(scale, cols, outputs)
+    dy *= slope
+    d = _norm_backward(dy, normed, gamma, dvectors, rows, cols, n, outputs)
+    _store(dz, d, rows, cols, n, outputs)
+    _weight_backward(
+        dz, x, x_gamma, x_beta, dw, cols, n, hidden, outputs, min(ROWS, K), K
+    )
+
+
+@_kernel
+def hidden_backward(
+    dnext, next_weight, normed, gamma, beta, x, dz, dw, dvectors,
+    n, hidden, inputs, outputs, factor,
+    FUNCTION: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """Back to the first Linear's weights and output."""
+    rows = tl.arange(0, ROWS)
+    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    dy = tl.zeros((ROWS, COLS), tl.float32)
+    for start in range(0, outputs, K):
+        ks = start + tl.arange(0, K)
+        tile = _load(dnext, rows, ks, n, outputs)
+        w = _load(next_weight, ks, cols, outputs, hidden)
+        dy = tl.dot(tile, w, dy, input_precision=PRECISION)
+    h = _input(normed, gamma, beta, rows, cols, n, hidden)
+    dy = tl.where(h > 0, dy, 0.0)
+    d = _norm_backward(dy, normed, gamma, dvectors, rows, cols, n, hidden)
+    _store(dz, d * factor, rows, cols, n, hidden)
+    _weight_backward(
+        dz, x, None, None, dw, cols, n, inputs, hidden, min(ROWS, K), K
+    )
+
+
+@_kernel
+def input_backward(
+    dz, weight, dx, n, inputs, hidden,
+    FUNCTION: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """Back to the pixels: ``dx = dz W_1``, in the type of ``dx``."""
+    rows = tl.arange(0, ROWS)
+    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    d = tl.zeros((ROWS, COLS), tl.float32)
+    for start in range(0, hidden, K):
+        ks = start + tl.arange(0, K)
+        tile = _load(dz, rows, ks, n, hidden)
+        w = _load(weight, ks, cols, hidden, inputs)
+        d = tl.dot(tile, w, d, input_precision=PRECISION)
+    _store(dx, d, rows, cols, n, inputs)
+
+
+def _launch_gate(
+    kernel: str,
+    reads: Sequence[Tensor | None],
+    writes: Sequence[Tensor],
+    sizes: Sequence[int],
+    numbers: Sequence[float],
+    function: str,
+) -> None:
+    """Start a kernel for ``sizes[:2]``, the rows and columns of its result."""
+    rows = max(16, triton.next_power_of_2(sizes[0]))
+    grid = triton.cdiv(sizes[1], BLOCK['COLS']), 1, 1
+    if INTERPRETED:  # there, NumPy >= 2.4 makes no range of an integer
+        sizes = map(tl.constexpr, sizes)
+    args = *reads, *writes, *sizes, *numbers, function, rows, *BLOCK.values()
+    # What it is compiled for.
+    key = (
+        kernel, function, rows, reads[0].dtype, writes[-1].dtype,
+        reads[-1] is None, writes[-1].device,
+    )  # fmt: skip
+    compiled = _compiled.get(key)
+    if compiled is None:
+        _compiled[key] = globals()[kernel][grid](
+            *args, num_warps=8 if rows > 128 else 4, num_stages=2
+        )
+    else:  # Triton's own look-up takes the host five times as long
+        compiled[grid](*args)
+    torch.autograd.graph.increment_version(writes)
+
+
+# An operator, so that torch.compile does not look into it.
+_schema = torch.library.infer_schema(_launch_gate, mutates_args=('writes',))
+torch.library.define('sb_mm::launch_gate', _schema)
+torch.library.impl('sb_mm::launch_gate', ('cpu', 'cuda'), _launch_gate)
+torch.library.register_fake('sb_mm::launch_gate', lambda *_: None)
+
+
+def launch(*args) -> None:
+    """Start a kernel, as an operator where one is recorded or compiled."""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        torch.ops.sb_mm.launch_gate(*args)
+    else:
+        _launch_gate(*args)
