@@ -24,7 +24,7 @@ from rich.table import Table
 from benchmarks.measure import Rows, Settings
 from sb_mm.arguments import check_number
 from sb_mm.engine.cli import run_tool
-from sb_mm.engine.hooks.run_info import commit, hardware, versions
+from sb_mm.engine.environment import commit, hardware, versions
 from sb_mm.errors import UserInputError
 from sb_mm.files import write_in_one_step
 

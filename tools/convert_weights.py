@@ -12,31 +12,19 @@ from sb_mm.convert_weights import convert_file, summary
 from sb_mm.engine.cli import run_tool
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        'src',
-        metavar='SRC',
-        help="file or URL of torchvision's MobileNetV2, MNASNet or "
-        "ShuffleNetV2, or of timm's mobilenetv2_* or mnasnet_*",
-    )
-    parser.add_argument('dst', metavar='DST', help='checkpoint to write')
-    parser.add_argument(
-        '--force', action='store_true', help='replace DST if it exists'
-    )
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='read SRC even if it needs more than tensors; this can run code '
-        'from it',
-    )
-    return parser.parse_args()
-
-
 def main() -> None:
     """Convert, and say how to use the result."""
-    args = parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    text = "file or URL of torchvision's MobileNetV2, MNASNet or "
+    text += "ShuffleNetV2, or of timm's mobilenetv2_* or mnasnet_*"
+    add('src', metavar='SRC', help=text)
+    add('dst', metavar='DST', help='checkpoint to write')
+    add('--force', action='store_true', help='replace DST if it exists')
+    text = 'read SRC even if it needs more than tensors; this can run code '
+    text += 'from it'
+    add('--trust-checkpoint', action='store_true', help=text)
+    args = parser.parse_args()
     converted = convert_file(
         args.src, args.dst, force=args.force, trust=args.trust_checkpoint
     )

@@ -12,32 +12,20 @@ from sb_mm.arguments import check_number
 from sb_mm.engine.cli import run_tool
 
 
-def parse_args() -> argparse.Namespace:
-    """Return the options."""
+def main() -> None:
+    """Run the demo."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        '--out', type=Path, default=Path('work_dirs/demo'), help='folder'
-    )
-    parser.add_argument('--epochs', type=int, default=24, help='epochs')
-    parser.add_argument(
-        '--images', type=int, default=240, help='training images'
-    )
-    parser.add_argument('--seed', type=int, default=0, help='training seed')
-    parser.add_argument(
-        '--workers', type=int, default=2, help='dataloader workers'
-    )
-    parser.add_argument(
-        '--min-map', type=float, default=0.6, help='fail below this mAP'
-    )
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Run the demo."""
-    args = vars(parse_args())
+    add = parser.add_argument
+    add('--out', type=Path, default=Path('work_dirs/demo'), help='folder')
+    add('--epochs', type=int, default=24, help='epochs')
+    add('--images', type=int, default=240, help='training images')
+    add('--seed', type=int, default=0, help='training seed')
+    add('--workers', type=int, default=2, help='dataloader workers')
+    add('--min-map', type=float, default=0.6, help='fail below this mAP')
+    args = vars(parser.parse_args())
     min_map = args.pop('min_map')
     check_number('--min-map', min_map, 0, 1)
     # It imports the hosts, which takes seconds and may fail.

@@ -10,55 +10,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sb_mm.deploy.agreement import ExportFailedError
 from sb_mm.deploy.export import export
-from sb_mm.engine.cli import (
-    add_common_options,
-    parse_arguments,
-    run_tool,
-)
+from sb_mm.engine.cli import add_common_options, parse_arguments, run_tool
 from sb_mm.engine.config import load_config
-
-
-def parse_args() -> argparse.Namespace:
-    """Return the options."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
-        'checkpoint', nargs='?', help='file; random weights if left out'
-    )
-    parser.add_argument(
-        '--out', metavar='FILE', help='default: <config>.onnx, here'
-    )
-    parser.add_argument(
-        '--nms',
-        action='store_true',
-        help='let the file suppress overlapping boxes: one row a detection '
-        'instead of one a prior box',
-    )
-    parser.add_argument(
-        '--this-cpu',
-        action='store_true',
-        help='the fastest file for one image at a time, which suits ONNX '
-        'Runtime on this kind of CPU only',
-    )
-    parser.add_argument(
-        '--check-images',
-        type=int,
-        default=8,
-        metavar='N',
-        help='test images on which the file is compared with PyTorch',
-    )
-    parser.add_argument(
-        '--evaluate',
-        action='store_true',
-        help='compute the metrics of the test set with both',
-    )
-    add_common_options(parser)
-    return parse_arguments(parser)
 
 
 def main() -> None:
     """Export, and print what was done."""
-    args = parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add('config', help='config file')
+    add('checkpoint', nargs='?', help='file; random weights if left out')
+    add('--out', metavar='FILE', help='default: <config>.onnx, here')
+    text = 'let the file suppress overlapping boxes: one row a detection '
+    text += 'instead of one a prior box'
+    add('--nms', action='store_true', help=text)
+    text = 'the fastest file for one image at a time, which suits ONNX '
+    text += 'Runtime on this kind of CPU only'
+    add('--this-cpu', action='store_true', help=text)
+    text = 'test images on which the file is compared with PyTorch'
+    add('--check-images', type=int, default=8, metavar='N', help=text)
+    text = 'compute the metrics of the test set with both'
+    add('--evaluate', action='store_true', help=text)
+    add_common_options(parser, check=False)
+    args = parse_arguments(parser)
     cfg = load_config(
         args.config, args.cfg_options, args.data_root, args.work_dir
     )

@@ -12,8 +12,8 @@ from sb_mm.datasets.synthetic_voc import make_synthetic_voc
 from sb_mm.engine.cli import run_tool
 
 
-def parse_args() -> argparse.Namespace:
-    """Return the options."""
+def main() -> None:
+    """Draw the devkit."""
     parser = argparse.ArgumentParser(
         description='Draw a VOC devkit of shapes: OUT/VOC2007 with images, '
         'annotations and lists. The same arguments give the same devkit.'
@@ -26,12 +26,7 @@ def parse_args() -> argparse.Namespace:
     add('--seed', type=int, default=0, help='seed of the drawings (0)')
     text = 'replace a synthetic devkit with other settings; other files are '
     add('--force', action='store_true', help=text + 'never deleted')
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Draw the devkit."""
-    args = parse_args()
+    args = parser.parse_args()
     drawn = make_synthetic_voc(
         args.out,
         num_train=args.images,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what attention does in the networks of finished runs."""
+"""Draw what attention does in the networks of finished trainings."""
 
 import argparse
 import sys
@@ -11,55 +11,35 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sb_mm.engine.cli import run_tool
 
 
-def parse_args() -> argparse.Namespace:
-    """Return the options, with the function's name as ``plot``."""
+def main() -> None:
+    """Draw, and print where the figure is."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
-    attention = commands.add_parser(
-        'attention',
-        help='layer by layer: standard deviations, inactivated channels, '
-        'saturated gates, lambda; needs runs with --cfg-options '
-        'default_hooks.attention.type=sb_mm.AttentionStatsHook',
-    )
+    text = 'layer by layer: standard deviations, inactivated channels, '
+    text += 'saturated gates, lambda; needs trainings with --cfg-options '
+    text += 'default_hooks.attention.type=sb_mm.AttentionStatsHook'
+    attention = commands.add_parser('attention', help=text)
     attention.set_defaults(plot='plot_attention')
-    attention.add_argument(
-        '--epoch', type=int, help='default: the last of each run'
-    )
+    text = 'default: the last of each training'
+    attention.add_argument('--epoch', type=int, help=text)
 
-    shift = commands.add_parser(
-        'shift', help="a layer's output against its trunk, point by point"
-    )
+    text = "a layer's output against its trunk, point by point"
+    shift = commands.add_parser('shift', help=text)
     shift.set_defaults(plot='plot_shift')
-    shift.add_argument(
-        '--layer', help='path in the network; default: the last attention'
-    )
-    shift.add_argument('--checkpoint', help='default: the newest of each run')
-    shift.add_argument(
-        '--data-root', help="folder of the data; default: the config's"
-    )
-    shift.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='load a checkpoint even if this can run code from it',
-    )
+    add = shift.add_argument
+    add('--layer', help='path in the network; default: the last attention')
+    add('--checkpoint', help='default: the newest of each training')
+    add('--data-root', help="folder of the data; default: the config's")
+    text = 'load a checkpoint even if this can run code from it'
+    add('--trust-checkpoint', action='store_true', help=text)
 
     for name, command in commands.choices.items():
-        command.add_argument(
-            'work_dirs', nargs='+', metavar='WORK_DIR', help='of a run'
-        )
-        command.add_argument(
-            '--labels', nargs='+', help='names of the runs in the figure'
-        )
-        command.add_argument(
-            '--out', help=f'file; default: {name}.png in the first WORK_DIR'
-        )
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Draw, and print where the figure is."""
-    args = vars(parse_args())
+        add = command.add_argument
+        add('work_dirs', nargs='+', metavar='WORK_DIR', help='of a training')
+        add('--labels', nargs='+', help='names of the trainings in the figure')
+        add('--out', help=f'file; default: {name}.png in the first WORK_DIR')
+    args = vars(parser.parse_args())
     # It imports the hosts, which takes seconds and may fail.
     from sb_mm.visualization import attention
 

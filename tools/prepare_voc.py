@@ -18,8 +18,8 @@ image counts, and leaves nothing half-unpacked. A year that is there is
 checked and left alone."""
 
 
-def parse_args() -> argparse.Namespace:
-    """Return the options."""
+def main() -> None:
+    """Bring the years."""
     parser = argparse.ArgumentParser(description=DESCRIPTION)
     add = parser.add_argument
     add('--out', default='data/VOCdevkit', help='the devkit (%(default)s)')
@@ -31,19 +31,11 @@ def parse_args() -> argparse.Namespace:
     text += 'one becomes 2007 or 2012'
     add('--mirrors', nargs='+', default=MIRRORS, metavar='URL', help=text)
     add('--keep-archives', action='store_true', help='keep OUT/archives')
-    add(
-        '--expect-counts',
-        choices=['official', 'none'],
-        default='official',
-        help='none: take a subset with the same layout, whatever its '
-        'checksums and image counts (%(default)s)',
-    )
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Bring the years."""
-    args = parse_args()
+    text = 'none: take a subset with the same layout, whatever its checksums '
+    text += 'and image counts (%(default)s)'
+    kinds = ['official', 'none']
+    add('--expect-counts', choices=kinds, default='official', help=text)
+    args = parser.parse_args()
     prepare_voc(
         args.out,
         years={year: VOC_YEARS[year] for year in args.years},

@@ -8,35 +8,21 @@ from pathlib import Path
 # Python puts tools/ on the path, not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sb_mm.engine.cli import (
-    add_check_option,
-    add_common_options,
-    parse_arguments,
-    run_tool,
-)
-
-
-def parse_args() -> argparse.Namespace:
-    """Return the options, those of mmdet's ``test.py`` and a few more."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file or URL')
-    add_common_options(parser)
-    add_check_option(parser)
-    parser.add_argument('--out', help='write the predictions to this .pkl')
-    parser.add_argument(
-        '--show', action='store_true', help='show predictions in a window'
-    )
-    parser.add_argument('--show-dir', help='write painted images there')
-    parser.add_argument(
-        '--wait-time', type=float, default=2, help='seconds a window stays'
-    )
-    return parse_arguments(parser)
+from sb_mm.engine.cli import add_common_options, parse_arguments, run_tool
 
 
 def main() -> None:
-    """Test."""
-    args = parse_args()
+    """Test; the options are those of mmdet's ``test.py`` and a few more."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add('config', help='config file')
+    add('checkpoint', help='checkpoint file or URL')
+    add_common_options(parser)
+    add('--out', help='write the predictions to this .pkl')
+    add('--show', action='store_true', help='show predictions in a window')
+    add('--show-dir', help='write painted images there')
+    add('--wait-time', type=float, default=2, help='seconds a window stays')
+    args = parse_arguments(parser)
     # They import the hosts, which takes seconds and may fail.
     from sb_mm.engine.config import load_config
     from sb_mm.engine.runner import test

@@ -8,44 +8,22 @@ from pathlib import Path
 # Python puts tools/ on the path, not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sb_mm.engine.cli import (
-    add_check_option,
-    add_common_options,
-    parse_arguments,
-    run_tool,
-)
-
-
-def parse_args() -> argparse.Namespace:
-    """Return the options, those of mmdet's ``train.py`` and a few more."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    add_common_options(parser)
-    add_check_option(parser)
-    parser.add_argument(
-        '--amp',
-        action='store_true',
-        help='automatic mixed precision (needs a GPU)',
-    )
-    parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help='scale the learning rate with the total batch size',
-    )
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
-        help='continue from CHECKPOINT, or from the newest in the work '
-        'directory',
-    )
-    return parse_arguments(parser)
+from sb_mm.engine.cli import add_common_options, parse_arguments, run_tool
 
 
 def main() -> None:
-    """Train."""
-    args = parse_args()
+    """Train; the options are those of mmdet's ``train.py`` and a few more."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add('config', help='config file')
+    add_common_options(parser)
+    text = 'automatic mixed precision (needs a GPU)'
+    add('--amp', action='store_true', help=text)
+    text = 'scale the learning rate with the total batch size'
+    add('--auto-scale-lr', action='store_true', help=text)
+    text = 'continue from CHECKPOINT, or from the newest in the work directory'
+    add('--resume', nargs='?', const='auto', metavar='CHECKPOINT', help=text)
+    args = parse_arguments(parser)
     # They import the hosts, which takes seconds and may fail.
     from sb_mm.engine.config import load_config
     from sb_mm.engine.runner import train

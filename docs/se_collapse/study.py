@@ -23,7 +23,7 @@ from mmengine.runner import Runner
 from rich.progress import track
 
 from sb_mm.engine.cli import run_tool
-from sb_mm.engine.hooks.run_info import commit, hardware, versions
+from sb_mm.engine.environment import commit, hardware, versions
 from sb_mm.models.layers import ChannelAttention
 from sb_mm.paper.cells import find_cell
 from sb_mm.paper.job import Job

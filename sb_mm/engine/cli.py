@@ -29,17 +29,12 @@ _TERMINATED = 128 + signal.SIGTERM
 # How MMEngine says that a config's type is unknown.
 _UNREGISTERED = re.compile(r'[\w.]+ is not in the \S+ registry')
 # How mmcv says that it could not decode an image, also in a worker.
-_UNDECODED = re.compile(
-    r'^(?:AssertionError: )?failed to load image: (.+)$', re.MULTILINE
-)
-# A disk that is full, or a folder that is not the user's.
+_UNDECODED = re.compile(r'failed to load image: (.+)$', re.MULTILINE)
+# A disk that is full, or a folder that is not the user's or is none.
 _UNWRITABLE = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
 
 
@@ -88,19 +83,25 @@ class _DictCalls(ast.NodeTransformer):
         )
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of both mmdet's ``train.py`` and ``test.py``."""
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
-    parser.add_argument(
-        '--data-root', help='folder of the data, for every loader at once'
-    )
-    parser.add_argument(
+def add_common_options(
+    parser: argparse.ArgumentParser, check: bool = True
+) -> None:
+    """Add the options of both mmdet's ``train.py`` and ``test.py``.
+
+    Args:
+        parser: Gets them.
+        check: Add ``--no-check`` as well.
+    """
+    add = parser.add_argument
+    add('--work-dir', help='folder for logs and checkpoints')
+    add('--data-root', help='folder of the data, for every loader at once')
+    add(
         '--trust-checkpoint',
         action='store_true',
         help='load a checkpoint even if it needs more than tensors and '
         "MMEngine's records; this can run code from the file",
     )
-    parser.add_argument(
+    add(
         '--cfg-options',
         nargs='+',
         action=Options,
@@ -108,32 +109,23 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         'key="[a,b]" or key=a,b and no white space, or as in a config, '
         'key="[dict(type=\'A\')]"',
     )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='job launcher',
-    )
+    launchers = ['none', 'pytorch', 'slurm', 'mpi']
+    add('--launcher', choices=launchers, default='none', help='job launcher')
     # torchrun sets LOCAL_RANK; torch.distributed.launch passes the option.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    add('--local_rank', '--local-rank', type=int, default=0)
+    if check:
+        add(
+            '--no-check',
+            dest='check',
+            action='store_false',
+            help='start at once, without a look at every file of the data '
+            'and at the checkpoint',
+        )
 
 
-def add_check_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--no-check``, as ``check``."""
-    parser.add_argument(
-        '--no-check',
-        dest='check',
-        action='store_false',
-        help='start at once, without a look at every file of the data and at '
-        'the checkpoint',
-    )
-
-
-def parse_arguments(
-    parser: argparse.ArgumentParser, argv: list[str] | None = None
-) -> argparse.Namespace:
+def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse, and export the local rank as the launchers expect it."""
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
@@ -169,81 +161,63 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
     if os.environ.get('WORLD_SIZE', '1') == '1':
         exit_on_sigterm()
     try:
-        _unmask_signals(main)
-    except UserInputError as error:
-        _leave(f'error: {_sentence(error) or error}', 2)
-    except DivergedError as error:
-        _leave(f'error: {error}', _DIVERGED)
-    except KeyboardInterrupt:
-        _leave('interrupted', _INTERRUPTED)
-    except SystemExit as end:
-        if end.code == _TERMINATED:
-            print('terminated', file=sys.stderr)
-        raise
-    except OSError as error:
-        if error.errno not in _UNWRITABLE:
+        main()
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        # MMEngine's Config.pretty_text takes a signal for an error of syntax.
+        ended = next(filter(_is_signal, chain(error)), error)
+        text, code = _last_words(ended)
+        if text is None:
             raise
-        _leave(
-            f'error: {error.filename or "A file"} cannot be opened or written '
-            f'({error.strerror}): make room, or choose another folder.',
-            2,
-        )
-    except AssertionError as error:
-        if not (found := _UNDECODED.search(str(error))):
-            raise
-        _leave(f'error: {found[1]} is not a readable image: replace it.', 2)
-    except ModuleNotFoundError as error:
-        if error.name not in ('mmdet', 'mmpretrain'):
-            raise
-        _leave(f'error: This needs {error.name}, which is not installed.', 2)
-    except KeyError as error:
-        if not (found := _UNREGISTERED.search(str(error))):
-            raise
-        _leave(
-            f'error: {found[0]}: correct the type, or name the module that '
-            'defines it in custom_imports.',
-            2,
-        )
-    except TypeError as error:
-        if sentence := _sentence(error):
-            _leave(f'error: {sentence}', 2)
-        raise
+        print(text, file=sys.stderr)
+        sys.exit(code)
     sys.exit(0)
 
 
-def _unmask_signals(main: Callable[[], None]) -> None:
-    """Run ``main``; a signal ends it, whatever a host made of it.
-
-    MMEngine's ``Config.pretty_text`` takes one for an error of syntax.
-    """
-    try:
-        main()
-    except Exception as error:
-        for cause in chain(error):
-            if isinstance(cause, KeyboardInterrupt) or (
-                isinstance(cause, SystemExit) and cause.code == _TERMINATED
-            ):
-                raise cause from None
-        raise
+def _is_signal(error: BaseException) -> bool:
+    terminated = isinstance(error, SystemExit) and error.code == _TERMINATED
+    return terminated or isinstance(error, KeyboardInterrupt)
 
 
-def _leave(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr)
-    sys.exit(code)
+def _last_words(error: BaseException) -> tuple[str | None, int]:
+    """Return what a tool ends with, and its exit code."""
+    match error:
+        case KeyboardInterrupt():
+            return 'interrupted', _INTERRUPTED
+        case SystemExit() if error.code == _TERMINATED:
+            return 'terminated', _TERMINATED
+        case DivergedError():
+            return f'error: {error}', _DIVERGED
+    sentence = _sentence(error)
+    return sentence and f'error: {sentence}', 2
 
 
-def _sentence(error: Exception) -> str | None:
-    """Return what to do about an mmpretrain that cannot be imported.
-
-    It sets classes of transformers that are gone to None, and inherits them.
-    """
-    cause = root_cause(error)
-    if 'NoneType takes no arguments' not in str(cause):
-        return None
-    with contextlib.suppress(PackageNotFoundError):
-        return (
-            'mmpretrain cannot be imported beside transformers '
-            f'{version("transformers")} ({cause}): install an older one, '
-            'pip install "transformers<5".'
-        )
+def _sentence(error: BaseException) -> str | None:
+    """Return what was wrong and what to do; None if only a traceback can."""
+    root = root_cause(error)
+    # mmpretrain sets classes of transformers that are gone to None, and
+    # inherits them.
+    if 'NoneType takes no arguments' in str(root):
+        with contextlib.suppress(PackageNotFoundError):
+            return (
+                'mmpretrain cannot be imported beside transformers '
+                f'{version("transformers")} ({root}): install an older one, '
+                'pip install "transformers<5".'
+            )
+    match error:
+        case UserInputError():
+            return str(error)
+        case OSError() if error.errno in _UNWRITABLE:
+            return (
+                f'{error.filename or "A file"} cannot be opened or written '
+                f'({error.strerror}): make room, or choose another folder.'
+            )
+        case AssertionError() if found := _UNDECODED.search(str(error)):
+            return f'{found[1]} is not a readable image: replace it.'
+        case ModuleNotFoundError(name='mmdet' | 'mmpretrain'):
+            return f'This needs {error.name}, which is not installed.'
+        case KeyError() if found := _UNREGISTERED.search(str(error)):
+            return (
+                f'{found[0]}: correct the type, or name the module that '
+                'defines it in custom_imports.'
+            )
     return None

@@ -1,4 +1,4 @@
-"""From a config file and command-line options to the config of a run."""
+"""From a config file and command-line options to the config of a training."""
 
 import os.path as osp
 from collections.abc import Iterator, Mapping
@@ -55,14 +55,11 @@ def load_config(
     # See ResumedScheduleHook.
     named = [key for key in options if key.startswith('param_scheduler')]
     cfg.schedule_named = bool(named)
-    if root is not None:
-        set_data_root(cfg, root)
-    resolve_data_roots(cfg)
+    set_data_root(cfg, root)
     cfg.launcher = launcher
     # Priority as in mmdet: option, config, name of the config file.
-    name = Path(path).stem
-    default = cfg.get('work_dir') or osp.join('./work_dirs', name)
-    cfg.work_dir = work_dir or default
+    default = osp.join('./work_dirs', Path(path).stem)
+    cfg.work_dir = work_dir or cfg.get('work_dir') or default
     if osp.isfile(cfg.work_dir):
         raise UserInputError(
             f'--work-dir {cfg.work_dir} is a file: give a folder.'
@@ -118,36 +115,35 @@ def _leaves(dataset: ConfigDict) -> Iterator[ConfigDict]:
         yield from _leaves(child)
 
 
-def set_data_root(cfg: Config, root: str) -> None:
-    """Let every loader and the evaluators' annotation files use ``root``."""
-    for old in {d.get('data_root') for _, d in dataset_configs(cfg)}:
-        _move_annotations(cfg, old, root)
-    for _, dataset in dataset_configs(cfg):
-        dataset.data_root = root
-    if 'data_root' in cfg:
-        cfg.data_root = root
+def set_data_root(cfg: Config, root: str | None) -> None:
+    """Let every loader and the evaluators' annotation files use one folder.
+
+    Args:
+        cfg: Changed in place.
+        root: Of the data; those of the config if None. Relative ones are
+            found from any working directory: what is not below that, but
+            below the repository of sb_mm, is taken from there.
+    """
+    datasets = [d for _, d in dataset_configs(cfg) if root or 'data_root' in d]
+    for old in {d.get('data_root') for d in datasets}:
+        _move_annotations(cfg, old, _find(root or old))
+    for dataset in datasets:
+        dataset.data_root = _find(root or dataset.data_root)
+    if root and 'data_root' in cfg:
+        cfg.data_root = _find(root)
 
 
-def _move_annotations(cfg: Config, old: str | None, root: str) -> None:
+def _find(root: str | None) -> str | None:
+    own = product_root() / (root or '')
+    return str(own) if root and not osp.exists(root) and own.exists() else root
+
+
+def _move_annotations(cfg: Config, old: str | None, new: str | None) -> None:
     """COCO-like evaluators name an annotation file of their own."""
     for name in ('val_evaluator', 'test_evaluator'):
-        evaluators = cfg.get(name) or []
-        several = isinstance(evaluators, (list, tuple))
-        for evaluator in evaluators if several else [evaluators]:
+        found = cfg.get(name) or []
+        for evaluator in [found] if isinstance(found, dict) else found:
             file = evaluator.get('ann_file')
             if old and file and file.startswith(old):
                 relative = file.removeprefix(old).lstrip('/')
-                evaluator['ann_file'] = osp.join(root, relative)
-
-
-def resolve_data_roots(cfg: Config) -> None:
-    """Find relative data roots from any working directory.
-
-    One that does not exist below the working directory, but does below the
-    repository of sb_mm, is taken from there.
-    """
-    for _, dataset in dataset_configs(cfg):
-        root = dataset.get('data_root')
-        if root and not osp.exists(root) and (product_root() / root).exists():
-            dataset.data_root = str(product_root() / root)
-            _move_annotations(cfg, root, dataset.data_root)
+                evaluator['ann_file'] = osp.join(new, relative)

@@ -4,14 +4,12 @@ import time
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
 from sb_mm.arguments import check_number
 from sb_mm.checkpoint import load_checkpoint_file, weights_only
 from sb_mm.datasets.synthetic_voc import make_synthetic_voc
-from sb_mm.errors import UserInputError
 from sb_mm.visualization.detections import draw_sheet, plot_curves
 
 from .config import load_config
@@ -21,11 +19,7 @@ _CONFIG = 'sb_mm::voc/ssd_sb_synthetic.py'
 
 
 def run_demo(
-    out: Path,
-    epochs: int,
-    images: int,
-    seed: int,
-    workers: int,
+    out: Path, epochs: int, images: int, seed: int, workers: int
 ) -> dict:
     """Run the demo.
 
@@ -40,78 +34,59 @@ def run_demo(
         The test's metrics.
 
     Raises:
-        UserInputError: If an argument is out of its range.
+        UserInputError: If an argument is out of its range, or the folder
+            cannot be written.
     """
     check_number('--epochs', epochs, 1, integer=True)
     check_number('--images', images, 8, 9999, integer=True)
     check_number('--workers', workers, 0, 64, integer=True)
-    _make_folder(out)
     devkit = out / 'devkit'
-    make_synthetic_voc(devkit, num_train=images, force=True)
-    # A new folder each time: nothing of an earlier run is deleted.
-    run = out / 'runs' / time.strftime('%Y%m%d_%H%M%S')
+    make_synthetic_voc(
+        devkit, num_train=images, num_test=max(8, images // 4), force=True
+    )
+    # A new folder each time: nothing of an earlier training is deleted.
+    folder = out / 'runs' / time.strftime('%Y%m%d_%H%M%S')
     options = {
-        **_loader_options(workers),
         'train_cfg.max_epochs': epochs,
         'randomness.seed': seed,
         # MMEngine keeps one visualiser a name and process.
-        'visualizer.name': str(run),
+        'visualizer.name': str(folder),
     }
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        options[f'{loader}.num_workers'] = workers
+        options[f'{loader}.persistent_workers'] = workers > 0
     data_root = str(devkit / 'VOC2007')
     start = time.perf_counter()
-    train(load_config(_CONFIG, options, data_root, str(run)))
+    train(load_config(_CONFIG, options, data_root, str(folder)))
     seconds = time.perf_counter() - start
     checkpoint = out / 'checkpoint.pth'
-    _publish(run, checkpoint)
+    _publish(folder, checkpoint)
     results = dict(
         checkpoint=checkpoint,
         table=out / 'per_class.md',
         curves=out / 'curves.png',
         sheet=out / 'detections.png',
     )
-    plot_curves(run, results['curves'])
+    plot_curves(folder, results['curves'])
     options['test_evaluator.out_file'] = f'{out}/per_class.json'
-    cfg = load_config(_CONFIG, options, data_root, str(run / 'test'))
-    metrics = _test(cfg, checkpoint, results)
-    _print_summary(metrics, seconds, results)
-    return metrics
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserInputError(
-            f'The folder {out} cannot be made ({error.strerror}): choose '
-            'another --out.'
-        ) from error
-
-
-def _loader_options(workers: int) -> dict:
-    options = {}
-    for loader in ('train', 'val', 'test'):
-        options[f'{loader}_dataloader.num_workers'] = workers
-        options[f'{loader}_dataloader.persistent_workers'] = workers > 0
-    return options
-
-
-def _publish(run: Path, file: Path) -> None:
-    """Write the best weights, without the records of the training.
-
-    The original family's inferencers cannot load those on PyTorch 2.6.
-    """
-    best = max(run.glob('best_*.pth'), key=lambda p: p.stat().st_mtime)
-    loaded = load_checkpoint_file(str(best))
-    torch.save({key: loaded[key] for key in ('meta', 'state_dict')}, file)
-
-
-def _test(cfg: Config, checkpoint: Path, results: dict) -> dict:
+    cfg = load_config(_CONFIG, options, data_root, str(folder / 'test'))
     cfg.load_from = str(checkpoint)
     with weights_only():
         runner = build_runner(cfg)
         metrics = runner.test()
     draw_sheet(runner, results['sheet'])
+    _print_summary(metrics, seconds, results)
     return metrics
+
+
+def _publish(folder: Path, file: Path) -> None:
+    """Write the best weights, without the records of the training.
+
+    The original family's inferencers cannot load those on PyTorch 2.6.
+    """
+    best = max(folder.glob('best_*.pth'), key=lambda p: p.stat().st_mtime)
+    loaded = load_checkpoint_file(str(best))
+    torch.save({key: loaded[key] for key in ('meta', 'state_dict')}, file)
 
 
 def _print_summary(metrics: dict, seconds: float, results: dict) -> None:

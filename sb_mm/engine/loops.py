@@ -2,11 +2,12 @@
 
 import torch
 from mmengine.dist import get_world_size
-from mmengine.model import is_model_wrapper
 from mmengine.runner import ValLoop, autocast
 
 from sb_mm.errors import UserInputError
 from sb_mm.registry import LOOPS
+
+from .build import unwrapped
 
 
 @LOOPS.register_module()
@@ -39,16 +40,11 @@ class BatchedValLoop(ValLoop):
                 f'{processes} processes cannot share {count} images '
                 "equally: use MMEngine's ValLoop."
             )
-        if not hasattr(self._model.data_preprocessor, 'read'):
+        if not hasattr(unwrapped(self.runner.model).data_preprocessor, 'read'):
             raise UserInputError(
                 'sb_mm.BatchedValLoop needs sb_mm.OnDeviceAugmentation as the '
                 "data preprocessor: use MMEngine's ValLoop for others."
             )
-
-    @property
-    def _model(self) -> torch.nn.Module:
-        model = self.runner.model
-        return model.module if is_model_wrapper(model) else model
 
     @property
     def _labels_suffice(self) -> bool:
@@ -69,30 +65,16 @@ class BatchedValLoop(ValLoop):
         if not self._labels_suffice:
             super().run_iter(idx, data_batch)
             return
-        self.runner.call_hook(
-            'before_val_iter', batch_idx=idx, data_batch=data_batch
-        )
-        model = self._model
+        batch = dict(batch_idx=idx, data_batch=data_batch)
+        self.runner.call_hook('before_val_iter', **batch)
+        model = unwrapped(self.runner.model)
         with autocast(enabled=self.fp16):
             inputs, labels = model.data_preprocessor.read(data_batch, False)
-            best = _best(model(inputs, mode='tensor'))
-        sample = DataSample().set_gt_label(labels)
-        outputs = [sample.set_pred_label(best)]
+            scores = model(inputs, mode='tensor').softmax(1)
+        # Like Accuracy, which decides between equal scores as topk does.
+        values, best = scores.topk(1)
+        # A miss to Accuracy too: scores of a diverged network are NaN.
+        best = best.where(values > 0, -1)[:, 0]
+        outputs = [DataSample().set_gt_label(labels).set_pred_label(best)]
         self.evaluator.process(data_samples=outputs, data_batch=data_batch)
-        self.runner.call_hook(
-            'after_val_iter',
-            batch_idx=idx,
-            data_batch=data_batch,
-            outputs=outputs,
-        )
-
-
-def _best(scores: torch.Tensor) -> torch.Tensor:
-    """Return the predicted labels, -1 where the score is not above 0.
-
-    These are misses to ``Accuracy`` as well: those of a diverged network,
-    whose scores are NaN.
-    """
-    # Like Accuracy, which decides between equal scores as topk does.
-    values, labels = scores.softmax(1).topk(1)
-    return labels.where(values > 0, -1)[:, 0]
+        self.runner.call_hook('after_val_iter', **batch, outputs=outputs)

@@ -14,7 +14,7 @@ from mmengine import registry
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import OptimWrapper
-from mmengine.registry import HOOKS, DefaultScope, Registry
+from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import (
     EpochBasedTrainLoop,
     IterBasedTrainLoop,
@@ -27,6 +27,8 @@ from torch.utils.data import DataLoader
 
 from sb_mm.arguments import check_number
 from sb_mm.errors import UserInputError, first_few
+
+from .build import scope_of
 
 # What MMEngine takes out of a config before a constructor sees the rest.
 _TAKEN_OUT = {
@@ -70,7 +72,7 @@ def apply_options(cfg: Config, options: dict[str, object]) -> None:
         UserInputError: If a key neither exists nor is an argument of what is
             configured there; names the closest ones.
     """
-    with _scope_of(cfg):
+    with scope_of(cfg):
         for key in options:
             _check_key(cfg, key, options)
     try:
@@ -88,7 +90,7 @@ def check_own_arguments(cfg: Config) -> None:
     Raises:
         UserInputError: If one of them has no such argument.
     """
-    with _scope_of(cfg):
+    with scope_of(cfg):
         for path, node in _nodes(cfg._cfg_dict):
             if str(node.get('type')).startswith('sb_mm.'):
                 for key in node:
@@ -106,20 +108,10 @@ def check_values(cfg: Config, loaders: Sequence[str]) -> None:
         UserInputError: If a hook is unknown, or the length of the training or
             a dataloader's settings are not possible.
     """
-    hooks = cfg.get('custom_hooks') or []
-    if not isinstance(hooks, (list, tuple)):
-        raise UserInputError(
-            f'custom_hooks is {hooks}, but must be a list of hooks, such as '
-            "[dict(type='EMAHook')]."
-        )
-    with _scope_of(cfg):
-        for hook in [*hooks, *(cfg.get('default_hooks') or {}).values()]:
-            _check_hook(hook)
-    for key in ('max_epochs', 'max_iters'):
-        if key in (cfg.get('train_cfg') or {}):
-            check_number(
-                f'train_cfg.{key}', cfg.train_cfg[key], 1, integer=True
-            )
+    _check_hooks(cfg)
+    for key, value in (cfg.get('train_cfg') or {}).items():
+        if key in ('max_epochs', 'max_iters'):
+            check_number(f'train_cfg.{key}', value, 1, integer=True)
     for name in loaders:
         loader = cfg.get(name) or {}
         for key in ('prefetch_factor', 'persistent_workers'):
@@ -130,22 +122,24 @@ def check_values(cfg: Config, loaders: Sequence[str]) -> None:
                 )
 
 
-def _check_hook(hook: object) -> None:
-    if hook is None or isinstance(hook, Hook):
-        return
-    kind = hook.get('type') if isinstance(hook, dict) else hook
-    # As HOOKS.build does: the class may be one of the default scope.
-    with HOOKS.switch_scope_and_registry(None) as hooks:
-        if not isclass(kind) and not hooks.get(str(kind)):
+def _check_hooks(cfg: Config) -> None:
+    custom = cfg.get('custom_hooks') or []
+    if not isinstance(custom, (list, tuple)):
+        raise UserInputError(
+            f'custom_hooks is {custom}, but must be a list of hooks, such as '
+            "[dict(type='EMAHook')]."
+        )
+    default = cfg.get('default_hooks') or {}
+    for hook in (*custom, *default.values()):
+        kind = hook.get('type') if isinstance(hook, dict) else hook
+        with scope_of(cfg):
+            cls = kind if isclass(kind) else _find_class(kind)
+        known = isclass(cls) and issubclass(cls, Hook)
+        if not known and not isinstance(hook, Hook | None):
             raise UserInputError(
                 f'The hook {kind} is unknown: correct the type, or name the '
                 'module that defines it in custom_imports.'
             )
-
-
-def _scope_of(cfg: Config) -> object:
-    scope = cfg.get('default_scope') or 'mmengine'
-    return DefaultScope.overwrite_default_scope(scope)
 
 
 def _nodes(node: object, path: str = '') -> Iterator[tuple[str, dict]]:
@@ -263,22 +257,16 @@ def arguments_of(reader: Callable) -> set[str] | None:
 
     A constructor with ``**kwargs`` is taken to pass them on to its base.
     """
+    functions = [reader]
+    if isclass(reader):
+        own = [vars(base) for base in reader.__mro__[:-1]]  # without object
+        functions = [base['__init__'] for base in own if '__init__' in base]
+        if issubclass(reader, CheckpointHook):
+            functions.append(Runner.save_checkpoint)  # gets the rest
     names = set(_TAKEN_OUT)
-    for function in _functions(reader):
+    for function in functions:
         parameters = signature(function).parameters.values()
         names |= {p.name for p in parameters}
         if all(p.kind is not Parameter.VAR_KEYWORD for p in parameters):
             return names - {'self'}
     return None
-
-
-def _functions(reader: Callable) -> Iterator[Callable]:
-    """Yield a function, or the constructors of a class, its own first."""
-    if not isclass(reader):
-        yield reader
-        return
-    for base in reader.__mro__[:-1]:  # without object
-        if '__init__' in vars(base):
-            yield vars(base)['__init__']
-    if issubclass(reader, CheckpointHook):
-        yield Runner.save_checkpoint  # gets the rest

@@ -20,7 +20,7 @@ from sb_mm.errors import UserInputError, first_line
 
 from .checkpoints import check_checkpoint, check_start, newest_checkpoint
 from .checks import check_data
-from .hooks import ResumedScheduleHook, RunInfoHook
+from .hooks import ResumedScheduleHook
 from .memory import keep_freed_memory
 from .options import check_values
 from .work_dir import lock_work_dir
@@ -55,7 +55,8 @@ def train(
             training needs is missing or does not fit.
     """
     if amp:
-        _use_amp(cfg)
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.loss_scale = 'dynamic'
     if auto_scale_lr:
         _scale_lr(cfg)
     if resume is not None:
@@ -63,24 +64,28 @@ def train(
         cfg.load_from = None if resume == 'auto' else resume
     if cfg.get('resume') and cfg.get('load_from') is None:
         cfg.load_from = newest_checkpoint(cfg.work_dir)
-    _check_device(cfg)
     loaders = ('train_dataloader', 'val_dataloader')
+    _check_device(cfg)
     check_values(cfg, loaders)
-    if first := _is_first_process(cfg):
+    if first := _is_first_process(cfg.launcher):
         check_data(cfg, loaders, files=check)
         if check:
             check_start(cfg, trust)
     lock = lock_work_dir(cfg.work_dir) if first else nullcontext()
     with lock, weights_only(not trust):
         runner = build_runner(cfg)
-        runner.register_hook(RunInfoHook())
         runner.register_hook(ResumedScheduleHook())
         runner.load_or_resume = partial(
             _load_or_say_why, runner.load_or_resume, cfg.get('load_from')
         )
         runner.train()
     _leave_processes()
-    return last_metrics(runner)
+    scalars = runner.message_hub.log_scalars
+    return {
+        name.removeprefix('val/'): history.current()
+        for name, history in scalars.items()
+        if name.startswith('val/')
+    }
 
 
 def test(
@@ -103,9 +108,8 @@ def test(
         show: Show the predictions in a window.
         show_dir: Write images with the predictions there.
         wait_time: Seconds that a window stays.
-        trust: Run the code that the checkpoint may bring with it.
-        check: Look at data and checkpoint before the model is built; without
-            it at the lists of classes only.
+        trust: See :func:`train`.
+        check: The same.
 
     Returns:
         The metrics.
@@ -121,10 +125,10 @@ def test(
     cfg.load_from = checkpoint
     if show or show_dir:
         _show(cfg, show, show_dir, wait_time)
-    _check_device(cfg)
     loaders = ('test_dataloader',)
+    _check_device(cfg)
     check_values(cfg, loaders)
-    if _is_first_process(cfg):
+    if _is_first_process(cfg.launcher):
         check_data(cfg, loaders, files=check)
         if check:
             check_checkpoint(cfg, checkpoint, trust)
@@ -145,6 +149,13 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         _join_cpu_processes(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _is_first_process(launcher: str) -> bool:
+    """Return whether this process checks, before all have joined."""
+    names = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+    rank = next((os.environ[n] for n in names if n in os.environ), '0')
+    return launcher == 'none' or rank == '0'
 
 
 def _join_cpu_processes(cfg: Config) -> None:
@@ -186,27 +197,11 @@ def _load_or_say_why(load: Callable[[], None], path: str | None) -> None:
         ) from error
 
 
-def last_metrics(runner: Runner) -> dict:
-    """Return the newest value of every metric of the validation loop."""
-    scalars = runner.message_hub.log_scalars
-    return {
-        name.removeprefix('val/'): history.current()
-        for name, history in scalars.items()
-        if name.startswith('val/')
-    }
-
-
-def _use_amp(cfg: Config) -> None:
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    cfg.optim_wrapper.loss_scale = 'dynamic'
-
-
 def _check_device(cfg: Config) -> None:
     """Raise if the config needs a GPU and there is none."""
     if get_device() != 'cpu':
         return
-    wrapper = (cfg.get('optim_wrapper') or {}).get('type')
-    if wrapper == 'AmpOptimWrapper':
+    if 'AmpOptimWrapper' in str(cfg.get('optim_wrapper')):
         raise UserInputError(
             "MMEngine's AmpOptimWrapper (--amp) needs a GPU: leave it out on "
             'this machine.'
@@ -217,13 +212,6 @@ def _check_device(cfg: Config) -> None:
             'SyncBN in several processes needs GPUs: use one process, or '
             "norm_cfg=dict(type='BN') and no sync_bn on this machine."
         )
-
-
-def _is_first_process(cfg: Config) -> bool:
-    """Return whether this process checks, before all have joined."""
-    names = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
-    ranks = [os.environ[name] for name in names if name in os.environ]
-    return cfg.launcher == 'none' or ranks[:1] in ([], ['0'])
 
 
 def _scale_lr(cfg: Config) -> None:

@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import collect_env
 
-from sb_mm.engine.hooks.run_info import commit, hardware, versions
+from sb_mm.engine.environment import commit, hardware, versions
 from sb_mm.errors import UserInputError
 from sb_mm.files import write_in_one_step
 from sb_mm.registry import HOOKS

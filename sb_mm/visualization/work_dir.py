@@ -11,7 +11,6 @@ from sb_mm.engine.build import build_loader, build_model
 from sb_mm.engine.checkpoints import check_checkpoint, newest_checkpoint
 from sb_mm.engine.checks import check_data
 from sb_mm.engine.config import load_config
-from sb_mm.engine.hooks.run_info import start_folders
 from sb_mm.errors import UserInputError
 
 
@@ -83,9 +82,8 @@ def read_log_lines(
     Raises:
         FileNotFoundError: If none wrote such a file.
     """
-    folders = start_folders(Path(work_dir))
-    files = [folder / 'vis_data' / name for folder in folders]
-    files = [file for file in files if file.is_file()]
+    # MMEngine names the folders by the time of the start.
+    files = sorted(Path(work_dir).glob(f'*/vis_data/{name}'))
     if not files:
         raise FileNotFoundError(f'{work_dir} holds no vis_data/{name}.')
     return [

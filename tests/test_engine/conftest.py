@@ -1,12 +1,21 @@
-"""A run small enough for a test: four images, SB-SSDLite x0.35."""
+"""Trainings small enough for a test: SB-SSDLite x0.35, and LeNet."""
 
 import importlib.util
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from mmengine.config import Config
+from mmengine.runner import Runner
+from PIL import Image
+from torch import nn
+from yapf.yapflib import yapf_api
 
+_NUMBERS = itertools.count()
 REPOSITORY = Path(__file__).resolve().parents[2]
+MAIN = REPOSITORY / 'configs/ssd_sb_voc.py'
 CUSTOM = REPOSITORY / 'configs/voc/ssd_sb_custom.py'
 # What makes a run fit for a test; nothing of the model.
 SHORT = (
@@ -24,6 +33,16 @@ SHORT = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch):
+    """Let trainings start at once: without git, compilers and yapf."""
+    monkeypatch.setattr(Runner, '_log_env', lambda *_: None)
+    monkeypatch.setattr('mmengine.runner.runner.get_git_hash', lambda: '')
+    monkeypatch.setattr(
+        yapf_api, 'FormatCode', lambda text, **_: (text, False)
+    )
+
+
 @pytest.fixture
 def devkit(tiny_devkit) -> Path:
     """A devkit as configs/voc/ssd_sb_custom.py expects it."""
@@ -36,7 +55,7 @@ def config(devkit, tmp_path) -> Path:
     text = CUSTOM.read_text()
     text = text.replace("'data/my_devkit/'", repr(f'{devkit}/'))
     text = text.replace("('cat', 'dog')", "('square', 'disc')")
-    text = text.replace("'../ssd_sb_voc.py'", repr(_main_config()))
+    text = text.replace("'../ssd_sb_voc.py'", repr(str(MAIN)))
     # MMEngine keeps one visualiser a name and process: without this, the next
     # test's curves would go to the folder of the first one.
     text += f'visualizer = dict(name={tmp_path.name!r})\n'
@@ -45,8 +64,100 @@ def config(devkit, tmp_path) -> Path:
     return path
 
 
-def _main_config() -> str:
-    return str(REPOSITORY / 'configs/ssd_sb_voc.py')
+def tiny_runner(
+    model: nn.Module, folder: Path, length: int, **changes
+) -> Runner:
+    """A training of 2 epochs of `length` images, which writes nothing."""
+    settings = dict(
+        model=model,
+        work_dir=str(folder),
+        train_dataloader=dict(
+            dataset=list(range(length)),
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            batch_size=1,
+            num_workers=0,
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
+        default_hooks=dict(checkpoint=None, logger=None),
+        log_level='ERROR',
+        # Runners of one name share their logs and metrics.
+        experiment_name=f'{folder} {next(_NUMBERS)}',
+    )
+    return Runner(**settings | changes)
+
+
+IMAGES = dict(train=24, val=22)
+LABELS = 6
+
+
+@pytest.fixture(scope='session')
+def images(tmp_path_factory) -> Path:
+    """Random grey images of six classes, of which LeNet takes them."""
+    root = tmp_path_factory.mktemp('images')
+    for split, count in IMAGES.items():
+        rng = np.random.default_rng(count)
+        for index, label in enumerate(rng.integers(LABELS, size=count)):
+            path = root / split / f'{label}/{index}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (32, 32), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+    return root
+
+
+def images_loader(root: Path, split: str, *transforms: dict) -> dict:
+    """A dataloader of `images`, in batches of 5."""
+    read = dict(type='LoadImageFromFile', color_type='grayscale')
+    return dict(
+        batch_size=5,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=split == 'train'),
+        dataset=dict(
+            type='CustomDataset',
+            data_root=str(root),
+            data_prefix=split,
+            pipeline=[read, *transforms, dict(type='PackInputs')],
+        ),
+    )
+
+
+def classifier(root: Path, **changes) -> Config:
+    """A stock config of mmpretrain: LeNet and its images."""
+    random = [
+        dict(type='RandomCrop', crop_size=32, padding=4),
+        dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    ]
+    model = dict(
+        type='ImageClassifier',
+        backbone=dict(type='LeNet5'),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(
+            type='LinearClsHead',
+            num_classes=LABELS,
+            in_channels=120,
+            loss=dict(type='CrossEntropyLoss'),
+            topk=(1,),
+            # Else all images are of one class.
+            init_cfg=dict(type='Normal', layer='Linear', std=5.0),
+        ),
+    )
+    settings = dict(
+        default_scope='mmpretrain',
+        custom_imports=dict(
+            imports=['sb_mm.models'], allow_failed_imports=False
+        ),
+        model=model,
+        data_preprocessor=dict(mean=[127.0], std=[64.0], num_classes=LABELS),
+        train_dataloader=images_loader(root, 'train', *random),
+        val_dataloader=images_loader(root, 'val'),
+        val_evaluator=dict(type='Accuracy', topk=(1,)),
+        val_cfg=dict(),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+        randomness=dict(seed=0),
+        log_level='ERROR',
+    )
+    return Config(settings | changes)
 
 
 def load_tool(name: str) -> object:

@@ -1,15 +1,21 @@
 """How a tool ends."""
 
+import errno
 import os
 import signal
 
 import pytest
+from mmengine.config import config
 from mmengine.registry import MODELS
+from yapf.yapflib import yapf_api
 
 from sb_mm.engine.cli import exit_on_sigterm, run_tool
+from sb_mm.errors import DivergedError, UserInputError
+
+from .conftest import MAIN
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def _handler():
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     exit_on_sigterm()
@@ -20,7 +26,25 @@ def _handler():
         signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures('_handler')
+@pytest.fixture
+def end(capsys):
+    """Run a function as a tool; return exit code and standard error."""
+
+    def run(main):
+        with pytest.raises(SystemExit) as stop:
+            run_tool(main)
+        return stop.value.code, capsys.readouterr().err.strip()
+
+    return run
+
+
+def _raise(error):
+    def main():
+        raise error
+
+    return main
+
+
 def test_a_worker_of_a_pool_still_ends_at_once():
     def plain():
         return signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -32,34 +56,75 @@ def test_a_worker_of_a_pool_still_ends_at_once():
     assert os.waitpid(child, 0)[1] == 0
 
 
-@pytest.mark.usefixtures('_handler')
 @pytest.mark.parametrize(
-    ('number', 'code', 'word'),
-    [(signal.SIGTERM, 143, 'terminated'), (signal.SIGINT, 130, 'interrupted')],
+    ('number', 'expected'),
+    [
+        (signal.SIGTERM, (143, 'terminated')),
+        (signal.SIGINT, (130, 'interrupted')),
+    ],
 )
-def test_a_signal_that_a_host_takes_for_an_error(capsys, number, code, word):
-    def host():
-        try:
-            signal.raise_signal(number)
-        except:  # noqa: E722, as in MMEngine's Config.pretty_text
-            raise SyntaxError('Failed to format the config') from None
+def test_a_signal_that_mmengine_takes_for_an_error_of_syntax(
+    end, monkeypatch, number, expected
+):
+    """It comes while MMEngine formats a config, as before each training."""
+    real = yapf_api.FormatCode
 
-    with pytest.raises(SystemExit) as stop:
-        run_tool(host)
-    assert stop.value.code == code
-    assert capsys.readouterr().err.strip() == word
+    def format_code(*args, **kwargs):
+        os.kill(os.getpid(), number)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(yapf_api, 'FormatCode', format_code)
+    # Where MMEngine has imported it already.
+    monkeypatch.setattr(config, 'FormatCode', format_code, raising=False)
+    cfg = config.Config.fromfile(MAIN)
+    with pytest.raises(SyntaxError, match='Failed to format'):
+        cfg.pretty_text  # noqa: B018
+    assert end(lambda: cfg.pretty_text) == expected
 
 
-@pytest.mark.usefixtures('_handler')
-def test_an_error_of_its_own_is_still_raised():
-    with pytest.raises(SyntaxError, match='own'):
-        run_tool(lambda: exec('raise SyntaxError("own")'))
+@pytest.mark.parametrize(
+    ('error', 'expected'),
+    [
+        (UserInputError('A: do B.'), (2, 'error: A: do B.')),
+        (DivergedError('The loss became NaN.'), (4, 'error: The loss became')),
+        (
+            OSError(errno.ENOSPC, 'No space left on device', 'x.pth'),
+            (2, 'error: x.pth cannot be opened or written (No space left'),
+        ),
+        (
+            AssertionError('Caught in worker\nfailed to load image: a b.png'),
+            (2, 'error: a b.png is not a readable image: replace it.'),
+        ),
+        (
+            ModuleNotFoundError('no', name='mmdet'),
+            (2, 'error: This needs mmdet, which is not installed.'),
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_user_can_mend_is_one_sentence(end, error, expected):
+    code, text = end(_raise(error))
+    assert code == expected[0]
+    assert text.startswith(expected[1])
+    assert len(text.splitlines()) == 1
 
 
-@pytest.mark.usefixtures('_handler')
-def test_a_type_that_is_not_registered(capsys):
-    with pytest.raises(SystemExit) as stop:
-        run_tool(lambda: MODELS.build(dict(type='NoSuchModel')))
-    assert stop.value.code == 2
+def test_a_type_that_is_not_registered(end):
+    code, text = end(lambda: MODELS.build(dict(type='NoSuchModel')))
+    assert code == 2
     message = 'error: NoSuchModel is not in the mmengine::model registry: corr'
-    assert capsys.readouterr().err.splitlines()[-1].startswith(message)
+    assert text.splitlines()[-1].startswith(message)
+
+
+@pytest.mark.parametrize(
+    'error',
+    [SyntaxError('own'), OSError(errno.EBADF, 'own'), KeyError('own')],
+    ids=repr,
+)
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error), match='own'):
+        run_tool(_raise(error))
+
+
+def test_an_exit_of_the_tool_itself_is_kept(end):
+    assert end(_raise(SystemExit('error: own'))) == ('error: own', '')

@@ -1,22 +1,13 @@
 """One option reaches every loader, from any working directory."""
 
-import os
-
 import pytest
 from mmengine.config import Config
 
 from sb_mm.engine import config
-from sb_mm.engine.config import (
-    dataset_configs,
-    load_config,
-    resolve_data_roots,
-    set_data_root,
-)
+from sb_mm.engine.config import dataset_configs, load_config, set_data_root
 from sb_mm.errors import UserInputError
 
-from .conftest import REPOSITORY
-
-MAIN = REPOSITORY / 'configs/ssd_sb_voc.py'
+from .conftest import MAIN, REPOSITORY
 
 
 def _roots(cfg):
@@ -32,55 +23,46 @@ def test_the_data_root_reaches_every_loader():
         ('val_dataloader', 'elsewhere'),
         ('test_dataloader', 'elsewhere'),
     ]
+    assert cfg.data_root == 'elsewhere'
 
 
-def test_wrapped_data_sets_and_annotation_files_follow():
-    leaf = dict(type='CocoDataset', data_root='data/coco/')
-    wrapped = dict(type='RepeatDataset', dataset=leaf)
-    cfg = Config(
+def _coco(root):
+    leaf = dict(type='CocoDataset', data_root=root)
+    file = f'{root}/annotations/val.json'
+    return Config(
         dict(
-            data_root='data/coco/',
-            train_dataloader=dict(dataset=wrapped),
-            val_evaluator=dict(ann_file='data/coco/annotations/val.json'),
+            train_dataloader=dict(
+                dataset=dict(type='RepeatDataset', dataset=leaf)
+            ),
+            val_evaluator=dict(ann_file=file),
+            test_evaluator=[dict(ann_file=file)],
         )
     )
-    set_data_root(cfg, 'elsewhere')
-    assert cfg.train_dataloader.dataset.dataset.data_root == 'elsewhere'
-    assert cfg.val_evaluator.ann_file == os.path.join(
-        'elsewhere', 'annotations/val.json'
-    )
 
 
-def test_a_relative_root_is_found_from_another_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ('before', 'root', 'after'),
+    [
+        ('data/coco', 'elsewhere', 'elsewhere'),
+        ('data', 'data/coco', 'data/coco'),
+        # A folder of the repository, seen from another one.
+        ('configs/voc', None, f'{REPOSITORY}/configs/voc'),
+        ('data', 'configs/voc', f'{REPOSITORY}/configs/voc'),
+        # One of the working directory wins.
+        ('configs', None, 'configs'),
+    ],
+)
+def test_wrapped_datasets_and_annotation_files_follow(
+    tmp_path, monkeypatch, before, root, after
+):
     monkeypatch.chdir(tmp_path)
-    cfg = Config.fromfile(MAIN)
-    set_data_root(cfg, 'configs/voc')  # a folder of the repository
-    resolve_data_roots(cfg)
-    assert {root for _, root in _roots(cfg)} == {
-        str(REPOSITORY / 'configs/voc')
-    }
-
-
-def test_a_relative_root_of_the_working_directory_wins(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'configs/voc').mkdir(parents=True)
-    cfg = Config.fromfile(MAIN)
-    set_data_root(cfg, 'configs/voc')
-    resolve_data_roots(cfg)
-    assert {root for _, root in _roots(cfg)} == {'configs/voc'}
-
-
-def test_an_evaluators_file_follows_a_relative_root(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    leaf = dict(type='CocoDataset', data_root='configs/')
-    cfg = Config(
-        dict(
-            val_dataloader=dict(dataset=leaf),
-            val_evaluator=dict(ann_file='configs/val.json'),
-        )
-    )
-    resolve_data_roots(cfg)
-    assert cfg.val_evaluator.ann_file == str(REPOSITORY / 'configs/val.json')
+    (tmp_path / 'configs').mkdir()
+    cfg = _coco(before)
+    set_data_root(cfg, root)
+    assert _roots(cfg) == [('train_dataloader', after)]
+    file = f'{after}/annotations/val.json'
+    assert cfg.val_evaluator.ann_file == file
+    assert cfg.test_evaluator[0].ann_file == file
 
 
 def test_a_host_that_is_not_installed_is_named(monkeypatch):

@@ -63,4 +63,4 @@ def test_a_file_in_place_of_the_folder_is_named(demo, tmp_path):
     (tmp_path / 'x').touch()
     code, error = demo(tmp_path / 'x')
     assert code == 2
-    assert 'cannot be made' in error
+    assert f'{tmp_path}/x/devkit cannot be written' in error

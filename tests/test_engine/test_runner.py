@@ -1,30 +1,25 @@
-"""A detector is trained, tested and resumed through the tools."""
+"""Networks are trained, tested and resumed through the tools."""
 
-import ctypes
 import re
 import subprocess
-import sys
 from pathlib import Path
 
-import mmdet
-import numpy as np
 import pytest
-import torch
 from mmengine.evaluator import Evaluator
 from mmengine.fileio import load
-from PIL import Image
 
-from sb_mm.engine.memory import keep_freed_memory
+from sb_mm.engine import runner
+from sb_mm.engine.config import load_config
 from sb_mm.visualization.detections import read_scalars
 
-from .conftest import REPOSITORY, SHORT
+from .conftest import REPOSITORY, SHORT, classifier
 
 
 def _val_records(work_dir: Path) -> list[dict]:
     return [r for r in read_scalars(work_dir) if 'pascal_voc/mAP' in r]
 
 
-def test_training_then_testing_then_resuming(
+def test_a_detector_is_trained_tested_and_resumed(
     tool, config, tmp_path, monkeypatch
 ):
     """One training, several looks: it is the slow part."""
@@ -43,12 +38,6 @@ def test_training_then_testing_then_resuming(
     assert re.search(r'eta: 0:\d\d:\d\d', log)
     assert re.search(r'\| square +\|', log)
     assert 'aeroplane' not in log.split('Epoch(val)')[-1]
-    info = load(next(trained.glob('*/vis_data/run_info.json')))
-    assert (info['start_epoch'], info['processes']) == (0, 1)
-    assert info['train'] == dict(types=['VOCDevkitDataset'], images=3)
-    assert info['seed'] == 0
-    assert info['commit']
-    assert 'torch' in info['versions']
     # The one line that switches the attention statistics on.
     assert len(list(trained.glob('*/vis_data/attention_stats.json'))) == 1
 
@@ -85,118 +74,70 @@ def test_training_then_testing_then_resuming(
     assert 'Epoch(train) [1]' not in log
     # The validation of epoch 1, which may have been cut, comes first.
     assert 'Epoch(val) [1]' in log.split('Epoch(train) [2]')[0]
-    starts = sorted(trained.glob('*/vis_data/run_info.json'))
-    assert [load(s)['start_epoch'] for s in starts] == [0, 1]
-    assert not list(starts[-1].parent.glob('attention_stats.json'))
 
-    # More epochs are another schedule, which a resume would not follow.
-    longer = [*SHORT, 'train_cfg.max_epochs=3', 'train_cfg.val_interval=3']
-    code, error = tool(*train, '--resume', '--cfg-options', *longer)
-    assert code == 2
-    (line,) = [x for x in error.splitlines() if x.startswith('error: ')]
-    assert 'param_scheduler.0.end 2, not 3' in line
-    assert 'load_from=CHECKPOINT' in line
-    # Unless it is said that the old one is meant.
-    old = ['param_scheduler.0.end=2', 'param_scheduler.0.T_max=2']
-    code, error = tool(*train, '--resume', '--cfg-options', *longer, *old)
+
+def _rates(work_dir: Path) -> list[float]:
+    """Return the learning rate of each epoch that the last start trained."""
+    by_epoch = {r['epoch']: r['lr'] for r in read_scalars(work_dir)}
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
+def test_a_resume_with_more_epochs_follows_its_schedule_or_is_refused(
+    tool, images, tmp_path
+):
+    """MMEngine goes on at the last rate of the old one, without a word."""
+    pytest.importorskip('mmpretrain')
+
+    def train(epochs, milestone, *more, end=None):
+        cfg = classifier(images)
+        cfg.train_cfg.max_epochs = epochs
+        cfg.param_scheduler = [
+            dict(type='MultiStepLR', milestones=[1, milestone], gamma=0.5)
+        ]
+        if end:
+            cfg.param_scheduler[0].end = end
+        for part in ('dataloader', 'cfg', 'evaluator'):
+            cfg.pop(f'val_{part}')
+        cfg.default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
+        cfg.experiment_name = f'{tmp_path.name} {epochs} {len(more)}'
+        cfg.dump(tmp_path / 'classifier.py')
+        return tool(
+            'train', tmp_path / 'classifier.py',
+            '--work-dir', tmp_path / 'run', *more,
+        )  # fmt: skip
+
+    code, error = train(2, 3)
     assert code == 0, error
-    assert (trained / 'epoch_3.pth').is_file()
+    assert _rates(tmp_path / 'run') == pytest.approx([0.01, 0.005])
 
-    # Another optimizer is told in a sentence.
-    other = [*two, 'optim_wrapper.paramwise_cfg.norm_decay_mult=0']
-    code, error = tool(*train, '--resume', '--cfg-options', *other)
-    assert code == 2, error
-    assert 'epoch_3.pth does not fit this training' in error
+    for changes, words in (
+        (dict(epochs=4, milestone=3), 'param_scheduler.0.end 2, not 4'),
+        (dict(epochs=2, milestone=5), 'milestones [1, 3], not [1, 5]'),
+        (dict(epochs=4, milestone=3, end=2), 'ends at iteration 10, not 20'),
+    ):
+        end = changes.pop('end', None)
+        code, error = train(*changes.values(), '--resume', end=end)
+        (line,) = [x for x in error.splitlines() if x.startswith('error: ')]
+        assert code == 2
+        assert words in line
+        assert '--cfg-options load_from=CHECKPOINT and without --res' in line
+
+    other = 'optim_wrapper.paramwise_cfg.bias_lr_mult=1'
+    code, error = train(2, 3, '--resume', '--cfg-options', other)
+    assert code == 2
+    assert 'epoch_2.pth does not fit this training' in error
     assert 'parameter groups' in error
 
-
-def test_mmdets_own_tool_trains_our_config(config, tmp_path):
-    train = Path(mmdet.__file__).parent / '.mim/tools/train.py'
-    if not train.is_file():
-        pytest.skip('this mmdet was installed without its tools')
-    command = [sys.executable, train, config, '--work-dir', tmp_path / 'run']
-    command += ['--cfg-options', *SHORT]
-    # As where sb_mm is installed, which a checkout under test may not be.
-    env = {'PYTHONPATH': str(REPOSITORY), 'PATH': ''}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / 'run/epoch_1.pth').is_file()
-
-
-def test_an_mmpretrain_config_trains_with_the_same_tool(tool, tmp_path):
-    pytest.importorskip('mmpretrain')
-    rng = np.random.default_rng(0)
-    for label, level in (('dark', 40), ('light', 200)):
-        folder = tmp_path / 'images' / label
-        folder.mkdir(parents=True)
-        for i in range(2):
-            pixels = rng.integers(level, level + 40, (64, 64, 3), np.uint8)
-            Image.fromarray(pixels).save(folder / f'{i}.png')
-    config = tmp_path / 'classifier.py'
-    config.write_text(f"""
-default_scope = 'mmpretrain'
-custom_imports = dict(imports=['sb_mm.models'], allow_failed_imports=False)
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(type='sb_mm.SBMobileNetV2', widen_factor=0.35),
-    neck=dict(type='GlobalAveragePooling'),
-    head=dict(
-        type='LinearClsHead',
-        num_classes=2,
-        in_channels=1280,
-        loss=dict(type='CrossEntropyLoss'),
-        topk=(1,),
-    ),
-)
-data_preprocessor = dict(mean=[127] * 3, std=[128] * 3, num_classes=2)
-pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
-train_dataloader = dict(
-    batch_size=1,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        type='CustomDataset',
-        data_root={str(tmp_path / 'images')!r},
-        pipeline=pipeline,
-    ),
-)
-val_dataloader = dict(
-    **dict(train_dataloader, sampler=dict(type='DefaultSampler'))
-)
-val_evaluator = dict(type='Accuracy', topk=(1,))
-train_cfg = dict(by_epoch=True, max_epochs=1)
-val_cfg = dict()
-optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))
-""")
-    code, error = tool('train', config, '--work-dir', tmp_path / 'run')
+    # The two ways out: the old schedule is meant, or a new one starts.
+    old = ('--resume', '--cfg-options', 'param_scheduler.0.end=2')
+    code, error = train(3, 3, *old)
     assert code == 0, error
-    assert (tmp_path / 'run/epoch_1.pth').is_file()
-
-
-@pytest.mark.slow
-def test_two_processes_train_one_model(config, tmp_path):
-    script = REPOSITORY / 'tools/dist_train.sh'
-    bin_dir = Path(sys.executable).parent
-    if not (bin_dir / 'torchrun').is_file():
-        pytest.skip('torchrun is not beside this Python')
-    env = {
-        'PATH': f'{bin_dir}:/usr/bin:/bin',
-        'PORT': '29617',
-        'OMP_NUM_THREADS': '1',
-        # Two processes cannot share a GPU through NCCL.
-        'CUDA_VISIBLE_DEVICES': '',
-    }
-    done = subprocess.run(
-        ['bash', script, config, '2', '--work-dir', tmp_path / 'run',
-         '--cfg-options', *SHORT],
-        cwd=tmp_path, env=env, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-6000:]
-    # 3 images on 2 processes: 2 each.
-    state = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)
-    assert state['meta']['iter'] == 2
+    assert _rates(tmp_path / 'run') == pytest.approx([0.005])
+    weights = f'load_from={tmp_path}/run/epoch_2.pth'
+    code, error = train(4, 3, '--cfg-options', weights)
+    assert code == 0, error
+    rates = [0.01, 0.005, 0.005, 0.0025]
+    assert _rates(tmp_path / 'run') == pytest.approx(rates)
 
 
 def test_a_detector_that_diverges_ends_without_a_checkpoint(
@@ -211,37 +152,85 @@ def test_a_detector_that_diverges_ends_without_a_checkpoint(
     assert not list((tmp_path / 'run').glob('*.pth'))
 
 
-def test_scaling_the_rate_reaches_the_optimizer(tool, config, tmp_path):
-    code, error = tool(
-        'train', config, '--work-dir', tmp_path / 'run', '--auto-scale-lr',
-        '--cfg-options', *SHORT, 'val_dataloader=None', 'val_cfg=None',
-        'val_evaluator=None', 'default_hooks.checkpoint.save_best=None',
-    )  # fmt: skip
-    assert code == 0, error
-    rates = [r['lr'] for r in read_scalars(tmp_path / 'run') if 'lr' in r]
-    # batch 1 instead of 32
-    assert rates[0] == pytest.approx(0.01 * 1 / 32)
+class BuiltError(Exception):
+    """Raised in the place of building a runner."""
 
 
-def test_slurm_gets_the_tool_and_its_options(tmp_path):
-    fake = tmp_path / 'srun'
+@pytest.fixture
+def built(monkeypatch):
+    """The configs of which runners would have been built."""
+    configs = []
+
+    def build(cfg):
+        configs.append(cfg)
+        raise BuiltError
+
+    monkeypatch.setattr(runner, 'build_runner', build)
+    return configs
+
+
+def test_options_of_a_training_reach_the_runner(config, tmp_path, built):
+    cfg = load_config(config, work_dir=str(tmp_path / 'run'))
+    with pytest.raises(BuiltError):
+        runner.train(cfg, auto_scale_lr=True)
+    assert built[0].auto_scale_lr == dict(enable=True, base_batch_size=32)
+
+
+@pytest.mark.parametrize(
+    ('scope', 'enabled', 'folder'),
+    [('mmdet', 'draw', 'test_out_dir'), ('mmpretrain', 'enable', 'out_dir')],
+)
+def test_shown_predictions_are_in_the_words_of_the_host(
+    images, config, built, scope, enabled, folder
+):
+    pytest.importorskip(scope)
+    cfg = load_config(config)
+    if scope == 'mmpretrain':
+        cfg = classifier(images, launcher='none')
+        cfg.default_hooks = dict(visualization=dict(type='VisualizationHook'))
+    with pytest.raises(BuiltError):
+        runner.test(cfg, 'x.pth', show_dir='painted', check=False)
+    hook = built[0].default_hooks.visualization
+    assert (hook[enabled], hook[folder]) == (True, 'painted')
+
+
+@pytest.mark.parametrize(
+    ('script', 'launcher', 'given', 'words'),
+    [
+        (
+            'slurm_train.sh',
+            'srun',
+            'part job my_config.py out --amp',
+            '--partition=part --job-name=job .*--ntasks=2 .*train.py '
+            'my_config.py --work-dir out --launcher slurm --amp',
+        ),
+        (
+            'dist_train.sh',
+            'torchrun',
+            'my_config.py 2 --amp',
+            '--nproc_per_node=2 .*train.py my_config.py --launcher pytorch '
+            '--amp',
+        ),
+        (
+            'dist_test.sh',
+            'torchrun',
+            'my_config.py x.pth 2 --show',
+            '--nproc_per_node=2 .*test.py my_config.py x.pth '
+            '--launcher pytorch --show',
+        ),
+    ],
+)
+def test_a_launcher_gets_the_tool_and_its_options(
+    tmp_path, script, launcher, given, words
+):
+    fake = tmp_path / launcher
     fake.write_text('#!/bin/sh\necho "$@"\n')
     fake.chmod(0o755)
-    script = REPOSITORY / 'tools/slurm_train.sh'
     done = subprocess.run(
-        ['bash', script, 'part', 'job', 'my config.py', 'out', '--amp'],
+        ['bash', REPOSITORY / 'tools' / script, *given.split()],
         env={'PATH': f'{tmp_path}:/usr/bin:/bin', 'GPUS': '2'},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert '--partition=part --job-name=job' in done.stdout
-    assert '--ntasks=2' in done.stdout
-    assert done.stdout.strip().endswith(
-        'train.py my config.py --work-dir out --launcher slurm --amp'
-    )
-
-
-def test_freed_memory_is_kept_where_the_allocator_is_glibcs():
-    libc = ctypes.CDLL(None)
-    assert keep_freed_memory() == hasattr(libc, 'mallopt')
+    assert re.search(words + '$', done.stdout.strip())

@@ -5,10 +5,7 @@ from .attention_stats import AttentionStatsHook
 from .compile import CompileHook
 from .deferred_runtime_info import DeferredRuntimeInfoHook
 from .divergence import DivergenceHook
-from .epoch_seed import EpochSeedHook
-from .resumed_schedule import ResumedScheduleHook
-from .run_info import RunInfoHook
-from .validate_resumed import ValidateResumedHook
+from .resume import EpochSeedHook, ResumedScheduleHook, ValidateResumedHook
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -18,6 +15,5 @@ __all__ = [
     'DivergenceHook',
     'EpochSeedHook',
     'ResumedScheduleHook',
-    'RunInfoHook',
     'ValidateResumedHook',
 ]

@@ -3,25 +3,21 @@
 import copy
 import json
 import math
-import os.path as osp
-import random
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sb_mm.arguments import check_number
+from sb_mm.engine.build import unwrapped
+from sb_mm.errors import UserInputError
 from sb_mm.models.layers import (
     AttentionConvModule,
     ChannelAttention,
@@ -32,7 +28,7 @@ from sb_mm.registry import HOOKS
 
 STATS_FILE = 'attention_stats.json'
 # Ends of the gating functions that saturate at both.
-GATE_ENDS: dict[Callable[[Tensor], Tensor], tuple[float, float]] = {
+_GATE_ENDS: dict[Callable[[Tensor], Tensor], tuple[float, float]] = {
     torch.tanh: (-1.0, 1.0),
     torch.sigmoid: (0.0, 1.0),
 }
@@ -44,11 +40,10 @@ class AttentionStatsHook(Hook):
     r"""Measure once an epoch what attention does to the features.
 
     After a training epoch, the main process runs the network in evaluation
-    mode on the last training batches, as they came from the loader. Weights,
-    statistics, modes and random numbers stay as they were. Each layer is an
-    :class:`AttentionConvModule`, with or without attention, or the output of
-    a block with attention. With :math:`T(x)` its trunk and :math:`g(F(x))`
-    the gate's values ``(N, C)``:
+    mode on the epoch's last whole batch, as it came from the loader. Each
+    layer is an :class:`AttentionConvModule`, with or without attention, or
+    the output of a block with attention. With :math:`T(x)` its trunk and
+    :math:`g(F(x))` the gate's values ``(N, C)``:
 
     - ``trunk_std``, ``output_std``: standard deviation of :math:`T(x)` and of
       what the attention makes of it, over all elements. Without attention
@@ -63,59 +58,48 @@ class AttentionStatsHook(Hook):
       deviation of the learned shift range over the channels.
 
     They go to the visualiser's back ends, such as TensorBoard, as
-    ``attention/<layer>/<metric>`` by epoch, and to
-    ``<log folder>/vis_data/attention_stats.json``, a line an epoch:
+    ``attention/<layer>/<metric>`` by epoch (an iteration-based loop has a
+    single one), and to ``<log folder>/vis_data/attention_stats.json``:
     ``{"epoch": 1, "layers": {<layer>: {"kind": ..., <metric>: ...}}}``, with
     the layers in the order of the network, and null for what is not finite.
 
-    Args:
-        num_batches: Batches to measure on. The last one of an epoch can be
-            small: take more, or set ``drop_last`` of the loader.
-
     Raises:
-        ValueError: If ``num_batches`` is not a positive integer.
-
-    Note:
-        It counts epochs. An iteration-based loop has a single one, so it
-        measures at the end of the training only.
+        UserInputError: When the training starts, if the network has no such
+            layers.
     """
 
-    def __init__(self, num_batches: int = 1) -> None:
-        check_number('num_batches', num_batches, 1, integer=True)
-        self.batches: deque = deque(maxlen=num_batches)
-        self.enabled = True
+    def __init__(self) -> None:
+        self._batch: Any = None
 
-    @master_only
     def before_train(self, runner: Runner) -> None:
-        """Warn, once, if there is nothing to measure."""
-        self.enabled = any(attention_layers(_unwrapped(runner)))
-        if not self.enabled:
-            runner.logger.warning(
-                'AttentionStatsHook measures nothing: the model has no '
+        """Look for something to measure."""
+        if not any(attention_layers(unwrapped(runner.model))):
+            raise UserInputError(
+                'sb_mm.AttentionStatsHook measures nothing: the model has no '
                 'sb_mm.AttentionConvModule. Use a backbone of sb_mm, or '
-                'remove the hook from custom_hooks.'
+                'remove the hook.'
             )
 
     @master_only
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Keep a copy of one of the last batches.
+        """Keep a copy of the last batch but one: the last may be small.
 
         Before the iteration, because a data preprocessor may train on, and
         so change, the very tensors of the batch (mmpretrain's CutMix does).
         """
-        first = len(runner.train_dataloader) - self.batches.maxlen
-        if self.enabled and batch_idx >= first:
-            self.batches.append(copy.deepcopy(data_batch))
+        late = batch_idx + 2 >= len(runner.train_dataloader)
+        if late and self._batch is None:
+            self._batch = copy.deepcopy(data_batch)
 
     @master_only
     def after_train_epoch(self, runner: Runner) -> None:
         """Measure and log."""
-        if not self.batches:
+        if self._batch is None:  # fewer iterations than an epoch has
             return
-        layers = measure_attention(_unwrapped(runner), self.batches)
-        self.batches.clear()
+        layers = measure_attention(unwrapped(runner.model), self._batch)
+        self._batch = None
         epoch = runner.epoch + 1
         scalars = {
             f'attention/{name}/{metric}': value
@@ -124,26 +108,19 @@ class AttentionStatsHook(Hook):
             if isinstance(value, float)
         }
         runner.visualizer.add_scalars(scalars, step=epoch)
-        file = Path(osp.join(runner.log_dir, 'vis_data', STATS_FILE))
+        file = Path(runner.log_dir, 'vis_data', STATS_FILE)
         file.parent.mkdir(parents=True, exist_ok=True)
-        record = dict(epoch=epoch, layers=layers)
+        line = json.dumps(dict(epoch=epoch, layers=layers), allow_nan=False)
         with file.open('a') as lines:
-            lines.write(json.dumps(record, allow_nan=False) + '\n')
+            lines.write(line + '\n')
 
 
-@dataclass
-class ObservedLayer:
-    """A layer of a network, and where its output can be seen.
+class ObservedLayer(NamedTuple):
+    """A layer of a network, and where its output can be seen."""
 
-    Attributes:
-        name: Dotted path in the network.
-        attention: The layer's attention.
-        place: The module whose output is the layer's: the attention, or
-            what would come before it.
-    """
-
-    name: str
+    name: str  # dotted path in the network
     attention: nn.Module
+    # Its output is the layer's: the attention, or what would come before it.
     place: nn.Module
 
     def observe(
@@ -151,8 +128,7 @@ class ObservedLayer:
     ) -> RemovableHandle:
         """Call ``function(trunk, output)`` in every forward pass.
 
-        Both are ``(N, C, H, W)``, and a later activation may overwrite them:
-        the function must not keep them.
+        Both are ``(N, C, H, W)``; a later activation may overwrite them.
         """
 
         def hook(_: nn.Module, args: tuple, output: Tensor) -> None:
@@ -176,26 +152,28 @@ def attention_layers(model: nn.Module) -> Iterator[ObservedLayer]:
             yield ObservedLayer(name, module.attention, place or module.conv)
 
 
+@torch.no_grad()
 def measure_attention(
-    model: BaseModel, batches: Iterable[Any]
+    model: BaseModel, batch: dict
 ) -> dict[str, dict[str, str | float | None]]:
     """Return ``kind`` and metrics by layer, see :class:`AttentionStatsHook`.
 
     Args:
-        model: The network, without a distributed wrapper.
-        batches: As they come from a loader; they weigh as they are large.
+        model: Left in evaluation mode, which a training leaves by itself.
+        batch: As it comes from a loader.
     """
-    stats = []
+    records: dict[str, dict] = {}
     with ExitStack() as stack:
-        stack.enter_context(_undisturbed(model))
         for layer in attention_layers(model):
-            stats.append(LayerStats(layer))
-            for handle in stats[-1].watch():
+            records[layer.name] = dict(kind=type(layer.attention).__name__)
+            for handle in _watch(layer, records[layer.name]):
                 stack.enter_context(handle)
-        for batch in batches:
-            run_batch(model, batch)
-    # A layer that the network did not use has no output.
-    return {s.layer.name: s.record() for s in stats if s.output}
+        run_batch(model.eval(), batch)
+    return {
+        name: {k: _finite(v) for k, v in record.items()}
+        for name, record in records.items()
+        if 'output_std' in record  # else the network did not use the layer
+    }
 
 
 def run_batch(model: BaseModel, batch: dict) -> None:
@@ -203,68 +181,19 @@ def run_batch(model: BaseModel, batch: dict) -> None:
     model(**model.data_preprocessor(batch, False), mode='tensor')
 
 
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode; restore modes and random numbers after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    python, numpy = random.getstate(), np.random.get_state()
-    gpus = {p.device.index for p in model.parameters() if p.is_cuda}
-    with torch.random.fork_rng(gpus), torch.no_grad():
-        try:
-            yield model.eval()
-        finally:
-            for module, training in modes:
-                module.training = training
-            random.setstate(python)
-            np.random.set_state(numpy)
+def _watch(layer: ObservedLayer, record: dict) -> Iterator[RemovableHandle]:
+    """Let a layer's next forward pass write into its record."""
 
+    def measure(trunk: Tensor, output: Tensor) -> None:
+        record.update(trunk_std=_std(trunk), output_std=_std(output))
 
-@dataclass
-class LayerStats:
-    """Statistics of a layer over several batches."""
+    def measure_gate(_: nn.Module, args: tuple, logits: Tensor) -> None:
+        gates = layer.attention.gate_function(logits).float()
+        record.update(_gate_metrics(layer.attention, gates))
 
-    layer: ObservedLayer
-    # (elements, mean, variance) of each batch
-    trunk: list[tuple[float, ...]] = field(default_factory=list)
-    output: list[tuple[float, ...]] = field(default_factory=list)
-    gates: list[Tensor] = field(default_factory=list)  # (N, C) each
-
-    def watch(self) -> list[RemovableHandle]:
-        """Collect from the layer until the handles are removed."""
-        handles = [self.layer.observe(self._add)]
-        if isinstance(self.layer.attention, ChannelAttention):
-            gate = self.layer.attention.gate
-            handles.append(gate.register_forward_hook(self._add_logits))
-        return handles
-
-    def record(self) -> dict[str, str | float | None]:
-        """Return the layer's kind of attention and its metrics."""
-        attention = self.layer.attention
-        metrics = dict(
-            trunk_std=_std(self.trunk), output_std=_std(self.output)
-        )
-        if self.gates:
-            metrics |= _gate_metrics(attention, torch.cat(self.gates))
-        finite = {
-            k: v if math.isfinite(v) else None for k, v in metrics.items()
-        }
-        return dict(kind=type(attention).__name__, **finite)
-
-    def _add(self, trunk: Tensor, output: Tensor) -> None:
-        for moments, values in ((self.trunk, trunk), (self.output, output)):
-            var, mean = torch.var_mean(values.float(), correction=0)
-            moments.append((values.numel(), mean.item(), var.item()))
-
-    def _add_logits(self, _: nn.Module, args: tuple, logits: Tensor) -> None:
-        gates = self.layer.attention.gate_function(logits)
-        self.gates.append(gates.float())
-
-
-def _std(moments: list[tuple[float, ...]]) -> float:
-    """Return the standard deviation over all batches."""
-    counts, means, variances = np.array(moments).T
-    between = (means - np.average(means, weights=counts)) ** 2
-    return float(np.average(variances + between, weights=counts) ** 0.5)
+    yield layer.observe(measure)
+    if isinstance(layer.attention, ChannelAttention):
+        yield layer.attention.gate.register_forward_hook(measure_gate)
 
 
 def _gate_metrics(
@@ -272,18 +201,21 @@ def _gate_metrics(
 ) -> dict[str, float]:
     """Return what only the kind of ``attention`` has, from ``(N, C)``."""
     metrics = {}
-    if attention.gate_function in GATE_ENDS:
-        low, high = GATE_ENDS[attention.gate_function]
+    if attention.gate_function in _GATE_ENDS:
+        low, high = _GATE_ENDS[attention.gate_function]
         ended = (gates < low + _MARGIN) | (gates > high - _MARGIN)
         metrics['saturated'] = _share(ended, gates)
     if isinstance(attention, SqueezeExcite):
         means = gates.mean(0)
         metrics['inactivated'] = _share(means < _MARGIN, means)
     if isinstance(attention, ShiftBalance):
-        var, mean = torch.var_mean(attention.lambda_.float(), correction=0)
-        metrics['lambda_mean'] = mean.item()
-        metrics['lambda_std'] = var.sqrt().item()
+        metrics['lambda_mean'] = attention.lambda_.mean().item()
+        metrics['lambda_std'] = _std(attention.lambda_)
     return metrics
+
+
+def _std(values: Tensor) -> float:
+    return values.float().std(correction=0).item()
 
 
 def _share(marked: Tensor, values: Tensor) -> float:
@@ -291,6 +223,5 @@ def _share(marked: Tensor, values: Tensor) -> float:
     return torch.where(values.isnan(), values, marked.float()).mean().item()
 
 
-def _unwrapped(runner: Runner) -> BaseModel:
-    model = runner.model
-    return model.module if is_model_wrapper(model) else model
+def _finite(value: str | float) -> str | float | None:
+    return value if isinstance(value, str) or math.isfinite(value) else None

@@ -2,11 +2,9 @@
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
-from torch import nn
 
+from sb_mm.engine.build import unwrapped
 from sb_mm.errors import UserInputError
 from sb_mm.registry import HOOKS
 
@@ -44,22 +42,17 @@ class CompileHook(Hook):
     ) -> None:
         self.options = dict(options, mode=mode, dynamic=dynamic)
 
-    @property
-    def _has_graphs(self) -> bool:
-        further = self.options.get('options') or {}
-        return self.options['mode'] in _WITH_GRAPHS or bool(
-            further.get('triton.cudagraphs')
-        )
-
     def before_train(self, runner: Runner) -> None:
         """Put the compiled function over the model's own."""
-        model = _unwrapped(runner.model)
+        model = unwrapped(runner.model)
         if not hasattr(model, 'extract_feat'):
             raise UserInputError(
                 f'sb_mm.CompileHook compiles extract_feat, which '
                 f'{type(model).__name__} does not have: use compile=True.'
             )
-        if self._has_graphs and _accumulates(runner.optim_wrapper):
+        # MMEngine gives it no public name.
+        steps = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        if self.options['mode'] in _WITH_GRAPHS and steps > 1:
             raise UserInputError(
                 'CUDA graphs reuse the memory of the gradients, which '
                 'optim_wrapper.accumulative_counts keeps over several '
@@ -71,13 +64,4 @@ class CompileHook(Hook):
     def after_train(self, runner: Runner) -> None:
         """Give the model its own function back."""
         # An attribute of the object hides the method of the class.
-        vars(_unwrapped(runner.model)).pop('extract_feat', None)
-
-
-def _accumulates(optim_wrapper: OptimWrapper) -> bool:
-    # MMEngine gives it no public name.
-    return getattr(optim_wrapper, '_accumulative_counts', 1) > 1
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
+        vars(unwrapped(runner.model)).pop('extract_feat', None)

@@ -6,8 +6,10 @@ import torch
 from mmengine.hooks import LoggerHook, RuntimeInfoHook
 from mmengine.runner import Runner
 
-from sb_mm.arguments import check_number
 from sb_mm.registry import HOOKS
+
+# Values of a quantity that are kept, if the log averages over fewer.
+_KEPT = 1000
 
 
 @HOOKS.register_module()
@@ -19,48 +21,29 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
     the next. It also keeps a million values of each quantity in arrays that
     are copied whole for every new one. This hook fetches the losses of all
     iterations since the last line of the log at once, when the next one is
-    due, and keeps the newest values only. The log says the same.
+    due, and keeps as many values as the log averages over, at least 1,000.
+    The log says the same.
 
     For ``default_hooks = dict(runtime_info=dict(type=...))``, in the place of
     MMEngine's. Worth it where an iteration takes milliseconds. The time of an
     iteration in the log is right as an average over the log's ``interval``:
     set ``log_processor.window_size`` to it or to a multiple.
-
-    Args:
-        keep: How many values of a quantity are kept. More are if the windows
-            over which the log averages need them.
     """
 
     priority = 'VERY_HIGH'
 
-    def __init__(self, keep: int = 1000) -> None:
-        check_number('keep', keep, 1, integer=True)
-        self.keep = keep
-        self._limit: int | None = keep
-        self._intervals: list[int] = []
-        self._waiting: list[dict[str, Any]] = []
-
     def before_train(self, runner: Runner) -> None:
         """Note when the log is written, and what it averages over."""
         super().before_train(runner)
-        self._waiting.clear()
-        self._intervals = [
-            hook.interval
-            for hook in runner.hooks
-            if isinstance(hook, LoggerHook)
-        ]
-        self._limit = self._needed(runner)
-
-    def _needed(self, runner: Runner) -> int | None:
-        """Return how many values the log needs; None for all."""
+        self._waiting: list[tuple[str, torch.Tensor]] = []
+        hooks = [h for h in runner.hooks if isinstance(h, LoggerHook)]
+        self._intervals = [hook.interval for hook in hooks]
         log = runner.log_processor
-        windows = {log.window_size}
-        windows |= {c.get('window_size') for c in log.custom_cfg} - {None}
-        if 'global' in windows:
-            return None
-        epoch = len(runner.train_dataloader)
-        sizes = [epoch if size == 'epoch' else size for size in windows]
-        return max(self.keep, *sizes)
+        windows = [c.get('window_size', 1) for c in log.custom_cfg]
+        # In MMEngine's words; of all, it keeps a million.
+        sizes = {'epoch': len(runner.train_dataloader), 'global': 10**6}
+        windows = [sizes.get(w, w) for w in (*windows, log.window_size)]
+        self._kept = max(_KEPT, *windows)
 
     def after_train_iter(
         self,
@@ -70,46 +53,25 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
         outputs: dict | None = None,
     ) -> None:
         """Note the losses; hand them on if the log wants them."""
-        if outputs:
-            # Without their graph, which holds the memory of the iteration.
-            self._waiting.append({k: _detached(v) for k, v in outputs.items()})
+        # Without their graph, which holds the memory of the iteration.
+        self._waiting += [
+            (name, torch.as_tensor(value).detach())
+            for name, value in (outputs or {}).items()
+        ]
         due = [self.every_n_inner_iters(batch_idx, n) for n in self._intervals]
-        last = self.end_of_epoch(runner.train_dataloader, batch_idx)
-        if any(due) or last:
+        if any(due) or self.end_of_epoch(runner.train_dataloader, batch_idx):
             self._hand_on(runner)
 
     def _hand_on(self, runner: Runner) -> None:
-        for values in _fetched(self._waiting):
-            for name, value in values.items():
-                runner.message_hub.update_scalar(f'train/{name}', value)
+        """Fetch what waits, by one transfer."""
+        # All of one device, but for what a model computes on the host. Apple's
+        # GPUs know no doubles, and a log shows less than 7 digits.
+        tensors = [value.float().reshape(()) for _, value in self._waiting]
+        tensors = [value.to(tensors[0].device) for value in tensors]
+        values = torch.stack(tensors).tolist() if tensors else []
+        for (name, _), value in zip(self._waiting, values, strict=True):
+            runner.message_hub.update_scalar(f'train/{name}', value)
         self._waiting.clear()
-        if self._limit is None:
-            return
         for name, buffer in runner.message_hub.log_scalars.items():
             if name.startswith('train/'):
-                buffer.max_length = self._limit
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, torch.Tensor) else value
-
-
-def _fetched(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the records with numbers for tensors, by one transfer."""
-    # Apple's GPUs know no doubles, and a log shows less than 7 digits.
-    tensors = [
-        value.float().reshape(())
-        for record in records
-        for value in record.values()
-        if isinstance(value, torch.Tensor)
-    ]
-    # All of one device, but for what a model computes on the host.
-    tensors = [value.to(tensors[0].device) for value in tensors]
-    numbers = iter(torch.stack(tensors).tolist() if tensors else [])
-    return [
-        {
-            name: next(numbers) if isinstance(value, torch.Tensor) else value
-            for name, value in record.items()
-        }
-        for record in records
-    ]
+                buffer.max_length = self._kept

@@ -1,27 +1,22 @@
 """Stop a training whose loss is no number any more."""
 
-import json
-from pathlib import Path
+from collections.abc import Iterable
 
 import torch
-from mmengine.dist import all_reduce, is_main_process
+from mmengine.dist import all_reduce
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
 from sb_mm.arguments import check_number
 from sb_mm.errors import DivergedError
-from sb_mm.files import write_in_one_step
 from sb_mm.registry import HOOKS
-
-DIVERGENCE_FILE = 'diverged.json'
 
 
 @HOOKS.register_module()
 class DivergenceHook(Hook):
-    """Stop at a loss or at weights that are not finite, and write where.
+    """Stop at a loss or at weights that are not finite.
 
-    ``<log folder>/vis_data/diverged.json`` gets ``epoch`` and ``iter``, from
-    1. A loss does not become finite again, so it is enough to look at it every
+    A loss does not become finite again, so it is enough to look at it every
     ``interval`` iterations and at the end of an epoch: a look waits for the
     device, and several processes tell each other, as they stop together. The
     weights are looked at before they are validated or saved: the last step
@@ -51,41 +46,39 @@ class DivergenceHook(Hook):
         due = self.every_n_train_iters(runner, self.interval)
         if due or self.end_of_epoch(runner.train_dataloader, batch_idx):
             losses = [v for k, v in (outputs or {}).items() if 'loss' in k]
-            self._look(runner, 'loss', losses, runner.iter + 1)
+            _look(runner, 'loss', losses, runner.iter + 1)
         hooks = [h for h in runner.hooks if isinstance(h, CheckpointHook)]
         if any(_saves(hook, runner) for hook in hooks):
-            self._look_at_weights(runner, runner.iter + 1)
+            _look(
+                runner, 'weights', runner.model.parameters(), runner.iter + 1
+            )
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Look at the weights before a checkpoint is written."""
-        self._look_at_weights(runner, runner.iter)
+        _look(runner, 'weights', runner.model.parameters(), runner.iter)
 
     def before_val(self, runner: Runner) -> None:
         """Look at the weights, if a training brought them here."""
         if self._trained:
             self.after_train_epoch(runner)
 
-    def _look_at_weights(self, runner: Runner, done: int) -> None:
-        self._look(runner, 'weights', list(runner.model.parameters()), done)
 
-    def _look(
-        self, runner: Runner, what: str, values: list, done: int
-    ) -> None:
-        """Stop, if a value is not finite after ``done`` iterations."""
-        tensors = [torch.as_tensor(v).detach() for v in values]
-        if not tensors or _finite_everywhere(tensors):
-            return
-        # The epoch's number grows before what comes after it.
-        epoch = (done - 1) // len(runner.train_dataloader) + 1
-        if is_main_process():
-            folder = Path(runner.log_dir) / 'vis_data'
-            folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(dict(epoch=epoch, iter=done)) + '\n'
-            write_in_one_step(folder / DIVERGENCE_FILE, text)
-        raise DivergedError(
-            f'The {what} became NaN or infinite by iteration {done} (epoch '
-            f'{epoch}): lower the learning rate, or raise the batch size.'
-        )
+def _look(runner: Runner, what: str, values: Iterable, done: int) -> None:
+    """Stop, if a value is not finite after ``done`` iterations."""
+    finite = [torch.as_tensor(v).detach().isfinite().all() for v in values]
+    if not finite:
+        return
+    # Of one that stops alone, the others would wait until they are killed.
+    everywhere = torch.stack(finite).all().int()
+    all_reduce(everywhere, 'min')
+    if everywhere:
+        return
+    # The epoch's number grows before what comes after it.
+    epoch = (done - 1) // len(runner.train_dataloader) + 1
+    raise DivergedError(
+        f'The {what} became NaN or infinite by iteration {done} (epoch '
+        f'{epoch}): lower the learning rate, or raise the batch size.'
+    )
 
 
 def _saves(hook: CheckpointHook, runner: Runner) -> bool:
@@ -94,11 +87,3 @@ def _saves(hook: CheckpointHook, runner: Runner) -> bool:
         return False
     due = hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
     return due or (hook.save_last and hook.is_last_train_iter(runner))
-
-
-def _finite_everywhere(tensors: list[torch.Tensor]) -> bool:
-    """Return whether all elements are finite, in all processes."""
-    finite = torch.stack([t.isfinite().all() for t in tensors]).all().int()
-    # Of one that stops alone, the others would wait until they are killed.
-    all_reduce(finite, 'min')
-    return bool(finite)

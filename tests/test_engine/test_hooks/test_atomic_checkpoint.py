@@ -11,12 +11,13 @@ import pytest
 import torch
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.model import BaseModel
-from mmengine.runner import Runner
 from torch import nn
 
 from sb_mm.checkpoint import load_checkpoint_file, weights_only
 from sb_mm.engine.checkpoints import newest_checkpoint
 from sb_mm.engine.hooks import AtomicCheckpointHook, ValidateResumedHook
+
+from ..conftest import tiny_runner
 
 EPOCHS, KILLED = 2, 9
 LEFT = {f'epoch_{EPOCHS}.pth', f'best_score_epoch_{EPOCHS}.pth'}
@@ -48,16 +49,15 @@ class Loss(BaseMetric):
 
 def train(work_dir, resume=False, bonus=0):
     start = newest_checkpoint(work_dir) if resume else None
-    loader = dict(dataset=[0], sampler=dict(type='DefaultSampler'))
-    loader |= dict(batch_size=1, num_workers=0)
     checkpoint = dict(type=AtomicCheckpointHook, interval=1, rule='greater')
     checkpoint |= dict(max_keep_ckpts=1, save_best='score')
-    runner = Runner(
-        model=Falling(),
-        work_dir=str(work_dir),
-        train_dataloader=loader,
-        val_dataloader=loader,
-        train_cfg=dict(by_epoch=True, max_epochs=EPOCHS),
+    runner = tiny_runner(
+        Falling(),
+        work_dir,
+        1,
+        val_dataloader=dict(
+            dataset=[0], sampler=dict(type='DefaultSampler', shuffle=False)
+        ),
         val_cfg=dict(),
         val_evaluator=Evaluator(Loss(bonus)),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
@@ -65,8 +65,6 @@ def train(work_dir, resume=False, bonus=0):
         custom_hooks=[dict(type=ValidateResumedHook)],
         load_from=start,
         resume=start is not None,
-        log_level='ERROR',
-        experiment_name=f'{work_dir} {resume}',
     )
     with weights_only():
         runner.train()
@@ -111,12 +109,6 @@ def train_until(step, work_dir):
 
 def checkpoints(work_dir):
     return {path.name for path in Path(work_dir).glob('*.pth')}
-
-
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch):
-    monkeypatch.setattr(Runner, '_log_env', lambda *_: None)
-    monkeypatch.setattr('mmengine.runner.runner.get_git_hash', lambda: '')
 
 
 def test_killed_at_any_step_nothing_is_lost(tmp_path):

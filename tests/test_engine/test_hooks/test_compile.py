@@ -3,13 +3,12 @@
 import pytest
 import torch
 from mmengine.model import BaseModel
-from mmengine.runner import Runner
 from torch import nn
 
 from sb_mm import AttentionMobileNetV2CIFAR
 from sb_mm.errors import UserInputError
 
-IMAGES, BATCH = 10, 4  # the last batch of an epoch has 2
+from ..conftest import tiny_runner
 
 
 class Bare(BaseModel):
@@ -18,103 +17,67 @@ class Bare(BaseModel):
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(3, 2)
-        self.norm = nn.BatchNorm1d(2)
-
-    def features(self, inputs):
-        return self.norm(self.linear(inputs))
 
     def forward(self, inputs, data_samples=None, mode='loss'):
-        return dict(loss=self.features(inputs).square().mean())
+        return dict(loss=self.linear(inputs).square().mean())
 
 
 class Classifier(Bare):
     """As the hosts' models are made."""
 
     def extract_feat(self, inputs):
-        return self.features(inputs)
+        return self.linear(inputs)
 
     def forward(self, inputs, data_samples=None, mode='loss'):
         return dict(loss=self.extract_feat(inputs).square().mean())
 
 
-def _train(folder, model, *hooks, accumulate=1):
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(IMAGES, 3, generator=generator)
-    runner = Runner(
-        model=model,
-        work_dir=str(folder),
-        train_dataloader=dict(
-            dataset=[dict(inputs=image) for image in images],
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            collate_fn=dict(type='default_collate'),
-            batch_size=BATCH,
-            num_workers=0,
-        ),
-        train_cfg=dict(by_epoch=True, max_epochs=2),
-        optim_wrapper=dict(
-            optimizer=dict(type='SGD', lr=0.1), accumulative_counts=accumulate
-        ),
-        custom_hooks=list(hooks),
-        default_hooks=dict(checkpoint=None, logger=None),
-        log_level='ERROR',
-        experiment_name=str(folder),
+def _train(folder, model, accumulate=1, **hook):
+    images = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    loader = dict(
+        dataset=[dict(inputs=image) for image in images],
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='default_collate'),
+        batch_size=4,  # the last batch of an epoch has 2
+        num_workers=0,
     )
-    return runner.train()
+    optimizer = dict(type='SGD', lr=0.1)
+    wrapper = dict(optimizer=optimizer, accumulative_counts=accumulate)
+    return tiny_runner(
+        model,
+        folder,
+        10,
+        train_dataloader=loader,
+        optim_wrapper=wrapper,
+        custom_hooks=[hook] if hook else [],
+    ).train()
 
 
-@pytest.fixture
-def compiled_sizes(monkeypatch):
-    """Batch sizes for which something was compiled, in order."""
-    torch.compiler.reset()
-    sizes = []
+def test_a_training_is_compiled_once_for_each_size(tmp_path):
+    graphs = []
 
     def backend(graph, inputs):
-        # A size that may change comes as a number of its own besides.
-        (size,) = [
-            i.shape[0]
-            for i in inputs
-            if isinstance(i, torch.Tensor)
-            and not isinstance(i, nn.Parameter)
-            and i.ndim == 2
-        ]
-        free = any(isinstance(i, torch.SymInt) for i in inputs)
-        sizes.append('any' if free else size)
+        graphs.append(graph)
         return graph.forward
 
-    return sizes, dict(type='sb_mm.CompileHook', backend=backend, mode=None)
-
-
-def test_a_training_is_compiled_once_for_each_size(tmp_path, compiled_sizes):
-    sizes, hook = compiled_sizes
+    torch.compiler.reset()
     torch.manual_seed(0)
-    compiled = _train(tmp_path / 'compiled', Classifier(), hook)
-    assert sizes == [4, 2]
+    hook = dict(type='sb_mm.CompileHook', backend=backend)
+    compiled = _train(tmp_path, Classifier(), **hook)
+    assert len(graphs) == 2
     torch.manual_seed(0)
-    eager = _train(tmp_path / 'eager', Classifier())
+    eager = _train(tmp_path, Classifier())
     torch.testing.assert_close(compiled.state_dict(), eager.state_dict())
     # The model is as it was, so that it can be copied and saved whole.
     assert 'extract_feat' not in vars(compiled)
 
 
-def test_a_model_without_extract_feat_is_refused(tmp_path, compiled_sizes):
-    _, hook = compiled_sizes
+def test_what_cannot_be_compiled_is_refused(tmp_path):
+    hook = dict(type='sb_mm.CompileHook')
     with pytest.raises(UserInputError, match='Bare does not have'):
-        _train(tmp_path, Bare(), hook)
-
-
-@pytest.mark.parametrize(
-    'options',
-    [
-        dict(mode='reduce-overhead'),
-        dict(mode='max-autotune'),
-        dict(options={'triton.cudagraphs': True}),
-    ],
-    ids=str,
-)
-def test_graphs_do_not_go_with_accumulated_gradients(tmp_path, options):
-    hook = dict(type='sb_mm.CompileHook', **options)
+        _train(tmp_path, Bare(), **hook)
     with pytest.raises(UserInputError, match='accumulative_counts .* set it'):
-        _train(tmp_path, Classifier(), hook, accumulate=2)
+        _train(tmp_path, Classifier(), 2, **hook, mode='reduce-overhead')
 
 
 @pytest.mark.parametrize(

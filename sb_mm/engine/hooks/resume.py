@@ -1,17 +1,65 @@
-"""Refuse a resume that would not follow the schedule of the config."""
+"""What lets a resumed training be the one that was not cut."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.optim import _ParamScheduler
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 
 from sb_mm.engine.options import arguments_of
 from sb_mm.errors import UserInputError, first_few
 from sb_mm.registry import HOOKS
 
 _PROGRESS = {'last_step', 'verbose'}
+
+
+@HOOKS.register_module()
+class EpochSeedHook(Hook):
+    """Seed Python, NumPy and PyTorch by the seed, the epoch and the process.
+
+    MMEngine's checkpoints hold no state of the random numbers, so that a
+    resumed training draws again what its first epochs drew. With this hook it
+    draws what the uncut one would have drawn, and ends with the same weights
+    if the device computes deterministically. Dataloader workers
+    (``num_workers``) are seeded by MMEngine and not reached.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Seed before the loader draws the order of the images."""
+        entropy = (runner.seed, runner.epoch, get_rank())
+        (seed,) = np.random.SeedSequence(entropy).generate_state(1)
+        set_random_seed(int(seed))
+
+
+@HOOKS.register_module()
+class ValidateResumedHook(Hook):
+    """Run the validation that was due when the checkpoint was written.
+
+    A training that is cut between a checkpoint and its validation would never
+    have that number, and after the last epoch no result at all. What was
+    logged before is logged again, with the same value.
+    """
+
+    # After those that change the model for the training, and after the one
+    # that keeps the best checkpoint has found its folder.
+    priority = 'LOWEST'
+
+    def before_train(self, runner: Runner) -> None:
+        """Validate, if a validation was due at that epoch or iteration."""
+        loop = runner.train_loop
+        by_epoch = isinstance(loop, EpochBasedTrainLoop)
+        done = runner.epoch if by_epoch else runner.iter
+        last = loop.max_epochs if by_epoch else loop.max_iters
+        loop._decide_current_val_interval()  # of dynamic_intervals
+        due = done == last or not done % loop.val_interval
+        if runner.val_loop and due and done >= max(1, loop.val_begin):
+            runner.val_loop.run()
 
 
 @HOOKS.register_module()
@@ -29,17 +77,17 @@ class ResumedScheduleHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare, if the training goes on from the checkpoint."""
         saved = checkpoint.get('param_schedulers')
-        asked = runner.param_schedulers
+        asked = runner.param_schedulers or []
         # A dict is of several optimizers, by their names.
         if not runner.cfg.get('resume') or not isinstance(saved, list):
             return
         changes = [
             f'param_scheduler.{i}.{change}'
-            for i, pair in enumerate(zip(asked or [], saved, strict=False))
+            for i, pair in enumerate(zip(asked, saved, strict=False))
             for change in _changes(*pair)
         ]
-        if len(saved) != len(asked or []):
-            changes.append(f'{len(saved)} schedules, not {len(asked or [])}')
+        if len(saved) != len(asked):
+            changes.append(f'{len(saved)} schedules, not {len(asked)}')
         if not runner.cfg.get('schedule_named'):
             changes += _ends_early(runner, checkpoint)
         if changes:
@@ -59,8 +107,8 @@ def _ends_early(runner: Runner, checkpoint: dict) -> Iterator[str]:
     """
     info = checkpoint['message_hub']['runtime_info']
     before, now = info.get('max_iters', math.inf), runner.max_iters
-    schedules = runner.param_schedulers or []
     epoch = len(runner.train_dataloader)
+    schedules = runner.param_schedulers or []
     ends = [s.end * (epoch if s.by_epoch else 1) for s in schedules]
     if ends and before <= max(ends) < now:
         yield f'param_scheduler ends at iteration {max(ends)}, not {now}'
@@ -79,6 +127,8 @@ def _changes(asked: _ParamScheduler, saved: dict) -> Iterator[str]:
 
 
 def _short(value: object) -> object:
-    """Return one of a list of equals, such as those of parameter groups."""
+    """Return milestones as a list, and one of equals, as of groups' rates."""
+    if isinstance(value, Counter):
+        return sorted(value.elements())
     several = isinstance(value, list) and len(set(value)) == 1
     return value[0] if several else value

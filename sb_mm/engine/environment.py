@@ -1,0 +1,78 @@
+"""What numbers were measured with: machine, packages, commit of sb_mm."""
+
+import platform
+import subprocess
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from sb_mm.files import repository
+from sb_mm.version import __version__
+
+_CODE = ('sb_mm', 'configs', 'tools')  # what a training depends on
+_HOSTS = ('mmcv', 'mmengine', 'mmdetection', 'mmpretrain')
+_PACKAGES = (
+    *('numpy', 'torch', 'torchvision', 'mmcv-lite', 'mmdet'),
+    *_HOSTS,
+    *(f'onedl-{name}' for name in _HOSTS),
+)
+
+
+def hardware() -> str:
+    """Return the name of the GPU, or threads and kind of the processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    kind = f'{processor()}, {torch.backends.cpu.get_cpu_capability()}'
+    return f'CPU, {torch.get_num_threads()} threads ({kind})'
+
+
+def processor() -> str:
+    """Return the model's name; Python knows the architecture only."""
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [n.split(':', 1)[1] for n in lines if n.startswith('model name')]
+    return names[0].strip() if names else platform.machine()
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions of Python and of the packages that are there.
+
+    Args:
+        more: Packages besides PyTorch and the hosts.
+    """
+    # What runs, which need not be what is installed.
+    found = dict(python=platform.python_version(), sb_mm=__version__)
+    for name in (*_PACKAGES, *more):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    if torch.version.cuda and torch.cuda.is_available():
+        found['cuda'] = torch.version.cuda
+        found['cudnn'] = str(torch.backends.cudnn.version())
+    return found
+
+
+def commit(*more: str) -> str:
+    """Return the clone's commit, with ``+`` if the code differs from it.
+
+    Without a repository of its own, such as where a wheel is installed, it is
+    the version: a repository around it says nothing about sb_mm.
+
+    Args:
+        more: Folders of the code besides those that a training depends on.
+    """
+    changed = _git('status', '--porcelain', '--', *_CODE, *more)
+    head = _git('rev-parse', '--short', 'HEAD')
+    if not head or _git('rev-parse', '--show-prefix'):
+        return f'sb_mm=={__version__}'
+    return f'{head}{"+" if changed else ""}'
+
+
+def _git(*args: str) -> str:
+    command = ['git', '-C', str(repository()), *args]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:  # git is not installed
+        return ''
+    return done.stdout.strip() if repository() else ''

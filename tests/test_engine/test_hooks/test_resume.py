@@ -1,0 +1,137 @@
+"""A training that is resumed is the one that was not cut."""
+
+import random
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+from mmengine.model import BaseModel
+from mmengine.optim import MultiStepLR
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from torch import nn
+from torch.optim import SGD
+
+from sb_mm.checkpoint import weights_only
+from sb_mm.engine.hooks import (
+    ResumedScheduleHook,
+    ValidateResumedHook,
+    resume,
+)
+from sb_mm.errors import UserInputError
+
+from ..conftest import tiny_runner
+
+ITERATIONS = 2  # of an epoch
+
+
+class Drawing(BaseModel):
+    """Notes random numbers of each kind, iteration by iteration."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn = []
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        numbers = random.random(), np.random.rand(), torch.rand(()).item()
+        self.drawn.append(numbers)
+        return dict(loss=self.weight.sum())
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Train to an epoch, or on to it, and return what was drawn."""
+
+    def run(epochs, folder='run', seed=3, resume=False):
+        runner = tiny_runner(
+            Drawing(),
+            tmp_path / folder,
+            ITERATIONS,
+            train_cfg=dict(by_epoch=True, max_epochs=epochs),
+            custom_hooks=[dict(type='sb_mm.EpochSeedHook')],
+            default_hooks=dict(logger=None),
+            randomness=dict(seed=seed),
+            resume=resume,
+        )
+        with weights_only():  # as MMEngine 0.10.7 cannot read its own
+            return runner.train().drawn
+
+    return run
+
+
+def test_a_resumed_run_draws_what_the_uncut_one_draws(train):
+    uncut = train(3)
+    # Neither from epoch to epoch nor in an epoch do the numbers repeat.
+    for numbers in zip(*uncut, strict=True):
+        assert len(set(numbers)) == 3 * ITERATIONS
+    assert train(1, 'cut') == uncut[:ITERATIONS]
+    assert train(3, 'cut', resume=True) == uncut[ITERATIONS:]
+
+
+def test_runs_and_processes_differ(train, monkeypatch):
+    first, other_seed = train(1), train(1, 'seed', seed=4)
+    monkeypatch.setattr(resume, 'get_rank', lambda: 1)
+    other_process = train(1, 'rank')
+    for numbers in zip(*first, *other_seed, *other_process, strict=True):
+        assert len(set(numbers)) == 3 * ITERATIONS
+
+
+@pytest.mark.parametrize(
+    ('kind', 'done', 'validated'),
+    [
+        (EpochBasedTrainLoop, 0, False),  # a new training
+        (EpochBasedTrainLoop, 2, False),  # before val_begin
+        (EpochBasedTrainLoop, 4, True),
+        (EpochBasedTrainLoop, 5, False),
+        (EpochBasedTrainLoop, 7, True),  # the last one, whatever the interval
+        (IterBasedTrainLoop, 4, True),
+        (IterBasedTrainLoop, 7, True),
+        (IterBasedTrainLoop, 5, False),
+    ],
+)
+def test_it_validates_where_the_loop_would_have(kind, done, validated):
+    loop = Mock(spec=kind, val_begin=3, val_interval=2)
+    loop.max_epochs = loop.max_iters = 7
+    by_epoch = kind is EpochBasedTrainLoop
+    # The other of the two counts something else.
+    epoch, iteration = (done, 100 + done) if by_epoch else (0, done)
+    runner = SimpleNamespace(
+        train_loop=loop, val_loop=Mock(), epoch=epoch, iter=iteration
+    )
+    ValidateResumedHook().before_train(runner)
+    assert runner.val_loop.run.called == validated
+
+
+def _resume(end, before, now, **cfg):
+    """Resume for `now` epochs a training of `before`."""
+    optimizer = SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+    schedule = MultiStepLR(optimizer, milestones=[1], end=end)
+    runner = SimpleNamespace(
+        cfg=dict(resume=True, **cfg),
+        param_schedulers=[schedule],
+        train_dataloader=range(ITERATIONS),
+        max_iters=now * ITERATIONS,
+    )
+    info = dict(max_iters=before * ITERATIONS)
+    checkpoint = dict(
+        param_schedulers=[schedule.state_dict()],
+        message_hub=dict(runtime_info=info),
+    )
+    ResumedScheduleHook().after_load_checkpoint(runner, checkpoint)
+
+
+def test_more_epochs_than_a_schedule_with_a_fixed_end():
+    message = r'ends at iteration 4, not 8\).* load_from=CHECKPOINT'
+    for before in (1, 2):
+        with pytest.raises(UserInputError, match=message):
+            _resume(end=2, before=before, now=4)
+    _resume(end=2, before=2, now=4, schedule_named=True)
+
+
+@pytest.mark.parametrize(
+    ('end', 'before', 'now'), [(2, 2, 2), (2, 3, 4), (4, 2, 4), (10**9, 2, 4)]
+)
+def test_a_schedule_that_is_followed(end, before, now):
+    _resume(end, before, now)
