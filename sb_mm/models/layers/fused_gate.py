@@ -51,27 +51,24 @@ class _FusedGate(torch.autograd.Function):
         (hidden, inputs), outputs, n = w1.shape, w2.size(0), shape[0]
         device = w1.device
         dz2 = torch.empty(n, outputs, device=device)
-        dw2 = torch.empty(outputs, hidden, device=device)
         dvectors2 = torch.empty(3, outputs, device=device)
         launch(
             'output_backward',
-            (dout.contiguous(), normed2, gamma2, beta2,
-             normed1, gamma1, beta1, scale), (dz2, dw2, dvectors2),
-            (n, outputs, hidden), (offset,), function,
+            (dout.contiguous(), normed2, gamma2, beta2, scale),
+            (dz2, dvectors2), (n, outputs), (offset,), function,
         )  # fmt: skip
         dz1 = torch.empty(n, hidden, device=device)
-        dw1 = torch.empty(hidden, inputs, device=device)
+        dw2 = torch.empty(outputs, hidden, device=device)
         dvectors1 = torch.empty(2, hidden, device=device)
         launch(
-            'hidden_backward', (dz2, w2, normed1, gamma1, beta1, total),
-            (dz1, dw1, dvectors1), (n, hidden, inputs, outputs), (factor,), '',
+            'hidden_backward', (dz2, w2, normed1, gamma1, beta1),
+            (dz1, dw2, dvectors1), (n, hidden, outputs), (factor,), '',
         )  # fmt: skip
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = torch.empty(n, inputs, device=device, dtype=dtype)
-            sizes = n, inputs, hidden
-            launch('input_backward', (dz1, w1), (dx,), sizes, (), '')
-            dx = dx[:, :, None, None].expand(shape)  # a view
+        dw1 = torch.empty(hidden, inputs, device=device)
+        dx = torch.empty(n, inputs, device=device, dtype=dtype)
+        sizes = n, inputs, hidden
+        launch('input_backward', (dz1, w1, total), (dw1, dx), sizes, (), '')
+        dx = dx[:, :, None, None].expand(shape)  # a view
         dgamma2, dbeta2, dscale = dvectors2.unbind()
         return (
             dx, dw1, *dvectors1.unbind(), dw2, dgamma2, dbeta2,

@@ -85,6 +85,9 @@ def _linear_norm(
     n, inputs, width, factor, eps, momentum, K: tl.constexpr,
 ):  # fmt: skip
     """Store and return the normalised ``factor * input @ weight.T``."""
+    valid = cols < width
+    old_mean = tl.load(mean + cols, mask=valid)  # early: it takes a while
+    old_var = tl.load(var + cols, mask=valid)
     z = tl.zeros((rows.shape[0], cols.shape[0]), tl.float32)
     for start in range(0, inputs, K):
         ks = start + tl.arange(0, K)
@@ -98,15 +101,26 @@ def _linear_norm(
     inverse = 1 / tl.sqrt(squares / n + eps)
     z *= inverse[None, :]
     _store(normed, z, rows, cols, n, width)
-    valid = cols < width
     tl.store(normed + n * width + cols, inverse, mask=valid)
-    old = tl.load(mean + cols, mask=valid)
-    tl.store(mean + cols, old + momentum * (mu - old), mask=valid)
-    old = tl.load(var + cols, mask=valid)
+    mu = old_mean + momentum * (mu - old_mean)
+    tl.store(mean + cols, mu, mask=valid)
     unbiased = squares / (n - 1)
-    tl.store(var + cols, old + momentum * (unbiased - old), mask=valid)
+    unbiased = old_var + momentum * (unbiased - old_var)
+    tl.store(var + cols, unbiased, mask=valid)
     if tl.program_id(0) == 0:
         tl.store(batches, tl.load(batches) + 1)
+    return z
+
+
+@triton.jit
+def _product(x, weight, rows, cols, n, inputs, width, K: tl.constexpr):
+    """Return ``x @ weight``."""
+    z = tl.zeros((rows.shape[0], cols.shape[0]), tl.float32)
+    for start in range(0, inputs, K):
+        ks = start + tl.arange(0, K)
+        tile = _load(x, rows, ks, n, inputs)
+        w = _load(weight, ks, cols, inputs, width)
+        z = tl.dot(tile, w, z, input_precision=PRECISION)
     return z
 
 
@@ -142,20 +156,20 @@ def _norm_backward(dy, normed, gamma, dvectors, rows, cols, n, width):
 
 @triton.jit
 def _weight_backward(
-    dz, x, x_gamma, x_beta, dw, cols, n, inputs, width,
-    ROWS: tl.constexpr, K: tl.constexpr,
+    dz, x, x_gamma, x_beta, dw, tile, n, inputs, width,
+    ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Store ``dW = dz^T input``, where ``dz`` is what the program stored."""
-    tl.debug_barrier()  # all its threads see it
-    for start in range(0, inputs, K):
-        ks = start + tl.arange(0, K)
-        tile = tl.zeros((cols.shape[0], K), tl.float32)
-        for first in range(0, n, ROWS):
-            rows = first + tl.arange(0, ROWS)
-            d = tl.trans(_load(dz, rows, cols, n, width))
-            h = _input(x, x_gamma, x_beta, rows, ks, n, inputs)
-            tile = tl.dot(d, h, tile, input_precision=PRECISION)
-        _store(dw, tile, cols, ks, width, inputs)
+    """Store a tile of ``dW = dz^T input``."""
+    across = tl.cdiv(inputs, K)
+    cols = tile // across * COLS + tl.arange(0, COLS)
+    ks = tile % across * K + tl.arange(0, K)
+    total = tl.zeros((COLS, K), tl.float32)
+    for first in range(0, n, ROWS):
+        rows = first + tl.arange(0, ROWS)
+        d = tl.trans(_load(dz, rows, cols, n, width))
+        h = _input(x, x_gamma, x_beta, rows, ks, n, inputs)
+        total = tl.dot(d, h, total, input_precision=PRECISION)
+    _store(dw, total, cols, ks, width, inputs)
 
 
 # ---- kernels: what they read, what they write, sizes, numbers -------------
@@ -188,11 +202,12 @@ def output_forward(
     """ReLU, the second Linear, its norm, the gating function and lambda."""
     rows = tl.arange(0, ROWS)
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    weights, biases = _row(gamma, cols, outputs), _row(beta, cols, outputs)
     z = _linear_norm(
         x, x_gamma, x_beta, weight, mean, var, batches, normed, rows, cols,
         n, hidden, outputs, 1.0, eps, momentum, K,
     )  # fmt: skip
-    z = _row(gamma, cols, outputs) * z + _row(beta, cols, outputs) + offset
+    z = weights * z + biases + offset
     value, _ = _gating(z, FUNCTION)
     if scale is not None:
         value *= _row(scale, cols, outputs)
@@ -201,12 +216,11 @@ def output_forward(
 
 @_kernel
 def output_backward(
-    dout, normed, gamma, beta, x, x_gamma, x_beta, scale, dz, dw, dvectors,
-    n, outputs, hidden, offset,
+    dout, normed, gamma, beta, scale, dz, dvectors, n, outputs, offset,
     FUNCTION: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Back to the second Linear's weights and output.
+    """Back to the second Linear's output.
 
     ``dvectors`` are the gradients of gamma, beta and lambda.
     """
@@ -224,52 +238,57 @@ def output_backward(
     dy *= slope
     d = _norm_backward(dy, normed, gamma, dvectors, rows, cols, n, outputs)
     _store(dz, d, rows, cols, n, outputs)
-    _weight_backward(
-        dz, x, x_gamma, x_beta, dw, cols, n, hidden, outputs, min(ROWS, K), K
-    )
 
 
 @_kernel
 def hidden_backward(
-    dnext, next_weight, normed, gamma, beta, x, dz, dw, dvectors,
-    n, hidden, inputs, outputs, factor,
+    dnext, next_weight, normed, gamma, beta, dz, dnext_weight, dvectors,
+    n, hidden, outputs, factor,
     FUNCTION: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Back to the first Linear's weights and output."""
-    rows = tl.arange(0, ROWS)
-    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    dy = tl.zeros((ROWS, COLS), tl.float32)
-    for start in range(0, outputs, K):
-        ks = start + tl.arange(0, K)
-        tile = _load(dnext, rows, ks, n, outputs)
-        w = _load(next_weight, ks, cols, outputs, hidden)
-        dy = tl.dot(tile, w, dy, input_precision=PRECISION)
-    h = _input(normed, gamma, beta, rows, cols, n, hidden)
-    dy = tl.where(h > 0, dy, 0.0)
-    d = _norm_backward(dy, normed, gamma, dvectors, rows, cols, n, hidden)
-    _store(dz, d * factor, rows, cols, n, hidden)
-    _weight_backward(
-        dz, x, None, None, dw, cols, n, inputs, hidden, min(ROWS, K), K
-    )
+    """Back to the second Linear's weights and the first one's output.
+
+    The weights' gradient comes in tiles of programs of their own.
+    """
+    programs = tl.cdiv(hidden, COLS)
+    if tl.program_id(0) >= programs:
+        _weight_backward(
+            dnext, normed, gamma, beta, dnext_weight,
+            tl.program_id(0) - programs, n, hidden, outputs,
+            min(ROWS, K), COLS, K,
+        )  # fmt: skip
+    else:
+        rows = tl.arange(0, ROWS)
+        cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
+        dy = _product(dnext, next_weight, rows, cols, n, outputs, hidden, K)
+        h = _input(normed, gamma, beta, rows, cols, n, hidden)
+        dy = tl.where(h > 0, dy, 0.0)
+        d = _norm_backward(dy, normed, gamma, dvectors, rows, cols, n, hidden)
+        _store(dz, d * factor, rows, cols, n, hidden)
 
 
 @_kernel
 def input_backward(
-    dz, weight, dx, n, inputs, hidden,
+    dz, weight, x, dweight, dx, n, inputs, hidden,
     FUNCTION: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Back to the pixels: ``dx = dz W_1``, in the type of ``dx``."""
-    rows = tl.arange(0, ROWS)
-    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    d = tl.zeros((ROWS, COLS), tl.float32)
-    for start in range(0, hidden, K):
-        ks = start + tl.arange(0, K)
-        tile = _load(dz, rows, ks, n, hidden)
-        w = _load(weight, ks, cols, hidden, inputs)
-        d = tl.dot(tile, w, d, input_precision=PRECISION)
-    _store(dx, d, rows, cols, n, inputs)
+    """Back to the first Linear's weights and the pixels.
+
+    ``dx = dz W_1`` is in the type of ``dx``.
+    """
+    programs = tl.cdiv(inputs, COLS)
+    if tl.program_id(0) >= programs:
+        _weight_backward(
+            dz, x, None, None, dweight, tl.program_id(0) - programs,
+            n, inputs, hidden, min(ROWS, K), COLS, K,
+        )  # fmt: skip
+    else:
+        rows = tl.arange(0, ROWS)
+        cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
+        d = _product(dz, weight, rows, cols, n, hidden, inputs, K)
+        _store(dx, d, rows, cols, n, inputs)
 
 
 def _launch_gate(
@@ -282,7 +301,11 @@ def _launch_gate(
 ) -> None:
     """Start a kernel for ``sizes[:2]``, the rows and columns of its result."""
     rows = max(16, triton.next_power_of_2(sizes[0]))
-    grid = triton.cdiv(sizes[1], BLOCK['COLS']), 1, 1
+    programs = triton.cdiv(sizes[1], BLOCK['COLS'])
+    if kernel in ('hidden_backward', 'input_backward'):  # and the weights'
+        height = triton.cdiv(sizes[2], BLOCK['COLS'])
+        programs += height * triton.cdiv(sizes[1], BLOCK['K'])
+    grid = programs, 1, 1
     if INTERPRETED:  # there, NumPy >= 2.4 makes no range of an integer
         sizes = map(tl.constexpr, sizes)
     args = *reads, *writes, *sizes, *numbers, function, rows, *BLOCK.values()
