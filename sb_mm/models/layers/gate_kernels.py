@@ -19,33 +19,18 @@ All of it is float32, and never TF32.
 """
 # ruff: noqa: ANN001, ANN201, ANN202 (a kernel's arguments have no types)
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
-from triton import knobs  # of Triton 3.4, whose launchers take these arguments
+
+from .launch import kernel
 
 MAX_ROWS = 256  # which a program's registers hold
 PRECISION = tl.constexpr('ieee')
 # The columns of a program, and the columns of its input at a time.
 BLOCK = dict(COLS=16, K=32)
-INTERPRETED = knobs.runtime.interpret
-_compiled = {}
-
-
-def _kernel(function: Callable) -> Callable:
-    """Compile a function once for all sizes and addresses."""
-    arguments = inspect.signature(function).parameters.values()
-    names = [a.name for a in arguments if a.annotation is a.empty]
-    return triton.jit(
-        function,
-        do_not_specialize=names,
-        do_not_specialize_on_alignment=names,
-    )
 
 
 # ---- parts: tiles of (rows, columns) of contiguous tensors, zero outside --
@@ -175,7 +160,30 @@ def _weight_backward(
 # ---- kernels: what they read, what they write, sizes, numbers -------------
 
 
-@_kernel
+def _plan(
+    reads: Sequence[Tensor | None],
+    writes: Sequence[Tensor],
+    sizes: Sequence[int],
+    tiles: int = 0,
+) -> tuple[tuple, tuple, int]:
+    """Plan for ``sizes[:2]``, the rows and columns of the result."""
+    rows = max(16, triton.next_power_of_2(sizes[0]))
+    grid = triton.cdiv(sizes[1], BLOCK['COLS']) + tiles, 1, 1
+    return grid, (rows, *BLOCK.values()), 8 if rows > 128 else 4
+
+
+def _plan_with_weights(
+    reads: Sequence[Tensor | None],
+    writes: Sequence[Tensor],
+    sizes: Sequence[int],
+) -> tuple[tuple, tuple, int]:
+    """Plan for ``sizes[:2]``, and for weights ``(sizes[2], sizes[1])``."""
+    tiles = triton.cdiv(sizes[2], BLOCK['COLS'])
+    tiles *= triton.cdiv(sizes[1], BLOCK['K'])
+    return _plan(reads, writes, sizes, tiles)
+
+
+@kernel(_plan)
 def hidden_forward(
     x, weight, mean, var, batches, normed,
     n, hidden, inputs, factor, eps, momentum,
@@ -191,7 +199,7 @@ def hidden_forward(
     )  # fmt: skip
 
 
-@_kernel
+@kernel(_plan)
 def output_forward(
     x, x_gamma, x_beta, weight, gamma, beta, scale,
     mean, var, batches, normed, out,
@@ -214,22 +222,26 @@ def output_forward(
     _store(out, value, rows, cols, n, outputs)
 
 
-@_kernel
+@kernel(_plan)
 def output_backward(
-    dout, normed, gamma, beta, scale, dz, dvectors, n, outputs, offset,
+    douts, normed, gamma, beta, scale, dz, dvectors,
+    n, outputs, parts, offset,
     FUNCTION: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """Back to the second Linear's output.
 
-    ``dvectors`` are the gradients of gamma, beta and lambda.
+    ``douts`` are parts of a sum, ``dvectors`` the gradients of gamma, beta
+    and lambda.
     """
     rows = tl.arange(0, ROWS)
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
     z = _load(normed, rows, cols, n, outputs)
     z = _row(gamma, cols, outputs) * z + _row(beta, cols, outputs) + offset
     value, slope = _gating(z, FUNCTION)
-    dy = _load(dout, rows, cols, n, outputs)
+    dy = tl.zeros((ROWS, COLS), tl.float32)
+    for part in range(parts):
+        dy += _load(douts + part * n * outputs, rows, cols, n, outputs)
     if scale is not None:
         dscale = tl.sum(dy * value, 0)
         at = dvectors + 2 * outputs + cols
@@ -240,7 +252,7 @@ def output_backward(
     _store(dz, d, rows, cols, n, outputs)
 
 
-@_kernel
+@kernel(_plan_with_weights)
 def hidden_backward(
     dnext, next_weight, normed, gamma, beta, dz, dnext_weight, dvectors,
     n, hidden, outputs, factor,
@@ -268,7 +280,7 @@ def hidden_backward(
         _store(dz, d * factor, rows, cols, n, hidden)
 
 
-@_kernel
+@kernel(_plan_with_weights)
 def input_backward(
     dz, weight, x, dweight, dx, n, inputs, hidden,
     FUNCTION: tl.constexpr,
@@ -289,51 +301,3 @@ def input_backward(
         cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
         d = _product(dz, weight, rows, cols, n, hidden, inputs, K)
         _store(dx, d, rows, cols, n, inputs)
-
-
-def _launch_gate(
-    kernel: str,
-    reads: Sequence[Tensor | None],
-    writes: Sequence[Tensor],
-    sizes: Sequence[int],
-    numbers: Sequence[float],
-    function: str,
-) -> None:
-    """Start a kernel for ``sizes[:2]``, the rows and columns of its result."""
-    rows = max(16, triton.next_power_of_2(sizes[0]))
-    programs = triton.cdiv(sizes[1], BLOCK['COLS'])
-    if kernel in ('hidden_backward', 'input_backward'):  # and the weights'
-        height = triton.cdiv(sizes[2], BLOCK['COLS'])
-        programs += height * triton.cdiv(sizes[1], BLOCK['K'])
-    grid = programs, 1, 1
-    if INTERPRETED:  # there, NumPy >= 2.4 makes no range of an integer
-        sizes = map(tl.constexpr, sizes)
-    args = *reads, *writes, *sizes, *numbers, function, rows, *BLOCK.values()
-    # What it is compiled for.
-    key = (
-        kernel, function, rows, reads[0].dtype, writes[-1].dtype,
-        reads[-1] is None, writes[-1].device,
-    )  # fmt: skip
-    compiled = _compiled.get(key)
-    if compiled is None:
-        _compiled[key] = globals()[kernel][grid](
-            *args, num_warps=8 if rows > 128 else 4, num_stages=2
-        )
-    else:  # Triton's own look-up takes the host five times as long
-        compiled[grid](*args)
-    torch.autograd.graph.increment_version(writes)
-
-
-# An operator, so that torch.compile does not look into it.
-_schema = torch.library.infer_schema(_launch_gate, mutates_args=('writes',))
-torch.library.define('sb_mm::launch_gate', _schema)
-torch.library.impl('sb_mm::launch_gate', ('cpu', 'cuda'), _launch_gate)
-torch.library.register_fake('sb_mm::launch_gate', lambda *_: None)
-
-
-def launch(*args) -> None:
-    """Start a kernel, as an operator where one is recorded or compiled."""
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
-        torch.ops.sb_mm.launch_gate(*args)
-    else:
-        _launch_gate(*args)
