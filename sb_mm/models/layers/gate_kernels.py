@@ -152,8 +152,8 @@ def _plan(
     sizes: Sequence[int],
 ) -> tuple[tuple, tuple, int]:
     """Plan for ``sizes[:2]``, the rows and columns of the result."""
-    rows = max(16, triton.next_power_of_2(sizes[0]))
-    grid = triton.cdiv(sizes[1], BLOCK['COLS']), 1, 1
+    rows = max(16, 1 << (sizes[0] - 1).bit_length())
+    grid = -(-sizes[1] // BLOCK['COLS']), 1, 1
     return grid, (rows, *BLOCK.values()), 8 if rows > 128 else 4
 
 
