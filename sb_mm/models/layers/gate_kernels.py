@@ -167,8 +167,8 @@ def _plan(
     tiles: int = 0,
 ) -> tuple[tuple, tuple, int]:
     """Plan for ``sizes[:2]``, the rows and columns of the result."""
-    rows = max(16, triton.next_power_of_2(sizes[0]))
-    grid = triton.cdiv(sizes[1], BLOCK['COLS']) + tiles, 1, 1
+    rows = max(16, 1 << (sizes[0] - 1).bit_length())
+    grid = -(-sizes[1] // BLOCK['COLS']) + tiles, 1, 1
     return grid, (rows, *BLOCK.values()), 8 if rows > 128 else 4
 
 
@@ -178,8 +178,7 @@ def _plan_with_weights(
     sizes: Sequence[int],
 ) -> tuple[tuple, tuple, int]:
     """Plan for ``sizes[:2]``, and for weights ``(sizes[2], sizes[1])``."""
-    tiles = triton.cdiv(sizes[2], BLOCK['COLS'])
-    tiles *= triton.cdiv(sizes[1], BLOCK['K'])
+    tiles = -(-sizes[2] // BLOCK['COLS']) * -(-sizes[1] // BLOCK['K'])
     return _plan(reads, writes, sizes, tiles)
 
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from triton import knobs  # of Triton 3.4, whose launchers take these arguments
 
 INTERPRETED = knobs.runtime.interpret
-_kernels, _compiled = {}, {}
+KERNELS, _compiled = {}, {}
 
 
 def kernel(plan: Callable) -> Callable:
@@ -33,7 +33,7 @@ def kernel(plan: Callable) -> Callable:
             do_not_specialize=names,
             do_not_specialize_on_alignment=names,
         )
-        _kernels[function.__name__] = jit, plan
+        KERNELS[function.__name__] = jit, plan
         return jit
 
     return register
@@ -48,7 +48,7 @@ def _launch_gate(
     function: str,
 ) -> None:
     """Start a kernel, named, as its plan says."""
-    jit, plan = _kernels[kernel]
+    jit, plan = KERNELS[kernel]
     grid, constants, warps = plan(reads, writes, sizes)
     if INTERPRETED:  # there, NumPy >= 2.4 makes no range of an integer
         sizes = map(tl.constexpr, sizes)

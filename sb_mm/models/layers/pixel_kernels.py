@@ -90,11 +90,9 @@ def _plan(
     n, channels, pixels, steps = sizes
     last = _is_last(reads[0])
     size, columns = TILES[last]
-    tensors = *[t for t in reads if t is not None], *writes
-    aligned = not any(t.data_ptr() % 16 for t in tensors)
-    vector = gcd(8, channels if last else pixels) if aligned else 1
-    tiles = triton.cdiv(pixels, size)
-    grid = triton.cdiv(channels, columns), triton.cdiv(tiles, steps), n
+    addresses = gcd(*[t.data_ptr() for t in (*reads[:2], writes[0])])
+    vector = gcd(8, channels if last else pixels) if addresses % 16 == 0 else 1
+    grid = -(-channels // columns), -(-pixels // (size * steps)), n
     return grid, (last, vector, size, columns), WARPS
 
 

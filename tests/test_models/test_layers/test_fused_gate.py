@@ -29,6 +29,7 @@ from sb_mm.registry import MODELS
 
 triton = pytest.importorskip('triton')
 fused_gate = pytest.importorskip('sb_mm.models.layers.fused_gate')
+pixel_kernels = pytest.importorskip('sb_mm.models.layers.pixel_kernels')
 gate_kernels = pytest.importorskip('sb_mm.models.layers.gate_kernels')
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -172,7 +173,11 @@ def test_every_layer_of_the_networks(wide_blocks):
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('activation', ACTIVATIONS)
 @pytest.mark.parametrize('kind', ['ShiftBalance', 'SqueezeExcite'])
-def test_a_convolution_with_its_activation(kind, activation, layout):
+def test_a_convolution_with_its_activation(
+    kind, activation, layout, monkeypatch
+):
+    # Several parts of a sum over 35 pixels.
+    monkeypatch.setattr(pixel_kernels, 'TILES', ((16, 8), (16, 8)))
     torch.manual_seed(0)
     fused = AttentionConvModule(
         6, 10, 3, norm_cfg=dict(type='BN'),
