@@ -52,6 +52,7 @@ def _launch_gate(
     grid, constants, warps = plan(reads, writes, sizes)
     if INTERPRETED:  # there, NumPy >= 2.4 makes no range of an integer
         sizes = map(tl.constexpr, sizes)
+    numbers = map(float, numbers)  # a 1 would be compiled as an integer
     args = *reads, *writes, *sizes, *numbers, function, *constants
     # What it is compiled for.
     key = (

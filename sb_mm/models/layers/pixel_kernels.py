@@ -16,9 +16,8 @@ from torch import Tensor
 
 from .launch import kernel, launch
 
-# Pixels and channels of a tile, without and with channels_last; the second of
-# these is contiguous there.
-TILES = (256, 8), (64, 32)
+# Pixels and channels of a tile: with channels_last, or contiguous pixels.
+TILES = {True: (64, 32), False: (256, 8)}
 WARPS = 4
 # The sums over the pixels are split until so many programs run, but not into
 # more parts, which another kernel adds.

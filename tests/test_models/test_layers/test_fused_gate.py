@@ -177,7 +177,8 @@ def test_a_convolution_with_its_activation(
     kind, activation, layout, monkeypatch
 ):
     # Several parts of a sum over 35 pixels.
-    monkeypatch.setattr(pixel_kernels, 'TILES', ((16, 8), (16, 8)))
+    tiles = dict.fromkeys([False, True], (16, 8))
+    monkeypatch.setattr(pixel_kernels, 'TILES', tiles)
     torch.manual_seed(0)
     fused = AttentionConvModule(
         6, 10, 3, norm_cfg=dict(type='BN'),
