@@ -110,8 +110,8 @@ class ChannelAttention(nn.Module):
         gate_norm: Whether the gate has batch normalisation, as in the paper;
             without it, its Linear layers have a bias.
         gate_offset: Added to the gate's logits.
-        fused: Compute the gate in five Triton kernels, forward and backward,
-            where :func:`.fused_gate.applies`: in training on a GPU. None for
+        fused: Compute in seven Triton kernels, forward and backward, where
+            :func:`.fused_gate.applies`: in training on a GPU. None for
             what the environment variable ``SB_MM_FUSED_GATE`` says when the
             layer is built, where ``1`` is on. Without Triton, the plain form
             is used, with a warning for True.
@@ -156,31 +156,43 @@ class ChannelAttention(nn.Module):
             offset=gate_offset,
         )
 
-    def forward(self, trunk: Tensor, x: Tensor) -> Tensor:
+    def forward(
+        self, trunk: Tensor, x: Tensor, activation: nn.Module | None = None
+    ) -> Tensor:
         """Return ``trunk`` changed as ``x`` demands.
 
         Args:
             trunk: Output of the layer, ``(N, Cout, H', W')``.
             x: Input of the layer, ``(N, Cin, H, W)``.
+            activation: Applied to the result, in the same pass over the
+                pixels where the attention is fused.
         """
         raise NotImplementedError
 
-    def gates(
-        self, trunk: Tensor, x: Tensor, scale: Tensor | None = None
+    def _attend(
+        self,
+        combine: Callable[[Tensor, Tensor], Tensor],
+        trunk: Tensor,
+        x: Tensor,
+        scale: Tensor | None,
+        activation: nn.Module | None,
     ) -> Tensor:
-        """Return ``scale * gate_function(F(x))`` for every pixel of ``trunk``.
+        """Combine every pixel of ``trunk`` with ``scale * gates``.
 
-        Its shape is ``(N, Cout, 1, 1)``, its type the trunk's, so that a
-        float32 gate does not widen a network that runs in half precision.
+        These are cast to the trunk's type, so that a float32 gate does not
+        widen a network that runs in half precision.
         """
-        if self.fused and fused_gate.applies(self.gate, x):
-            gates = fused_gate.fused_gate(
-                self.gate, x, self.gate_function, scale, trunk.dtype
+        function = self.gate_function
+        fused = self.fused and fused_gate.applies(self.gate, trunk, x)
+        if fused and function in fused_gate.FUNCTIONS:
+            return fused_gate.fused_attention(
+                self.gate, trunk, x, function, scale, combine, activation
             )
-        else:
-            gates = self.gate_function(self.gate(x))
-            gates = gates if scale is None else scale * gates
-        return gates.to(trunk.dtype)[:, :, None, None]
+        logits = fused_gate.logits(self.gate, x) if fused else self.gate(x)
+        gates = function(logits)
+        gates = gates if scale is None else scale * gates
+        y = combine(trunk, gates.to(trunk.dtype)[:, :, None, None])
+        return y if activation is None else activation(y)
 
 
 @MODELS.register_module()
@@ -204,9 +216,11 @@ class SqueezeExcite(ChannelAttention):
 
     gate_function = staticmethod(torch.sigmoid)
 
-    def forward(self, trunk: Tensor, x: Tensor) -> Tensor:
+    def forward(
+        self, trunk: Tensor, x: Tensor, activation: nn.Module | None = None
+    ) -> Tensor:
         """Scale ``trunk`` of shape ``(N, Cout, H', W')``."""
-        return trunk * self.gates(trunk, x)
+        return self._attend(torch.mul, trunk, x, None, activation)
 
 
 def _ungated(logits: Tensor) -> Tensor:
@@ -262,9 +276,11 @@ class ShiftBalance(ChannelAttention):
         )
         self.gate_function = GATES[gate]
 
-    def forward(self, trunk: Tensor, x: Tensor) -> Tensor:
+    def forward(
+        self, trunk: Tensor, x: Tensor, activation: nn.Module | None = None
+    ) -> Tensor:
         """Shift ``trunk`` of shape ``(N, Cout, H', W')``."""
-        return trunk + self.gates(trunk, x, self.lambda_)
+        return self._attend(torch.add, trunk, x, self.lambda_, activation)
 
 
 class NoAttention(nn.Module):
@@ -290,6 +306,16 @@ def build_attention(
         depthwise=depthwise,
     )
     return MODELS.build({**attention, **sizes})
+
+
+def takes(attention: nn.Module, activation: nn.Module) -> bool:
+    """Tell whether an attention's ``forward`` is to apply an activation."""
+    return (
+        type(attention) in (SqueezeExcite, ShiftBalance)
+        and attention.fused
+        and type(activation) in fused_gate.BOUNDS
+        and not any(map(fused_gate.has_hooks, (attention, activation)))
+    )
 
 
 def _fuses(fused: bool | None) -> bool:

@@ -6,7 +6,7 @@ from torch import Tensor
 from sb_mm.arguments import check_choice
 from sb_mm.registry import MODELS
 
-from .attention import build_attention
+from .attention import build_attention, takes
 
 # What follows the convolution, by what the attention stands behind.
 _STEPS = {
@@ -14,6 +14,8 @@ _STEPS = {
     'norm': ('norm', 'attention', 'activate'),
     'act': ('norm', 'activate', 'attention'),
 }
+# What a fused attention does in one pass.
+_TAKEN = ['attention', 'activate']
 
 
 class ConvNormAct(ConvModule):
@@ -104,9 +106,12 @@ class AttentionConvModule(ConvNormAct):
         wanted = dict(attention=True, norm=norm, activate=activate)
         y = self.padding_layer(x) if self.with_explicit_padding else x
         y = self.conv(y)
-        for step in self.steps:
-            if step == 'attention':
-                y = self.attention(y, x)
-            elif wanted[step]:
+        steps = [step for step in self.steps if wanted[step]]
+        for step in steps:
+            if step != 'attention':
                 y = getattr(self, step)(y)
+            elif steps[-2:] == _TAKEN and takes(self.attention, self.activate):
+                return self.attention(y, x, self.activate)
+            else:
+                y = self.attention(y, x)
         return y

@@ -1,27 +1,35 @@
-"""The gate of a layer and its gating function in few calls, on a GPU.
+"""An attention and the activation behind it in few calls, on a GPU.
 
-Forward: the sums over the pixels and two kernels. Backward: three kernels
-between the sum over the pixels and the addition to the input's gradient.
+Forward: the sums over the input's pixels, two kernels for the gates, and one
+for the pixels of the trunk. Backward: one for these, three for the gates, and
+the addition to the input's gradient.
 """
 # ruff: noqa: ANN001 (the arguments of an autograd.Function have no types)
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import inf
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .gate_kernels import INTERPRETED, MAX_ROWS, launch
+from . import pixel_kernels
+from .gate_kernels import MAX_ROWS
+from .launch import INTERPRETED, launch
 from .norm import MIN_VALUES, GateBatchNorm1d
 
 FUNCTIONS = {torch.tanh: 'tanh', torch.sigmoid: 'sigmoid', torch.relu: 'relu'}
+COMBINATIONS = {torch.add: 'add', torch.mul: 'mul'}
+# What the activations clamp to.
+BOUNDS = {type(None): (-inf, inf), nn.ReLU: (0.0, inf), nn.ReLU6: (0.0, 6.0)}
+DTYPES = torch.float32, torch.bfloat16, torch.float16
 
 
 class _FusedGate(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: ANN205
-        ctx, x, w1, gamma1, beta1, w2, gamma2, beta2, scale,
-        stats1, numbers1, stats2, numbers2, offset, function, dtype,
+        ctx, trunk, x, w1, gamma1, beta1, w2, gamma2, beta2, scale,
+        stats1, numbers1, stats2, numbers2, offset, function, combine, bounds,
     ):  # fmt: skip
         (hidden, inputs), outputs, n = w1.shape, w2.size(0), x.size(0)
         total = x.sum((2, 3), dtype=torch.float32)
@@ -32,55 +40,90 @@ class _FusedGate(torch.autograd.Function):
             (n, hidden, inputs), (factor, *numbers1), '',
         )  # fmt: skip
         normed2 = torch.empty(n + 1, outputs, device=x.device)
-        out = torch.empty(n, outputs, device=x.device, dtype=dtype)
+        gates = torch.empty(n, outputs, device=x.device)
         second = normed1, gamma1, beta1, w2, gamma2, beta2, scale
         launch(
-            'output_forward', second, (*stats2, normed2, out),
+            'output_forward', second, (*stats2, normed2, gates),
             (n, outputs, hidden), (offset, *numbers2), function,
         )  # fmt: skip
-        ctx.save_for_backward(total, w1, *second, normed2)
+        out, saved = _apply(trunk, gates, combine, bounds)
+        ctx.save_for_backward(total, w1, *second, normed2, *saved)
         ctx.constants = x.shape, x.dtype, factor, offset, function
+        ctx.combined = combine, bounds
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout):  # noqa: ANN205
-        total, w1, *second, normed2 = ctx.saved_tensors
+        total, w1, *second, normed2, saved, gates = ctx.saved_tensors
         normed1, gamma1, beta1, w2, gamma2, beta2, scale = second
         shape, dtype, factor, offset, function = ctx.constants
         (hidden, inputs), outputs, n = w1.shape, w2.size(0), shape[0]
         device = w1.device
+        dtrunk, dgates = _apply_backward(dout, saved, gates, *ctx.combined)
         dz2 = torch.empty(n, outputs, device=device)
-        dw2 = torch.empty(outputs, hidden, device=device)
         dvectors2 = torch.empty(3, outputs, device=device)
         launch(
-            'output_backward',
-            (dout.contiguous(), normed2, gamma2, beta2,
-             normed1, gamma1, beta1, scale), (dz2, dw2, dvectors2),
-            (n, outputs, hidden), (offset,), function,
+            'output_backward', (dgates, normed2, gamma2, beta2, scale),
+            (dz2, dvectors2), (n, outputs, dgates.size(0)), (offset,),
+            function,
         )  # fmt: skip
         dz1 = torch.empty(n, hidden, device=device)
-        dw1 = torch.empty(hidden, inputs, device=device)
+        dw2 = torch.empty(outputs, hidden, device=device)
         dvectors1 = torch.empty(2, hidden, device=device)
         launch(
-            'hidden_backward', (dz2, w2, normed1, gamma1, beta1, total),
-            (dz1, dw1, dvectors1), (n, hidden, inputs, outputs), (factor,), '',
+            'hidden_backward', (dz2, w2, normed1, gamma1, beta1),
+            (dz1, dw2, dvectors1), (n, hidden, outputs), (factor,), '',
         )  # fmt: skip
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = torch.empty(n, inputs, device=device, dtype=dtype)
-            sizes = n, inputs, hidden
-            launch('input_backward', (dz1, w1), (dx,), sizes, (), '')
-            dx = dx[:, :, None, None].expand(shape)  # a view
+        dw1 = torch.empty(hidden, inputs, device=device)
+        dx = torch.empty(n, inputs, device=device, dtype=dtype)
+        sizes = n, inputs, hidden
+        launch('input_backward', (dz1, w1, total), (dw1, dx), sizes, (), '')
+        dx = dx[:, :, None, None].expand(shape)  # a view
         dgamma2, dbeta2, dscale = dvectors2.unbind()
         return (
-            dx, dw1, *dvectors1.unbind(), dw2, dgamma2, dbeta2,
-            None if scale is None else dscale, *[None] * 7,
+            dtrunk, dx, dw1, *dvectors1.unbind(), dw2, dgamma2, dbeta2,
+            None if scale is None else dscale, *[None] * 8,
         )  # fmt: skip
 
 
-def applies(gate: nn.Module, x: Tensor) -> bool:
-    """Tell whether the kernels can compute a gate of ``x``.
+def _apply(
+    trunk: Tensor | None, gates: Tensor, combine: str, bounds: Sequence[float]
+) -> tuple[Tensor, tuple]:
+    """Return the result, and what its gradient needs."""
+    if trunk is None:
+        return gates, (None, None)
+    trunk = trunk.contiguous(memory_format=_layout(trunk))
+    out = pixel_kernels.forward(trunk, gates, combine, bounds)
+    if combine == 'mul':
+        return out, (trunk, gates)
+    return out, (None if bounds == BOUNDS[type(None)] else out, None)
+
+
+def _apply_backward(
+    dout: Tensor,
+    saved: Tensor | None,
+    gates: Tensor | None,
+    combine: str,
+    bounds: Sequence[float],
+) -> tuple[Tensor | None, Tensor]:
+    """Return the gradients of the trunk and, in parts, of the gates."""
+    if dout.dim() == 2:
+        return None, dout.contiguous()[None]
+    if saved is None:
+        return dout, dout.sum((2, 3), dtype=torch.float32)[None]
+    dout = dout.contiguous(memory_format=_layout(saved))
+    return pixel_kernels.backward(dout, saved, gates, combine, bounds)
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def applies(gate: nn.Module, trunk: Tensor, x: Tensor) -> bool:
+    """Tell whether the kernels can compute a gate of ``x`` for ``trunk``.
 
     On a CUDA device, in training on 8 to 256 images, whose statistics the
     norms use; if the gate is float32 and its parts are plain ones: no
@@ -90,11 +133,12 @@ def applies(gate: nn.Module, x: Tensor) -> bool:
     return (
         (_is_current(x) or INTERPRETED)
         and MIN_VALUES <= x.size(0) <= MAX_ROWS
-        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and x.dtype in DTYPES
+        and trunk.dtype in DTYPES
         and type(gate.dropout) is nn.Identity
         and all(map(_is_plain_norm, (gate.bn1, gate.bn2)))
         and all(map(_is_plain_linear, (gate.fc1, gate.fc2)))
-        and not any(map(_has_hooks, (gate, *gate._modules.values())))
+        and not any(map(has_hooks, (gate, *gate._modules.values())))
         and not torch.jit.is_tracing()
     )
 
@@ -113,40 +157,51 @@ def _is_plain_linear(linear: nn.Module) -> bool:
     return plain and linear.weight.dtype == torch.float32
 
 
-def _has_hooks(part: nn.Module) -> bool:
+def has_hooks(part: nn.Module) -> bool:
+    """Tell whether somebody sees what a module is given or returns."""
     forward = part._forward_hooks or part._forward_pre_hooks
     return bool(forward or part._backward_hooks or part._backward_pre_hooks)
 
 
-def fused_gate(
+def fused_attention(
     gate: nn.Module,
+    trunk: Tensor,
     x: Tensor,
     function: Callable[[Tensor], Tensor],
     scale: Tensor | None,
-    dtype: torch.dtype,
+    combine: Callable[[Tensor, Tensor], Tensor],
+    activation: nn.Module | None,
 ) -> Tensor:
-    """Return ``scale * function(gate(x))``, of shape ``(N, Cout)``.
+    """Return ``activation(combine(trunk, scale * function(gate(x))))``.
 
     Args:
         gate: A :class:`.ChannelGate` that :func:`applies`.
+        trunk: ``(N, Cout, H', W')``.
         x: ``(N, Cin, H, W)``.
-        function: The gating function. One without a kernel, such as softmax,
-            is called on the kernels' logits.
+        function: The gating function.
         scale: Lambda, ``(Cout,)``, or None for 1.
-        dtype: Of the result.
+        combine: ``torch.add`` or ``torch.mul``.
+        activation: Of a type in ``BOUNDS``.
     """
-    if function not in FUNCTIONS:
-        gates = function(_call(gate, x, 'none', None, torch.float32))
-        return (gates if scale is None else scale * gates).to(dtype)
-    return _call(gate, x, FUNCTIONS[function], scale, dtype)
+    return _call(
+        gate, trunk, x, FUNCTIONS[function], scale, COMBINATIONS[combine],
+        BOUNDS[type(activation)],
+    )  # fmt: skip
+
+
+def logits(gate: nn.Module, x: Tensor) -> Tensor:
+    """Return ``gate(x)``, of shape ``(N, Cout)``, float32."""
+    return _call(gate, None, x, 'none', None, 'add', BOUNDS[type(None)])
 
 
 def _call(
     gate: nn.Module,
+    trunk: Tensor | None,
     x: Tensor,
     function: str,
     scale: Tensor | None,
-    dtype: torch.dtype,
+    combine: str,
+    bounds: Sequence[float],
 ) -> Tensor:
     weights, stats = [], []
     for linear, norm in (gate.fc1, gate.bn1), (gate.fc2, gate.bn2):
@@ -155,5 +210,5 @@ def _call(
         stats += buffers, (norm.eps, norm.momentum)
     offset = float(gate.offset)
     return _FusedGate.apply(
-        x, *weights, scale, *stats, offset, function, dtype
+        trunk, x, *weights, scale, *stats, offset, function, combine, bounds
     )

@@ -19,33 +19,18 @@ All of it is float32, and never TF32.
 """
 # ruff: noqa: ANN001, ANN201, ANN202 (a kernel's arguments have no types)
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
-from triton import knobs  # of Triton 3.4, whose launchers take these arguments
+
+from .launch import kernel
 
 MAX_ROWS = 256  # which a program's registers hold
 PRECISION = tl.constexpr('ieee')
 # The columns of a program, and the columns of its input at a time.
 BLOCK = dict(COLS=16, K=32)
-INTERPRETED = knobs.runtime.interpret
-_compiled = {}
-
-
-def _kernel(function: Callable) -> Callable:
-    """Compile a function once for all sizes and addresses."""
-    arguments = inspect.signature(function).parameters.values()
-    names = [a.name for a in arguments if a.annotation is a.empty]
-    return triton.jit(
-        function,
-        do_not_specialize=names,
-        do_not_specialize_on_alignment=names,
-    )
 
 
 # ---- parts: tiles of (rows, columns) of contiguous tensors, zero outside --
@@ -85,6 +70,9 @@ def _linear_norm(
     n, inputs, width, factor, eps, momentum, K: tl.constexpr,
 ):  # fmt: skip
     """Store and return the normalised ``factor * input @ weight.T``."""
+    valid = cols < width
+    old_mean = tl.load(mean + cols, mask=valid)  # early: it takes a while
+    old_var = tl.load(var + cols, mask=valid)
     z = tl.zeros((rows.shape[0], cols.shape[0]), tl.float32)
     for start in range(0, inputs, K):
         ks = start + tl.arange(0, K)
@@ -98,15 +86,26 @@ def _linear_norm(
     inverse = 1 / tl.sqrt(squares / n + eps)
     z *= inverse[None, :]
     _store(normed, z, rows, cols, n, width)
-    valid = cols < width
     tl.store(normed + n * width + cols, inverse, mask=valid)
-    old = tl.load(mean + cols, mask=valid)
-    tl.store(mean + cols, old + momentum * (mu - old), mask=valid)
-    old = tl.load(var + cols, mask=valid)
+    mu = old_mean + momentum * (mu - old_mean)
+    tl.store(mean + cols, mu, mask=valid)
     unbiased = squares / (n - 1)
-    tl.store(var + cols, old + momentum * (unbiased - old), mask=valid)
+    unbiased = old_var + momentum * (unbiased - old_var)
+    tl.store(var + cols, unbiased, mask=valid)
     if tl.program_id(0) == 0:
         tl.store(batches, tl.load(batches) + 1)
+    return z
+
+
+@triton.jit
+def _product(x, weight, rows, cols, n, inputs, width, K: tl.constexpr):
+    """Return ``x @ weight``."""
+    z = tl.zeros((rows.shape[0], cols.shape[0]), tl.float32)
+    for start in range(0, inputs, K):
+        ks = start + tl.arange(0, K)
+        tile = _load(x, rows, ks, n, inputs)
+        w = _load(weight, ks, cols, inputs, width)
+        z = tl.dot(tile, w, z, input_precision=PRECISION)
     return z
 
 
@@ -142,26 +141,48 @@ def _norm_backward(dy, normed, gamma, dvectors, rows, cols, n, width):
 
 @triton.jit
 def _weight_backward(
-    dz, x, x_gamma, x_beta, dw, cols, n, inputs, width,
-    ROWS: tl.constexpr, K: tl.constexpr,
+    dz, x, x_gamma, x_beta, dw, tile, n, inputs, width,
+    ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Store ``dW = dz^T input``, where ``dz`` is what the program stored."""
-    tl.debug_barrier()  # all its threads see it
-    for start in range(0, inputs, K):
-        ks = start + tl.arange(0, K)
-        tile = tl.zeros((cols.shape[0], K), tl.float32)
-        for first in range(0, n, ROWS):
-            rows = first + tl.arange(0, ROWS)
-            d = tl.trans(_load(dz, rows, cols, n, width))
-            h = _input(x, x_gamma, x_beta, rows, ks, n, inputs)
-            tile = tl.dot(d, h, tile, input_precision=PRECISION)
-        _store(dw, tile, cols, ks, width, inputs)
+    """Store a tile of ``dW = dz^T input``."""
+    across = tl.cdiv(inputs, K)
+    cols = tile // across * COLS + tl.arange(0, COLS)
+    ks = tile % across * K + tl.arange(0, K)
+    total = tl.zeros((COLS, K), tl.float32)
+    for first in range(0, n, ROWS):
+        rows = first + tl.arange(0, ROWS)
+        d = tl.trans(_load(dz, rows, cols, n, width))
+        h = _input(x, x_gamma, x_beta, rows, ks, n, inputs)
+        total = tl.dot(d, h, total, input_precision=PRECISION)
+    _store(dw, total, cols, ks, width, inputs)
 
 
 # ---- kernels: what they read, what they write, sizes, numbers -------------
 
 
-@_kernel
+def _plan(
+    reads: Sequence[Tensor | None],
+    writes: Sequence[Tensor],
+    sizes: Sequence[int],
+    tiles: int = 0,
+) -> tuple[tuple, tuple, int]:
+    """Plan for ``sizes[:2]``, the rows and columns of the result."""
+    rows = max(16, 1 << (sizes[0] - 1).bit_length())
+    grid = -(-sizes[1] // BLOCK['COLS']) + tiles, 1, 1
+    return grid, (rows, *BLOCK.values()), 8 if rows > 128 else 4
+
+
+def _plan_with_weights(
+    reads: Sequence[Tensor | None],
+    writes: Sequence[Tensor],
+    sizes: Sequence[int],
+) -> tuple[tuple, tuple, int]:
+    """Plan for ``sizes[:2]``, and for weights ``(sizes[2], sizes[1])``."""
+    tiles = -(-sizes[2] // BLOCK['COLS']) * -(-sizes[1] // BLOCK['K'])
+    return _plan(reads, writes, sizes, tiles)
+
+
+@kernel(_plan)
 def hidden_forward(
     x, weight, mean, var, batches, normed,
     n, hidden, inputs, factor, eps, momentum,
@@ -177,7 +198,7 @@ def hidden_forward(
     )  # fmt: skip
 
 
-@_kernel
+@kernel(_plan)
 def output_forward(
     x, x_gamma, x_beta, weight, gamma, beta, scale,
     mean, var, batches, normed, out,
@@ -188,34 +209,38 @@ def output_forward(
     """ReLU, the second Linear, its norm, the gating function and lambda."""
     rows = tl.arange(0, ROWS)
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    weights, biases = _row(gamma, cols, outputs), _row(beta, cols, outputs)
     z = _linear_norm(
         x, x_gamma, x_beta, weight, mean, var, batches, normed, rows, cols,
         n, hidden, outputs, 1.0, eps, momentum, K,
     )  # fmt: skip
-    z = _row(gamma, cols, outputs) * z + _row(beta, cols, outputs) + offset
+    z = weights * z + biases + offset
     value, _ = _gating(z, FUNCTION)
     if scale is not None:
         value *= _row(scale, cols, outputs)
     _store(out, value, rows, cols, n, outputs)
 
 
-@_kernel
+@kernel(_plan)
 def output_backward(
-    dout, normed, gamma, beta, x, x_gamma, x_beta, scale, dz, dw, dvectors,
-    n, outputs, hidden, offset,
+    douts, normed, gamma, beta, scale, dz, dvectors,
+    n, outputs, parts, offset,
     FUNCTION: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Back to the second Linear's weights and output.
+    """Back to the second Linear's output.
 
-    ``dvectors`` are the gradients of gamma, beta and lambda.
+    ``douts`` are parts of a sum, ``dvectors`` the gradients of gamma, beta
+    and lambda.
     """
     rows = tl.arange(0, ROWS)
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
     z = _load(normed, rows, cols, n, outputs)
     z = _row(gamma, cols, outputs) * z + _row(beta, cols, outputs) + offset
     value, slope = _gating(z, FUNCTION)
-    dy = _load(dout, rows, cols, n, outputs)
+    dy = tl.zeros((ROWS, COLS), tl.float32)
+    for part in range(parts):
+        dy += _load(douts + part * n * outputs, rows, cols, n, outputs)
     if scale is not None:
         dscale = tl.sum(dy * value, 0)
         at = dvectors + 2 * outputs + cols
@@ -224,93 +249,54 @@ def output_backward(
     dy *= slope
     d = _norm_backward(dy, normed, gamma, dvectors, rows, cols, n, outputs)
     _store(dz, d, rows, cols, n, outputs)
-    _weight_backward(
-        dz, x, x_gamma, x_beta, dw, cols, n, hidden, outputs, min(ROWS, K), K
-    )
 
 
-@_kernel
+@kernel(_plan_with_weights)
 def hidden_backward(
-    dnext, next_weight, normed, gamma, beta, x, dz, dw, dvectors,
-    n, hidden, inputs, outputs, factor,
+    dnext, next_weight, normed, gamma, beta, dz, dnext_weight, dvectors,
+    n, hidden, outputs, factor,
     FUNCTION: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Back to the first Linear's weights and output."""
-    rows = tl.arange(0, ROWS)
-    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    dy = tl.zeros((ROWS, COLS), tl.float32)
-    for start in range(0, outputs, K):
-        ks = start + tl.arange(0, K)
-        tile = _load(dnext, rows, ks, n, outputs)
-        w = _load(next_weight, ks, cols, outputs, hidden)
-        dy = tl.dot(tile, w, dy, input_precision=PRECISION)
-    h = _input(normed, gamma, beta, rows, cols, n, hidden)
-    dy = tl.where(h > 0, dy, 0.0)
-    d = _norm_backward(dy, normed, gamma, dvectors, rows, cols, n, hidden)
-    _store(dz, d * factor, rows, cols, n, hidden)
-    _weight_backward(
-        dz, x, None, None, dw, cols, n, inputs, hidden, min(ROWS, K), K
-    )
+    """Back to the second Linear's weights and the first one's output.
 
-
-@_kernel
-def input_backward(
-    dz, weight, dx, n, inputs, hidden,
-    FUNCTION: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
-):  # fmt: skip
-    """Back to the pixels: ``dx = dz W_1``, in the type of ``dx``."""
-    rows = tl.arange(0, ROWS)
-    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    d = tl.zeros((ROWS, COLS), tl.float32)
-    for start in range(0, hidden, K):
-        ks = start + tl.arange(0, K)
-        tile = _load(dz, rows, ks, n, hidden)
-        w = _load(weight, ks, cols, hidden, inputs)
-        d = tl.dot(tile, w, d, input_precision=PRECISION)
-    _store(dx, d, rows, cols, n, inputs)
-
-
-def _launch_gate(
-    kernel: str,
-    reads: Sequence[Tensor | None],
-    writes: Sequence[Tensor],
-    sizes: Sequence[int],
-    numbers: Sequence[float],
-    function: str,
-) -> None:
-    """Start a kernel for ``sizes[:2]``, the rows and columns of its result."""
-    rows = max(16, triton.next_power_of_2(sizes[0]))
-    grid = triton.cdiv(sizes[1], BLOCK['COLS']), 1, 1
-    if INTERPRETED:  # there, NumPy >= 2.4 makes no range of an integer
-        sizes = map(tl.constexpr, sizes)
-    args = *reads, *writes, *sizes, *numbers, function, rows, *BLOCK.values()
-    # What it is compiled for.
-    key = (
-        kernel, function, rows, reads[0].dtype, writes[-1].dtype,
-        reads[-1] is None, writes[-1].device,
-    )  # fmt: skip
-    compiled = _compiled.get(key)
-    if compiled is None:
-        _compiled[key] = globals()[kernel][grid](
-            *args, num_warps=8 if rows > 128 else 4, num_stages=2
-        )
-    else:  # Triton's own look-up takes the host five times as long
-        compiled[grid](*args)
-    torch.autograd.graph.increment_version(writes)
-
-
-# An operator, so that torch.compile does not look into it.
-_schema = torch.library.infer_schema(_launch_gate, mutates_args=('writes',))
-torch.library.define('sb_mm::launch_gate', _schema)
-torch.library.impl('sb_mm::launch_gate', ('cpu', 'cuda'), _launch_gate)
-torch.library.register_fake('sb_mm::launch_gate', lambda *_: None)
-
-
-def launch(*args) -> None:
-    """Start a kernel, as an operator where one is recorded or compiled."""
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
-        torch.ops.sb_mm.launch_gate(*args)
+    The weights' gradient comes in tiles of programs of their own.
+    """
+    programs = tl.cdiv(hidden, COLS)
+    if tl.program_id(0) >= programs:
+        _weight_backward(
+            dnext, normed, gamma, beta, dnext_weight,
+            tl.program_id(0) - programs, n, hidden, outputs,
+            min(ROWS, K), COLS, K,
+        )  # fmt: skip
     else:
-        _launch_gate(*args)
+        rows = tl.arange(0, ROWS)
+        cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
+        dy = _product(dnext, next_weight, rows, cols, n, outputs, hidden, K)
+        h = _input(normed, gamma, beta, rows, cols, n, hidden)
+        dy = tl.where(h > 0, dy, 0.0)
+        d = _norm_backward(dy, normed, gamma, dvectors, rows, cols, n, hidden)
+        _store(dz, d * factor, rows, cols, n, hidden)
+
+
+@kernel(_plan_with_weights)
+def input_backward(
+    dz, weight, x, dweight, dx, n, inputs, hidden,
+    FUNCTION: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """Back to the first Linear's weights and the pixels.
+
+    ``dx = dz W_1`` is in the type of ``dx``.
+    """
+    programs = tl.cdiv(inputs, COLS)
+    if tl.program_id(0) >= programs:
+        _weight_backward(
+            dz, x, None, None, dweight, tl.program_id(0) - programs,
+            n, inputs, hidden, min(ROWS, K), COLS, K,
+        )  # fmt: skip
+    else:
+        rows = tl.arange(0, ROWS)
+        cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
+        d = _product(dz, weight, rows, cols, n, hidden, inputs, K)
+        _store(dx, d, rows, cols, n, inputs)

@@ -2,7 +2,7 @@
 
 The kernels need a CUDA device or Triton's interpreter, which has to be chosen
 before they are imported: without a device, a process of its own runs these
-tests under ``TRITON_INTERPRET=1``.
+tests, and those of the kernels themselves, under ``TRITON_INTERPRET=1``.
 """
 
 import copy
@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from itertools import count, cycle
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from sb_mm.registry import MODELS
 
 triton = pytest.importorskip('triton')
 fused_gate = pytest.importorskip('sb_mm.models.layers.fused_gate')
+pixel_kernels = pytest.importorskip('sb_mm.models.layers.pixel_kernels')
 gate_kernels = pytest.importorskip('sb_mm.models.layers.gate_kernels')
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -36,13 +38,14 @@ pytestmark = pytest.mark.gpu
 needs_kernels = pytest.mark.skipif(
     DEVICE == 'cpu' and not INTERPRETED, reason='run in the interpreter'
 )
-needs_compiler = pytest.mark.skipif(INTERPRETED, reason='is interpreted')
 NETWORKS = (
     ('MobileNetV2', 0.35),
     ('MobileNetV2', 1.0),
     ('MnasNet', 1.0),
     ('ShuffleNetV2', 1.0),
 )
+LAYOUTS = torch.contiguous_format, torch.channels_last
+ACTIVATIONS = None, 'ReLU', 'ReLU6'
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.half: 2e-3}
 
 
@@ -51,7 +54,8 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.half: 2e-3}
 )
 def test_in_the_interpreter():
     environment = {**os.environ, 'TRITON_INTERPRET': '1'}
-    command = [sys.executable, '-m', 'pytest', __file__, '-q', '-x']
+    files = map(str, Path(__file__).parent.glob('test_*_kernels.py'))
+    command = [sys.executable, '-m', 'pytest', __file__, *files, '-q', '-x']
     done = subprocess.run(
         [*command, '-p', 'no:xdist', '-p', 'no:cacheprovider'],
         env=environment,
@@ -67,7 +71,9 @@ def test_in_the_interpreter():
 class Case:
     """A fused attention and the plain one in float64 beside it."""
 
-    def __init__(self, kind, channels, n, dtype=torch.float32, **kwargs):
+    def __init__(
+        self, kind, channels, n, dtype=torch.float, activation=None, **kwargs
+    ):
         inputs, hidden, outputs = channels
         fused = kind(inputs, outputs, fused=True, **kwargs)
         fused.gate.fc1 = nn.Linear(inputs, hidden, bias=False)
@@ -81,20 +87,22 @@ class Case:
                 norm.running_mean.normal_()
                 norm.running_var.uniform_(0.5, 2)
             x = (torch.randn(n, inputs, 3, 2) * 2 + 1).to(dtype)
+            trunk, gradient = torch.randn(2, n, outputs, 2, 2).to(dtype)
             plain = copy.deepcopy(fused).double()
-            if self._has_margin(plain.gate, x.double()):
+            plain.fused = False
+            if self._has_margin(plain, trunk.double(), x.double()):
                 break
-        plain.fused = False
         self.dtype, self.plain, self.fused = dtype, plain, fused.to(DEVICE)
-        trunk, gradient = torch.randn(2, n, outputs, 2, 2).to(dtype)
-        self.data = trunk, x, gradient
+        self.data, self.activation = (trunk, x, gradient), activation
 
     @staticmethod
-    def _has_margin(gate, x):
+    def _has_margin(module, trunk, x):
         """Tell whether no unit is so near to ReLU's kink as to tip over."""
-        hidden = copy.deepcopy(gate.bn1)(gate.fc1(x.mean((2, 3))))
-        logits = copy.deepcopy(gate.bn2)(gate.fc2(hidden.relu()))
-        return min(hidden.abs().min(), logits.abs().min()) > 3e-6
+        module = copy.deepcopy(module)
+        y, gate = module(trunk, x), module.gate
+        hidden = gate.bn1(gate.fc1(x.mean((2, 3))))
+        logits = gate.bn2(gate.fc2(hidden.relu()))
+        return min(v.abs().min() for v in (y, hidden, logits)) > 3e-6
 
     def check(self):
         expected = self._results(self.plain, torch.float64, 'cpu')
@@ -110,8 +118,8 @@ class Case:
         trunk, x, gradient = (t.to(device, dtype) for t in self.data)
         x.requires_grad_()
         trunk.requires_grad_()
-        assert fused_gate.applies(module.gate, x) == module.fused
-        y = module(trunk, x)
+        assert fused_gate.applies(module.gate, trunk, x) == module.fused
+        y = module(trunk, x, self.activation)
         y.backward(gradient)
         gradients = {n: p.grad for n, p in module.named_parameters()}
         buffers = dict(module.named_buffers())
@@ -129,8 +137,9 @@ def test_gating_functions(gate):
 @needs_kernels
 @pytest.mark.parametrize('dtype', TOLERANCE)
 def test_precisions(dtype):
-    Case(ShiftBalance, (37, 18, 5), 11, dtype).check()
-    Case(SqueezeExcite, (40, 5, 40), 11, dtype, gate_offset=4).check()
+    Case(ShiftBalance, (37, 18, 5), 11, dtype, nn.ReLU()).check()
+    kwargs = dict(activation=nn.ReLU6(), gate_offset=4)
+    Case(SqueezeExcite, (40, 5, 40), 11, dtype, **kwargs).check()
 
 
 @needs_kernels
@@ -158,6 +167,39 @@ def test_every_layer_of_the_networks(wide_blocks):
         layers |= {(*g.fc1.weight.shape[::-1], len(g.bn2.bias)) for g in gates}
     for channels, n in zip(sorted(layers), cycle([8, 13, 60])):
         Case(ShiftBalance, channels, n).check()
+
+
+@needs_kernels
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('activation', ACTIVATIONS)
+@pytest.mark.parametrize('kind', ['ShiftBalance', 'SqueezeExcite'])
+def test_a_convolution_with_its_activation(
+    kind, activation, layout, monkeypatch
+):
+    # Several parts of a sum over 35 pixels.
+    tiles = dict.fromkeys([False, True], (16, 8))
+    monkeypatch.setattr(pixel_kernels, 'TILES', tiles)
+    torch.manual_seed(0)
+    fused = AttentionConvModule(
+        6, 10, 3, norm_cfg=dict(type='BN'),
+        act_cfg=activation and dict(type=activation),
+        attention=dict(type=f'sb_mm.{kind}', fused=True),
+    ).to(DEVICE)  # fmt: skip
+    fused.bn.weight.data *= 4
+    plain = copy.deepcopy(fused)
+    plain.attention.fused = False
+    x = torch.randn(9, 6, 7, 9, device=DEVICE).to(memory_format=layout)
+    gradient = torch.randn(9, 10, 5, 7, device=DEVICE)
+    results = []
+    for module in fused, plain:
+        leaf = x.clone().requires_grad_()
+        y = module(leaf)
+        y.backward(gradient)
+        gradients = [p.grad for p in module.parameters()]
+        results.append([y, leaf.grad, *gradients, *module.buffers()])
+    for value, expected in zip(*results, strict=True):
+        error = (value - expected).abs().max()
+        assert error <= 1e-3 * expected.abs().max()
 
 
 # ---- where the plain form stays ----------------------------------------
@@ -192,10 +234,10 @@ def test_what_is_not_fused(change, n, kwargs):
     module = ShiftBalance(6, 10, fused=True, **kwargs)
     x = torch.randn(n, 6, 2, 2, device=DEVICE)
     usual = torch.randn(9, 6, 2, 2, device=DEVICE)
-    assert kwargs or fused_gate.applies(module.to(DEVICE).gate, usual)
+    assert kwargs or fused_gate.applies(module.to(DEVICE).gate, usual, usual)
     if change is not None:
         change(module)
-    assert not fused_gate.applies(module.gate, x)
+    assert not fused_gate.applies(module.gate, x, x)
 
 
 @needs_kernels
@@ -205,6 +247,18 @@ def test_few_images_give_the_plain_result():
     fused = ShiftBalance(6, 6, fused=True).to(DEVICE)
     fused.load_state_dict(plain.state_dict())
     assert torch.equal(fused(trunk, x), plain(trunk, x))
+
+
+@needs_kernels
+@pytest.mark.parametrize('part', ['activate', 'attention'])
+def test_a_hook_sees_the_plain_steps(part, layer):
+    seen = []
+    assert attention.takes(layer.attention, layer.activate)
+    getattr(layer, part).register_forward_hook(
+        lambda module, args, output: seen.append(output.min())
+    )
+    layer(torch.randn(9, 6, 4, 4, device=DEVICE))
+    assert (seen[0] < 0) == (part == 'attention')
 
 
 def test_the_argument_stands_above_the_environment(monkeypatch):
@@ -314,70 +368,18 @@ class Calls(TorchDispatchMode):
 
 
 @needs_kernels
-@pytest.mark.parametrize(
-    ('kind', 'forward', 'backward'),
-    [(ShiftBalance, 4, 5), (SqueezeExcite, 4, 7)],
-)
-def test_a_gate_is_a_handful_of_calls(kind, forward, backward):
+@pytest.mark.parametrize('activation', [None, nn.ReLU()])
+@pytest.mark.parametrize('kind', [ShiftBalance, SqueezeExcite])
+def test_an_attention_is_a_handful_of_calls(kind, activation):
     module = kind(6, 10, fused=True).to(DEVICE)
     x = torch.randn(9, 6, 4, 4, device=DEVICE, requires_grad=True)
-    trunk = torch.randn(9, 10, 4, 4, device=DEVICE)
-    trunk.requires_grad_(kind is SqueezeExcite)
+    trunk = torch.randn(9, 10, 4, 4, device=DEVICE, requires_grad=True)
     with Calls() as calls:
-        y = module(trunk, x)
-    assert len(calls.names) == forward, calls.names
-    x.grad = torch.zeros_like(x)  # which the layer's own branch gave
+        y = module(trunk, x, activation)
+    assert len(calls.names) == 4, calls.names
+    # Other branches gave gradients, to which these are added.
+    x.grad, trunk.grad = torch.zeros_like(x), torch.zeros_like(trunk)
     gradient = torch.randn_like(y)
     with Calls() as calls:
         y.backward(gradient)
-    assert len(calls.names) == backward, calls.names
-
-
-# ---- compiled for devices that are not here ----------------------------
-
-SIZES = {'n', 'inputs', 'hidden', 'outputs'}
-NUMBERS = {'offset', 'factor', 'eps', 'momentum'}
-KERNELS = (
-    'hidden_forward',
-    'output_forward',
-    'output_backward',
-    'hidden_backward',
-    'input_backward',
-)
-
-
-@needs_compiler
-@pytest.mark.parametrize('capability', [80, 90])
-def test_registers_hold_the_largest_batch(capability, tmp_path):
-    constants = dict(ROWS=256, FUNCTION='tanh', **gate_kernels.BLOCK)
-    target = triton.backends.compiler.GPUTarget('cuda', capability, 32)
-    for name in KERNELS:
-        kernel = getattr(gate_kernels, name)
-        types = {
-            arg: 'constexpr'
-            if arg in constants
-            else 'i32'
-            if arg in SIZES
-            else 'fp32'
-            if arg in NUMBERS
-            else '*i64'
-            if arg == 'batches'
-            else '*fp32'
-            for arg in kernel.arg_names
-        }
-        values = {k: v for k, v in constants.items() if k in types}
-        source = triton.compiler.ASTSource(kernel, types, values)
-        options = dict(num_warps=8, num_stages=2)
-        compiled = triton.compile(source, target, options)
-        path = tmp_path / 'kernel.cubin'
-        path.write_bytes(compiled.asm['cubin'])
-        usage = subprocess.run(
-            [triton.knobs.nvidia.cuobjdump.path, '-res-usage', str(path)],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-        print(name, capability, usage, compiled.metadata.shared)
-        assert 'STACK:0 ' in usage  # nothing is spilled
-        # Of a consumer's card; the compiler checks none.
-        assert compiled.metadata.shared <= 99 * 1024
+    assert len(calls.names) == 6, calls.names
