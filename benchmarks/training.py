@@ -286,16 +286,13 @@ def _pretending() -> Iterator[None]:
 
     Each is there to launch one kernel; nothing is computed.
     """
-    from triton import JITFunction
+    from sb_mm.models.layers import fused_gate, launch
 
-    from sb_mm.models.layers import fused_gate, gate_kernels
-
-    parts = vars(gate_kernels).items()
     # Indexed by a grid, each gives what takes arguments.
     nothing = defaultdict(lambda: lambda *args, **options: None)
-    kernels = {k: nothing for k, v in parts if isinstance(v, JITFunction)}
+    kernels = {k: (nothing, plan) for k, (_, plan) in launch.KERNELS.items()}
     with (
-        patch.multiple(gate_kernels, **kernels),
+        patch.dict(launch.KERNELS, kernels),
         patch.object(fused_gate, 'INTERPRETED', True),
     ):
         yield
