@@ -153,6 +153,8 @@ def wide_blocks(monkeypatch):
     """Let the interpreter take fewer steps."""
     if INTERPRETED:
         monkeypatch.setattr(gate_kernels, 'BLOCK', dict(COLS=256, K=256))
+        tiles = dict.fromkeys([False, True], (64, 2048))
+        monkeypatch.setattr(pixel_kernels, 'TILES', tiles)
 
 
 @needs_kernels
