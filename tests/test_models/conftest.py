@@ -66,14 +66,11 @@ def parameter_count():
 def all_gradients():
     """Return the names of the parameters that have no gradient."""
 
-    def without_gradient(module):
-        return [
-            name
-            for name, p in module.named_parameters()
-            if p.grad is None or not p.grad.any()
-        ]
-
-    return without_gradient
+    return lambda module: [
+        name
+        for name, p in module.named_parameters()
+        if p.grad is None or not p.grad.any()
+    ]
 
 
 @pytest.fixture

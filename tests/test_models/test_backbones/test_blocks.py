@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.model import Sequential
-from torch import nn
 
 from sb_mm.models import DynamicConv2d
 from sb_mm.models.backbones.blocks import InvertedResidual, ShuffleBlock
 
 SB = dict(type='sb_mm.ShiftBalance')
+ALL = ('expand', 'depthwise', 'project')
 SE = dict(type='sb_mm.SqueezeExcite')
 
 
@@ -53,6 +53,32 @@ def test_the_input_is_added_at_stride_1_and_equal_channels(
     assert sizes == [1, kernel_size, 1]
 
 
+@pytest.mark.parametrize(
+    'layers', [('expand',), ('depthwise',), ('expand', 'project')], ids=str
+)
+def test_attention_sits_in_exactly_the_layers_asked_for(layers):
+    settings = dict(
+        attention=SB,
+        attention_conv_cfg=dict(type='sb_mm.DynamicConv2d'),
+        attention_layers=layers,
+        attention_after='conv',
+    )
+    inverted = InvertedResidual(8, 16, 1, 48, shortcut=True, **settings)
+    shuffle = ShuffleBlock(8, 12, 2, **settings)
+    bare = InvertedResidual(8, 8, 1, None, **settings)
+    for parts, names in (
+        (inverted.conv, ALL),
+        ([inverted.shortcut], ['shortcut']),
+        (bare.conv, ALL[1:]),
+        (shuffle.branch1, ALL[1:]),
+        (shuffle.branch2, ALL),
+    ):
+        for part, name in zip(parts, names, strict=True):
+            assert ('attention' in part.steps) == (name in layers)
+            assert (part.steps[0] == 'attention') == (name in layers)
+            assert (type(part.conv) is DynamicConv2d) == (name in layers)
+
+
 def test_the_block_attention_acts_before_the_addition(x, build):
     block = build(8, 8, 1, 48, attention=SE, attention_layers=('block',))
     y = block.conv(x)
@@ -61,24 +87,10 @@ def test_the_block_attention_acts_before_the_addition(x, build):
 
 
 def test_a_shortcut_carries_the_input_to_other_channels(x, build):
-    block = build(
-        8,
-        16,
-        1,
-        48,
-        shortcut=True,
-        attention=SB,
-        attention_conv_cfg=dict(type='sb_mm.DynamicConv2d'),
-        attention_layers=('expand', 'depthwise', 'project', 'block'),
-    )
-    conv, bn = block.shortcut.conv, block.shortcut.bn
-    # It has neither attention nor its convolution; the others have both.
-    assert type(conv) is nn.Conv2d
-    assert type(block.conv[2].conv) is DynamicConv2d
-    y = bn(F.conv2d(x, conv.weight))
+    block = build(8, 16, 1, 48, shortcut=True, attention=SB)
+    y = block.shortcut.bn(F.conv2d(x, block.shortcut.conv.weight))
     assert y.min() < 0  # not activated
-    out = block.conv(x)
-    torch.testing.assert_close(block(x), block.attention(out, out) + y)
+    torch.testing.assert_close(block(x), block.conv(x) + y)
 
 
 @pytest.mark.parametrize('with_cp', [False, True])

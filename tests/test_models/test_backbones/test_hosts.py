@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from sb_mm import models
@@ -10,76 +9,6 @@ from sb_mm.convert_weights import convert
 
 hosts = pytest.importorskip('mmpretrain.models')
 torchvision = pytest.importorskip('torchvision.models')
-
-# ---- the rule of the kuangliu/pytorch-cifar recipe, written again --------
-
-
-class Block(nn.Module):
-    def __init__(self, cin, cout, expansion, stride):
-        super().__init__()
-        mid = expansion * cin
-        self.conv1 = nn.Conv2d(cin, mid, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(mid)
-        self.conv2 = nn.Conv2d(mid, mid, 3, stride, 1, groups=mid, bias=False)
-        self.bn2 = nn.BatchNorm2d(mid)
-        self.conv3 = nn.Conv2d(mid, cout, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(cout)
-        self.stride = stride
-        self.shortcut = nn.Sequential()
-        if stride == 1 and cin != cout:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(cin, cout, 1, bias=False), nn.BatchNorm2d(cout)
-            )
-
-    def forward(self, x):
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return y + self.shortcut(x) if self.stride == 1 else y
-
-
-class Recipe(nn.Module):
-    """Channels as a list, one for each of the seven stages."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layers = nn.ModuleList()
-        cin = 16
-        rows = zip(
-            channels,
-            (1, 6, 6, 6, 6, 6, 6),
-            (1, 2, 3, 4, 3, 3, 1),
-            (1, 1, 2, 2, 1, 2, 1),
-            strict=True,
-        )
-        for cout, expansion, blocks, stride in rows:
-            for first in [True] + [False] * (blocks - 1):
-                step = stride if first else 1
-                self.layers.append(Block(cin, cout, expansion, step))
-                cin = cout
-        self.conv2 = nn.Conv2d(cin, 1280, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(1280)
-
-    def forward(self, x):
-        outs = []
-        x = F.relu(self.bn1(self.conv1(x)))
-        for block in self.layers:
-            x = block(x)
-            outs.append(x)
-        outs.append(F.relu(self.bn2(self.conv2(x))))
-        # The last block of each stage, and the last convolution.
-        return [outs[i] for i in (0, 2, 5, 9, 12, 15, 16, 17)]
-
-
-def recipe(width):
-    """make_divisible: never below 90 %, so 11.2 becomes 16."""
-    channels = {
-        0.35: (8, 8, 16, 24, 32, 56, 112),
-        1.0: (16, 24, 32, 64, 96, 160, 320),
-    }
-    return Recipe(channels[width])
 
 
 class MnasNet(torchvision.MNASNet):
@@ -89,20 +18,14 @@ class MnasNet(torchvision.MNASNet):
         return [self.layers[:i](x) for i in (8, 9, 10, 11, 12, 13, 14, 17)]
 
 
-def same_names(host, ours):
+def same_names(host):
     return host.state_dict()
 
 
-def mnasnet_weights(host, ours):
+def mnasnet_weights(host):
     state = convert(host.state_dict()).state_dict
     names = [name for name in state if name.startswith('backbone.')]
     return {name.removeprefix('backbone.'): state[name] for name in names}
-
-
-def by_order(host, ours):
-    """For the recipe, whose names are not ours."""
-    pairs = zip(ours.state_dict(), host.state_dict().values(), strict=True)
-    return dict(pairs)
 
 
 # Whose network, its widths, where the weights come from, how many
@@ -126,7 +49,6 @@ TABLE = {
         mnasnet_weights,
         3 + 2 * (3 + 3 + 3 + 2 + 4 + 1),
     ),
-    'cifar': (recipe, (0.35, 1.0), by_order, 2 + 2 * 17),
 }
 
 
@@ -137,19 +59,18 @@ def test_the_static_network_computes_what_its_host_does(
     network, width, build, images, settle
 ):
     make, _, weights, activations = TABLE[network]
-    size = 32 if network == 'cifar' else 64
     torch.manual_seed(0)
-    host = settle(make(width), size).double()
+    host = settle(make(width), 64).double()
     numbers = range(4 if network == 'shufflenet' else 8)
     ours = build(network, widen_factor=width, out_indices=numbers).eval()
-    ours.double().load_state_dict(weights(host, ours))
+    ours.double().load_state_dict(weights(host))
     seen = []
     for part in ours.modules():
         if isinstance(part, (nn.ReLU, nn.ReLU6)):
             part.register_forward_pre_hook(
                 lambda _, args: seen.append(args[0].aminmax())
             )
-    x = images(size=size).double()
+    x = images(size=64).double()
     with torch.no_grad():
         for ours_, theirs in zip(ours(x), host(x), strict=True):
             torch.testing.assert_close(ours_, theirs)
@@ -157,6 +78,20 @@ def test_the_static_network_computes_what_its_host_does(
     assert all(low < 0 < high for low, high in seen)
     # Far enough to tell ReLU from ReLU6.
     assert max(high for _, high in seen) > 6
+
+
+def test_cifar_s_is_that_of_the_pytorch_cifar_recipe(build, images):
+    """Its convolutions follow from the counts of Table 5."""
+    model = build('cifar', widen_factor=1.0, out_indices=range(8))
+    sides = [out.size(2) for out in model(images())]
+    assert sides == [32, 32, 16, 8, 8, 4, 4, 4]
+    kinds = [type(m) for m in model.modules()]
+    # Two a block, stem and last convolution; none behind a shortcut.
+    assert kinds.count(nn.ReLU) == 2 + 2 * 17
+    assert nn.ReLU6 not in kinds
+    shortcuts = [n for n in model.state_dict() if 'shortcut.conv' in n]
+    # 16 -> 24, 64 -> 96, 160 -> 320
+    assert [n[:8] for n in shortcuts] == ['layer2.0', 'layer5.0', 'layer7.0']
 
 
 def test_momenta_and_last_channels_are_torchvision_s(build):
@@ -187,20 +122,14 @@ def published(tmp_path, images, settle):
     return host, dict(type='Pretrained', **pretrained)
 
 
-@pytest.mark.parametrize(
-    'backbone', ['AttentionMobileNetV2', 'DyConvMobileNetV2']
-)
-def test_published_weights_load_in_a_host_s_model(backbone, published, images):
+@pytest.mark.parametrize('kind', ['', 'DyConv'])
+def test_published_weights_load_in_a_host_s_model(kind, published, images):
     host, init_cfg = published
-    model = pytest.importorskip('mmpretrain.registry').MODELS.build(
-        dict(
-            type='mmpretrain.ImageClassifier',
-            backbone=dict(
-                type=f'sb_mm.{backbone}', widen_factor=0.1, init_cfg=init_cfg
-            ),
-        )
-    )
     before = dict(init_cfg)
+    backbone = f'sb_mm.{kind or "Attention"}MobileNetV2'
+    backbone = dict(type=backbone, widen_factor=0.1, init_cfg=init_cfg)
+    model = dict(type='mmpretrain.ImageClassifier', backbone=backbone)
+    model = pytest.importorskip('mmpretrain.registry').MODELS.build(model)
     model.init_weights()
     assert init_cfg == before
     # Whatever the shares of DyConv's kernels are, these are alike.
