@@ -130,34 +130,20 @@ def write_coco(root, file, images, classes, count=2):
     (root / file).write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize(
-    ('file', 'options'),
-    [
-        (
-            'ssdlite_mobilenetv2-sb-w1.0_8xb24-600e_coco.py',
-            {
-                'train_dataloader.dataset.times': 1,
-                'train_dataloader.dataset.dataset.filter_cfg.min_size': 1,
-            },
-        ),
-        (
-            'retinanet_mobilenetv2-sb_fpn_1xb16-1x_coco.py',
-            {
-                'train_dataloader.dataset.filter_cfg.min_size': 1,
-                'train_dataloader.dataset.pipeline.2.scale': (96, 64),
-                'val_dataloader.dataset.pipeline.1.scale': (96, 64),
-            },
-        ),
-    ],
-)
-def test_one_iteration_on_coco(file, options, tmp_path):
+def test_one_iteration_on_coco(tmp_path):
     classes = CocoDataset.METAINFO['classes']
     for split in ('train2017', 'val2017'):
         annotations = f'annotations/instances_{split}.json'
         write_coco(tmp_path, annotations, split, classes)
-    options = {**SHORT, **options, 'visualizer.name': tmp_path.name}
+    options = {
+        **SHORT,
+        'train_dataloader.dataset.times': 1,
+        'train_dataloader.dataset.dataset.filter_cfg.min_size': 1,
+        'visualizer.name': tmp_path.name,
+    }
+    file = CONFIGS / 'coco/ssdlite_mobilenetv2-sb-w1.0_8xb24-600e_coco.py'
     folders = dict(data_root=str(tmp_path), work_dir=str(tmp_path / 'w'))
-    metrics = train(load_config(CONFIGS / 'coco' / file, options, **folders))
+    metrics = train(load_config(file, options, **folders))
     assert 0 <= metrics['coco/bbox_mAP'] <= 1
     assert (tmp_path / 'w/best_coco_bbox_mAP_epoch_1.pth').is_file()
 

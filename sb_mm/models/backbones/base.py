@@ -47,9 +47,6 @@ class AttentionBackbone(AttentionModule):
             see :func:`sb_mm.checkpoint.load_pretrained`; what it lacks is
             initialised as without it.
         **kwargs: See :class:`~.blocks.AttentionModule`.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     num_stages: int

@@ -35,9 +35,6 @@ class AttentionModule(BaseModule):
         act_cfg: Config of the activation; None for none.
         with_cp: Recompute blocks in the backward pass to save memory.
         init_cfg: Initialisation, see mmengine's ``BaseModule``.
-
-    Raises:
-        UserInputError: If an argument is out of its range.
     """
 
     attention_places: tuple[str, ...] = LAYERS
@@ -134,14 +131,9 @@ class InvertedResidual(AttentionModule):
         expand = hidden_channels is not None
         hidden = hidden_channels if expand else in_channels
         check_number('hidden_channels', hidden, 1, integer=True)
+        shape = dict(stride=stride, padding=kernel_size // 2, groups=hidden)
         depthwise = self._conv(
-            'depthwise',
-            hidden,
-            hidden,
-            kernel_size,
-            stride=stride,
-            padding=kernel_size // 2,
-            groups=hidden,
+            'depthwise', hidden, hidden, kernel_size, **shape
         )
         project = self._conv('project', hidden, out_channels, 1, act_cfg=None)
         self.conv = Sequential(depthwise, project)
@@ -155,11 +147,8 @@ class InvertedResidual(AttentionModule):
                 'shortcut', in_channels, out_channels, 1, act_cfg=None
             )
         at_block = 'block' in self._attention_layers
-        self.attention = build_attention(
-            self._attended['attention'] if at_block else None,
-            out_channels,
-            out_channels,
-        )
+        attention = self._attended['attention'] if at_block else None
+        self.attention = build_attention(attention, out_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, Cin, H, W)`` to ``(N, Cout, H / stride, W / stride)``."""

@@ -107,23 +107,19 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
 
     def _cut(self, padded: Tensor, indices: Tensor, random: bool) -> Tensor:
         """Return windows ``(B, h, w, C)`` of the padded images."""
-        count, sides = len(indices), padded.shape[1:3]
-        if random:
-            chances = torch.rand(count, 1, device=self.device)
-            rows, columns = (self._crop(side, count) for side in sides)
-            flip = chances < self.flip_prob
-            columns = torch.where(flip, columns.flip(1), columns)
-        else:
-            rows, columns = (self._inside(side)[None] for side in sides)
+        if not random:
+            return F.pad(padded[indices], self._borders(-1))
+        count = len(indices)
+        flip = torch.rand(count, 1, device=self.device) < self.flip_prob
+        rows, columns = (self._crop(n, count) for n in padded.shape[1:3])
+        columns = torch.where(flip, columns.flip(1), columns)
         return padded[
             indices[:, None, None], rows[:, :, None], columns[:, None]
         ]
 
-    def _inside(self, side: int) -> Tensor:
-        """Return where the image itself lies in its padding, ``(h,)``."""
-        return torch.arange(
-            self.padding, side - self.padding, device=self.device
-        )
+    def _borders(self, sign: int) -> tuple[int, ...]:
+        """Return what to add (1) or to take away (-1), for ``F.pad``."""
+        return (0, 0, *[sign * self.padding] * 4)
 
     def _crop(self, side: int, count: int) -> Tensor:
         """Draw the rows or the columns of windows, ``(B, h)``."""
@@ -164,8 +160,8 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
                 f'mean of OnDeviceAugmentation has {channels} numbers: give '
                 'mean and std one number for each channel.'
             )
-        borders = (0, 0, *[self.padding] * 4)
-        return F.pad(images, borders), data['labels'].to(self.device)
+        labels = data['labels'].to(self.device)
+        return F.pad(images, self._borders(1)), labels
 
 
 def _check_channels(mean: Sequence[float], std: Sequence[float]) -> None:

@@ -115,7 +115,7 @@ def test_every_parameter_gets_a_gradient(
 
 
 def test_the_temperature_is_saved_and_restored(x, randomise):
-    hot = randomise(build('pointwise', temperature=30.0)).eval()
+    hot = randomise(build('pointwise')).eval()
     cold = build('pointwise', temperature=2.0).eval()
     assert hot.state_dict()['temperature'] == 30
     assert 'temperature' not in dict(hot.named_parameters())
@@ -205,9 +205,12 @@ def test_kernels_start_as_a_plain_convolution(init_cfg, std):
         (dict(reduction=0), r'reduction must be an integer in \[1'),
         (dict(groups=3), 'groups must divide in_channels and out_channels'),
         (dict(groups=0), r'groups must be an integer in \[1'),
+        (dict(in_channels=2.0), r'in_channels must be an integer in \[1'),
+        (dict(out_channels=0), r'out_channels must be an integer in \[1'),
     ],
     ids=repr,
 )
 def test_arguments_out_of_range_name_what_is_allowed(kwargs, message):
+    sizes = dict(in_channels=8, out_channels=8, kernel_size=3)
     with pytest.raises(ValueError, match=message):
-        DynamicConv2d(8, 8, 3, **kwargs)
+        DynamicConv2d(**{**sizes, **kwargs})
