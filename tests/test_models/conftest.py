@@ -31,6 +31,8 @@ def _linear(layer, x):
 
 
 def _normalise(z, bn, training):
+    if isinstance(bn, torch.nn.Identity):
+        return z
     mean, var = bn.running_mean, bn.running_var
     if training:
         mean, var = z.mean(0), ((z - z.mean(0)) ** 2).mean(0)
