@@ -45,12 +45,12 @@ def test_attention_is_the_formula_of_the_paper(
     attention = randomise(build(name, **kwargs), 2.0).train(training).double()
     trunk, x = (t.double() for t in data)
     z, relu_input = gate_formula(attention.gate, x, training)
-    z = z + kwargs.get('gate_offset', 0)
     # Both sides of ReLU and of the gates, and far enough to tell ReLU6.
     assert relu_input.min() < -1
     assert relu_input.max() > 6
     assert z.min() < -0.5
     assert z.max() > 0.5
+    z = z + kwargs.get('gate_offset', 0)
     if name == 'se':
         expected = trunk * GATES['sigmoid'](z)[:, :, None, None]
     else:
