@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from sb_mm.convert_weights import convert_file
+from sb_mm.models import AttentionMobileNetV2
 
 from .learning_rates import learning_rates
 
@@ -21,17 +20,17 @@ FINETUNE = CONFIGS / 'voc/ssd_sb_finetune.py'
 
 @pytest.fixture(scope='module')
 def published(tmp_path_factory):
-    """A checkpoint as from torchvision's file, of random weights."""
+    """A checkpoint of random weights, as tools/convert_weights.py writes."""
     torch.manual_seed(0)
-    model = torchvision.models.mobilenet_v2()
+    model = AttentionMobileNetV2()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 2)
-    folder = tmp_path_factory.mktemp('weights')
-    torch.save(model.state_dict(), folder / 'tv.pth')
-    convert_file(str(folder / 'tv.pth'), str(folder / 'ours.pth'))
-    return str(folder / 'ours.pth')
+    state = {f'backbone.{k}': v for k, v in model.state_dict().items()}
+    path = tmp_path_factory.mktemp('weights') / 'ours.pth'
+    torch.save(dict(state_dict=state), path)
+    return str(path)
 
 
 @pytest.fixture

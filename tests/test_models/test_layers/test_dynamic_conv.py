@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule
 from mmengine.model import Sequential
 from torch import nn
 
@@ -159,16 +158,6 @@ def test_an_empty_batch_gives_an_empty_output():
         assert conv(x.to(memory_format=layout)).shape == (0, 8, 6, 7)
     conv = build('strided depthwise').eval()
     assert conv(x).shape == (0, 8, 3, 4)
-
-
-@pytest.mark.parametrize('norm_cfg', [None, dict(type='BN')], ids=repr)
-def test_an_mmcv_conv_module_takes_dyconv_by_its_conv_cfg(norm_cfg, x):
-    cfg = dict(type='sb_mm.DynamicConv2d', num_kernels=3, temperature=5.0)
-    module = ConvModule(8, 6, 3, conv_cfg=cfg, norm_cfg=norm_cfg)
-    conv = module.conv
-    assert (len(conv.weight), conv.temperature) == (3 * 6, 5)
-    assert (conv.bias is None) == (norm_cfg is not None)
-    assert module(x).shape == (9, 6, 4, 5)
 
 
 @pytest.mark.parametrize(
