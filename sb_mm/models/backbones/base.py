@@ -1,6 +1,7 @@
 """What the attention backbones share: stages, freezing, published weights."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -8,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sb_mm.arguments import check_number
 from sb_mm.checkpoint import load_pretrained
 
+from ..layers import ConvNormAct
 from .blocks import AttentionModule
 
 NORM_INIT = dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])
@@ -86,6 +88,9 @@ class AttentionBackbone(AttentionModule):
     def stages(self) -> list[nn.Module]:
         """The stages, shallow to deep, without the stem."""
         raise NotImplementedError
+
+    def _plain_conv(self, *sizes: int, **kwargs: Any) -> ConvNormAct:
+        return ConvNormAct(*sizes, **{**self._plain, **kwargs})
 
     def stem(self, x: Tensor) -> Tensor:
         """Map images ``(N, 3, H, W)`` to the first stage's input."""

@@ -52,6 +52,6 @@ class AttentionMnasNet(InvertedResidualNet):
             return super()._make_stage(index, in_channels, out_channels)
         shape = dict(padding=1, groups=in_channels)
         return Sequential(
-            self._conv('stem', in_channels, in_channels, 3, **shape),
-            self._conv('stem', in_channels, out_channels, 1, act_cfg=None),
+            self._plain_conv(in_channels, in_channels, 3, **shape),
+            self._plain_conv(in_channels, out_channels, 1, act_cfg=None),
         )

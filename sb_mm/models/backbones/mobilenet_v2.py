@@ -59,8 +59,8 @@ class InvertedResidualNet(AttentionBackbone):
             out_indices, frozen_stages, expand_indices=expand_indices, **kwargs
         )
         channels = self.stem_channels(widen_factor)
-        self.conv1 = self._conv(
-            'stem', 3, channels, 3, stride=self.stem_stride, padding=1
+        self.conv1 = self._plain_conv(
+            3, channels, 3, stride=self.stem_stride, padding=1
         )
         for i, (_, width, *_) in enumerate(self.arch_settings):
             out_channels = make_divisible(width * widen_factor)
@@ -68,7 +68,7 @@ class InvertedResidualNet(AttentionBackbone):
             self.add_module(f'layer{i + 1}', stage)
             channels = out_channels
         last = self.last_channels(widen_factor)
-        self.conv2 = self._conv('last', channels, last, 1)
+        self.conv2 = self._plain_conv(channels, last, 1)
         # Now too, not only in train(): a distributed wrapper looks before.
         self._freeze_stages()
 

@@ -58,7 +58,7 @@ class AttentionShuffleNetV2(AttentionBackbone):
         super().__init__(out_indices, frozen_stages, act_cfg=act_cfg, **kwargs)
         *widths, last = self.widths[widen_factor]
         channels = 24
-        self.conv1 = self._conv('stem', 3, channels, 3, stride=2, padding=1)
+        self.conv1 = self._plain_conv(3, channels, 3, stride=2, padding=1)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.layers = ModuleList()
         for width, blocks in zip(widths, self.stage_blocks, strict=True):
@@ -69,7 +69,7 @@ class AttentionShuffleNetV2(AttentionBackbone):
             ]
             self.layers.append(Sequential(down, *others))
             channels = width
-        self.layers.append(self._conv('last', channels, last, 1))
+        self.layers.append(self._plain_conv(channels, last, 1))
         # Now too, not only in train(): a distributed wrapper looks before.
         self._freeze_stages()
 

@@ -32,6 +32,7 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         to_rgb: Exchange the first and the third channel.
         channels_last: Give the batch to the network in that memory format.
         num_classes: For the configs of ``ClsDataPreprocessor``; not needed.
+        batch_augments: The same; must be None.
 
     Raises:
         UserInputError: If an argument is out of its range, or a batch comes
@@ -55,6 +56,7 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         to_rgb: bool = False,
         channels_last: bool = False,
         num_classes: int | None = None,
+        batch_augments: dict | None = None,
     ) -> None:
         super().__init__()
         check_number('padding', padding, 0, integer=True)
@@ -62,6 +64,11 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
             check_number('crop_size', crop_size, 1, integer=True)
         check_number('flip_prob', flip_prob, 0, 1)
         _check_channels(mean, std)
+        if batch_augments is not None:
+            raise UserInputError(
+                'OnDeviceAugmentation has no batch_augments: use '
+                "mmpretrain's ClsDataPreprocessor for Mixup and its like."
+            )
         self.padding = padding
         self.crop_size = crop_size
         self.flip_prob = flip_prob

@@ -205,7 +205,8 @@ def test_images_are_prepared_once_for_each_dataset(monkeypatch):
 
 def test_a_config_of_the_host_builds_it_without_random_changes():
     cfg = dict(type='sb_mm.OnDeviceAugmentation', mean=MEAN, std=STD)
-    built = MODELS.build(dict(cfg, num_classes=10))
+    # What mmpretrain's ImageClassifier adds.
+    built = MODELS.build(dict(cfg, num_classes=10, batch_augments=None))
     data = batch_of(random_images(2), [0, 1])
     before = data['images'].clone()
     training = built(data, True)['inputs']
@@ -229,6 +230,7 @@ def test_a_config_of_the_host_builds_it_without_random_changes():
         (dict(flip_prob=1.1), r'flip_prob must be a number in \[0, 1\]'),
         (dict(mean=MEAN[:2]), 'mean has 2 numbers and std has 3: give both'),
         (dict(std=(1, 0, 1)), r'std must be a number in \(0, inf\)'),
+        (dict(batch_augments=dict(augments='Mixup')), 'no batch_augments'),
     ],
     ids=repr,
 )
