@@ -41,8 +41,6 @@ class AttentionBackbone(AttentionModule):
     Args:
         out_indices: Stages whose output is returned, from 0.
         frozen_stages: Freezes the stem and as many stages; -1 nothing.
-        expand_indices: Stages of inverted residuals of whose first block the
-            expand convolution's activated output is returned as well.
         norm_eval: Keep batch normalisation on its running statistics.
         init_cfg: Initialisation; ``default_init_cfg`` if None.
             ``type='Pretrained'`` loads the trunk and reports what it loaded,
@@ -52,6 +50,8 @@ class AttentionBackbone(AttentionModule):
     """
 
     num_stages: int
+    # Stages of whose first block the expanded features are returned as well.
+    expand_indices: tuple[int, ...] = ()
     default_init_cfg: tuple[dict, ...] = HE_INIT
 
     def __init__(
@@ -59,7 +59,6 @@ class AttentionBackbone(AttentionModule):
         out_indices: Sequence[int],
         frozen_stages: int,
         *,
-        expand_indices: Sequence[int] = (),
         norm_eval: bool = False,
         init_cfg: dict | list | None = None,
         **kwargs,
@@ -79,7 +78,6 @@ class AttentionBackbone(AttentionModule):
         most = self.num_stages - 1
         check_number('frozen_stages', frozen_stages, -1, most, integer=True)
         self.out_indices = tuple(out_indices)
-        self.expand_indices = tuple(expand_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.layer_cfgs = kwargs

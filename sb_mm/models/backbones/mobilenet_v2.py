@@ -23,7 +23,8 @@ class InvertedResidualNet(AttentionBackbone):
             multiples of 8.
         out_indices: 0-6 for ``layer1`` to ``layer7`` and 7 for the last
             convolution.
-        expand_indices: SSDLite taps stage 5 so.
+        expand_indices: Stages of whose first block the expand convolution's
+            activated output is returned as well. SSDLite taps stage 5 so.
         frozen_stages: -1 to 7.
         **kwargs: These and others: see :class:`~.base.AttentionBackbone`.
 
@@ -55,9 +56,8 @@ class InvertedResidualNet(AttentionBackbone):
             check_subset('out_indices', out_indices, range(self.num_stages))
         if expand_indices:
             check_subset('expand_indices', expand_indices, self._expanded())
-        super().__init__(
-            out_indices, frozen_stages, expand_indices=expand_indices, **kwargs
-        )
+        super().__init__(out_indices, frozen_stages, **kwargs)
+        self.expand_indices = tuple(expand_indices)
         channels = self.stem_channels(widen_factor)
         self.conv1 = self._plain_conv(
             3, channels, 3, stride=self.stem_stride, padding=1
