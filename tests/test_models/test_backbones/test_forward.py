@@ -168,11 +168,14 @@ def test_checkpointing_changes_neither_output_nor_gradient(
     plain = build(network, kind, **TAPS[network]).train()
     saving = build(network, kind, with_cp=True, **TAPS[network]).train()
     saving.load_state_dict(plain.state_dict())
-    calls = []
-    block = saving.stages[1][-1]
-    block.register_forward_hook(lambda *_: calls.append('block'))
-    inner = block.branch2 if network == 'shufflenet' else block.conv
-    inner[1].register_forward_hook(lambda *_: calls.append('layer'))
+    calls = {plain: [], saving: []}
+    for model, seen in calls.items():
+        block = model.stages[1][-1]
+        inner = block.branch2 if network == 'shufflenet' else block.conv
+        for name, part in (('block', block), ('layer', inner[1])):
+            part.register_forward_hook(
+                lambda *_, name=name, seen=seen: seen.append(name)
+            )
     outs, saved = plain(images(batch)), saving(images(batch))
     for a, b in zip(outs, saved, strict=True):
         torch.testing.assert_close(a, b)
@@ -181,8 +184,9 @@ def test_checkpointing_changes_neither_output_nor_gradient(
     grads = dict(saving.named_parameters())
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(parameter.grad, grads[name].grad)
+    assert calls[plain] == ['layer', 'block']
     # Recomputed in the backward pass.
-    assert calls == ['layer', 'block', 'layer']
+    assert calls[saving] == ['layer', 'block', 'layer']
 
 
 @pytest.mark.parametrize(
