@@ -32,7 +32,3 @@ def __getattr__(name: str) -> Any:
     if name not in _FOLDERS:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     return getattr(import_module(f'.{_FOLDERS[name]}', __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])

@@ -9,30 +9,32 @@ import torch.utils.checkpoint as cp
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 
-from sb_mm.arguments import check_choice, check_number, check_subset
+from sb_mm.arguments import check_number, check_subset
+from sb_mm.errors import UserInputError
 
 from ..layers import AttentionConvModule, build_attention
 
 LAYERS = ('expand', 'depthwise', 'project')
 
 
-class AttentionBlock(BaseModule):
-    """A block of named layers, with attention at those that are asked for.
+class AttentionModule(BaseModule):
+    """A network or a block of named layers, of which some have attention.
 
     Args:
-        attention: Config of the attention, or None.
+        attention: Config of the attention, such as
+            ``dict(type='sb_mm.ShiftBalance')``; None for none.
         attention_conv_cfg: Config of the convolution used where the attention
-            stands (DyConv is one), or None for the plain one.
-        attention_layers: Where: any of the class's ``attention_places``.
-        attention_after: See :class:`AttentionConvModule`.
-        conv_cfg: Config of the convolutions elsewhere.
-        norm_cfg: Config of the normalisation, or None.
-        act_cfg: Config of the activation, or None.
-        with_cp: Recompute the block in the backward pass to save memory.
+            stands, such as ``dict(type='sb_mm.DynamicConv2d')``.
+        attention_layers: Where in every block: any of ``'expand'``,
+            ``'depthwise'``, ``'project'``, and of inverted residual blocks
+            ``'block'``, which has no convolution of its own.
+        attention_after: Where in a layer: behind its ``'conv'``, ``'norm'``
+            or ``'act'``.
+        conv_cfg: Config of the other convolutions.
+        norm_cfg: Config of the normalisation; None for none.
+        act_cfg: Config of the activation; None for none.
+        with_cp: Recompute blocks in the backward pass to save memory.
         init_cfg: Initialisation, see mmengine's ``BaseModule``.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     attention_places: tuple[str, ...] = LAYERS
@@ -53,9 +55,17 @@ class AttentionBlock(BaseModule):
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        check_subset(
-            'attention_layers', attention_layers, self.attention_places
-        )
+        only_conv = attention_conv_cfg and not attention
+        places = LAYERS if only_conv else self.attention_places
+        check_subset('attention_layers', attention_layers, places)
+        if tuple(attention_layers) != LAYERS and not (
+            attention or attention_conv_cfg
+        ):
+            raise UserInputError(
+                f'attention_layers={tuple(attention_layers)} has no effect '
+                'without attention or attention_conv_cfg: give one of them, '
+                'or leave attention_layers out.'
+            )
         self.with_cp = with_cp
         self._attention_layers = attention_layers
         self._plain = dict(
@@ -77,13 +87,13 @@ class AttentionBlock(BaseModule):
         cfgs = self._attended if attended else self._plain
         return AttentionConvModule(*sizes, **{**cfgs, **kwargs})
 
-    def _run(self, function: Callable[..., Tensor], *args: Tensor) -> Tensor:
-        if self.with_cp and any(a.requires_grad for a in args):
-            return cp.checkpoint(function, *args, use_reentrant=False)
-        return function(*args)
+    def _run(self, function: Callable, x: Tensor) -> Any:
+        if self.with_cp and x.requires_grad:
+            return cp.checkpoint(function, x, use_reentrant=False)
+        return function(x)
 
 
-class InvertedResidual(AttentionBlock):
+class InvertedResidual(AttentionModule):
     """Expand (1x1), depthwise, project (1x1, no activation), add.
 
     The ``state_dict`` keys are those of mmpretrain's block (``conv.0.*``,
@@ -96,16 +106,12 @@ class InvertedResidual(AttentionBlock):
         out_channels: Output channels.
         stride: 1 or 2 pixels, of the depthwise convolution. The input is
             added to the output where the stride is 1 and the channels agree.
-        hidden_channels: Channels between expand and project.
+        hidden_channels: Channels between expand and project; None for no
+            expand convolution.
         kernel_size: 3 or 5 pixels, of the depthwise convolution.
         shortcut: Where the stride is 1 and the channels differ, add the input
             too, through a 1x1 convolution with norm (the CIFAR-10 network).
-        expand: Whether there is an expand convolution; without one,
-            ``hidden_channels`` must equal ``in_channels``.
-        **kwargs: See :class:`AttentionBlock`.
-
-    Raises:
-        ValueError: If an argument is out of its range.
+        **kwargs: See :class:`AttentionModule`.
     """
 
     attention_places = (*LAYERS, 'block')
@@ -115,37 +121,24 @@ class InvertedResidual(AttentionBlock):
         in_channels: int,
         out_channels: int,
         stride: int,
-        hidden_channels: int,
+        hidden_channels: int | None,
         *,
         kernel_size: int = 3,
         shortcut: bool = False,
-        expand: bool = True,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        check_choice('stride', stride, (1, 2))
-        check_choice('kernel_size', kernel_size, (3, 5))
-        check_number('hidden_channels', hidden_channels, 1, integer=True)
-        if not expand and hidden_channels != in_channels:
-            raise ValueError(
-                'hidden_channels must equal in_channels without an expand '
-                f'convolution, but got {hidden_channels} and {in_channels}.'
-            )
-        hidden = hidden_channels
+        expand = hidden_channels is not None
+        hidden = hidden_channels if expand else in_channels
+        check_number('hidden_channels', hidden, 1, integer=True)
+        shape = dict(stride=stride, padding=kernel_size // 2, groups=hidden)
         depthwise = self._conv(
-            'depthwise',
-            hidden,
-            hidden,
-            kernel_size,
-            stride=stride,
-            padding=kernel_size // 2,
-            groups=hidden,
+            'depthwise', hidden, hidden, kernel_size, **shape
         )
         project = self._conv('project', hidden, out_channels, 1, act_cfg=None)
-        layers = [depthwise, project]
+        self.conv = Sequential(depthwise, project)
         if expand:
-            layers.insert(0, self._conv('expand', in_channels, hidden, 1))
-        self.conv = Sequential(*layers)
+            self.conv.insert(0, self._conv('expand', in_channels, hidden, 1))
         same_channels = in_channels == out_channels
         self.use_res_connect = stride == 1 and (same_channels or shortcut)
         self.shortcut = nn.Identity()
@@ -154,38 +147,27 @@ class InvertedResidual(AttentionBlock):
                 'shortcut', in_channels, out_channels, 1, act_cfg=None
             )
         at_block = 'block' in self._attention_layers
-        self.attention = build_attention(
-            self._attended['attention'] if at_block else None,
-            out_channels,
-            out_channels,
-        )
+        attention = self._attended['attention'] if at_block else None
+        self.attention = build_attention(attention, out_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, Cin, H, W)`` to ``(N, Cout, H / stride, W / stride)``."""
-        return self._run(self._whole, x)
+        return self.forward_with_expansion(x)[1]
 
     def forward_with_expansion(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the expand convolution's output too.
+        """Return the expand convolution's ``(N, Chid, H, W)`` too, first."""
+        return self._run(self._with_expansion, x)
 
-        Returns:
-            The activated output of the expand convolution, ``(N, Chid, H,
-            W)``, and the output of the block.
-        """
-        expanded = self._run(self.conv[0], x)
-        return expanded, self._run(self._rest, x, expanded)
-
-    def _whole(self, x: Tensor) -> Tensor:
-        return self._finish(x, self.conv(x))
-
-    def _rest(self, x: Tensor, expanded: Tensor) -> Tensor:
-        return self._finish(x, self.conv[2](self.conv[1](expanded)))
-
-    def _finish(self, x: Tensor, y: Tensor) -> Tensor:
+    def _with_expansion(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, *others = self.conv
+        y = expanded = first(x)
+        for layer in others:
+            y = layer(y)
         y = self.attention(y, y)
-        return self.shortcut(x) + y if self.use_res_connect else y
+        return expanded, self.shortcut(x) + y if self.use_res_connect else y
 
 
-class ShuffleBlock(AttentionBlock):
+class ShuffleBlock(AttentionModule):
     """Two branches, whose channels are then interleaved.
 
     With stride 1, one half of the channels passes unchanged and the other
@@ -200,33 +182,17 @@ class ShuffleBlock(AttentionBlock):
 
     Args:
         in_channels: Input channels.
-        out_channels: Output channels; even.
+        out_channels: Output channels; even, and with stride 1 as many.
         stride: 1 or 2 pixels.
-        act_cfg: Config of the activation, or None.
-        **kwargs: See :class:`AttentionBlock`.
-
-    Raises:
-        ValueError: If an argument is out of its range.
+        **kwargs: See :class:`AttentionModule`.
     """
 
     reduce_depthwise = False
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int,
-        *,
-        act_cfg: dict | None = dict(type='ReLU'),
-        **kwargs,
+        self, in_channels: int, out_channels: int, stride: int, **kwargs
     ) -> None:
-        super().__init__(act_cfg=act_cfg, **kwargs)
-        check_choice('stride', stride, (1, 2))
-        if out_channels % 2 or (stride == 1 and in_channels != out_channels):
-            raise ValueError(
-                'out_channels must be even, and with stride 1 equal to '
-                f'in_channels, but got {out_channels} and {in_channels}.'
-            )
+        super().__init__(**kwargs)
         self.stride = stride
         half = out_channels // 2
         passed = in_channels if stride == 2 else half
@@ -252,17 +218,8 @@ class ShuffleBlock(AttentionBlock):
         return self._run(self._branches, x)
 
     def _branches(self, x: Tensor) -> Tensor:
-        if self.stride == 2:
-            first, second = self.branch1(x), x
-        else:
-            first, second = x.chunk(2, dim=1)
-        return interleave(first, self.branch2(second))
-
-
-def interleave(first: Tensor, second: Tensor) -> Tensor:
-    """Shuffle the channels of two ``(N, C, H, W)`` into ``(N, 2C, H, W)``.
-
-    Channel ``2i`` is the first's ``i``, channel ``2i + 1`` the second's: the
-    concatenation and channel shuffle of ShuffleNetV2 (arXiv:1807.11164).
-    """
-    return F.channel_shuffle(torch.cat((first, second), dim=1), 2)
+        halves = (self.branch1(x), x) if self.stride == 2 else x.chunk(2, 1)
+        first, second = halves
+        # Concatenation and channel shuffle of arXiv:1807.11164.
+        both = torch.cat((first, self.branch2(second)), dim=1)
+        return F.channel_shuffle(both, 2)

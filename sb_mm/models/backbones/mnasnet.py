@@ -4,7 +4,6 @@ from mmengine.model import Sequential
 
 from sb_mm.registry import MODELS
 
-from ..layers import ConvNormAct
 from .mobilenet_v2 import InvertedResidualNet
 
 
@@ -17,8 +16,8 @@ class AttentionMnasNet(InvertedResidualNet):
     ``tools/convert_weights.py``. The first stage is a depthwise separable
     convolution and has no attention.
 
-    See :class:`~.mobilenet_v2.InvertedResidualNet` for the
-    arguments; ``expand_indices`` are from 1-6.
+    See :class:`~.mobilenet_v2.InvertedResidualNet` for the arguments;
+    ``expand_indices`` are from 1-6.
     """
 
     arch_settings = (
@@ -53,15 +52,8 @@ class AttentionMnasNet(InvertedResidualNet):
     ) -> Sequential:
         if index > 0:
             return super()._make_stage(index, in_channels, out_channels)
-        depthwise = ConvNormAct(
-            in_channels,
-            in_channels,
-            3,
-            padding=1,
-            groups=in_channels,
-            **self.conv_cfgs,
+        shape = dict(padding=1, groups=in_channels)
+        return Sequential(
+            self._plain_conv(in_channels, in_channels, 3, **shape),
+            self._plain_conv(in_channels, out_channels, 1, act_cfg=None),
         )
-        project = ConvNormAct(
-            in_channels, out_channels, 1, **{**self.conv_cfgs, 'act_cfg': None}
-        )
-        return Sequential(depthwise, project)

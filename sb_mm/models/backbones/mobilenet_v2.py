@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 from mmengine.model import Sequential
-from torch import Tensor
+from torch import nn
 
 from sb_mm.arguments import check_number, check_subset, make_divisible
 from sb_mm.registry import MODELS
 
-from ..layers import ConvNormAct
 from .base import TORCH_INIT, AttentionBackbone
 from .blocks import InvertedResidual
 
@@ -22,13 +21,12 @@ class InvertedResidualNet(AttentionBackbone):
     Args:
         widen_factor: Multiplies the channels of every stage; rounded to
             multiples of 8.
-        out_indices: Stages whose output is returned, 0-6 for ``layer1`` to
-            ``layer7`` and 7 for the last convolution.
+        out_indices: 0-6 for ``layer1`` to ``layer7`` and 7 for the last
+            convolution.
         expand_indices: Stages of whose first block the expand convolution's
             activated output is returned as well. SSDLite taps stage 5 so.
-        frozen_stages: Freezes the stem (0) and the stages up to this number
-            (1-7); -1 freezes nothing.
-        **kwargs: See :class:`~.base.AttentionBackbone`.
+        frozen_stages: -1 to 7.
+        **kwargs: These and others: see :class:`~.base.AttentionBackbone`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -61,23 +59,16 @@ class InvertedResidualNet(AttentionBackbone):
         super().__init__(out_indices, frozen_stages, **kwargs)
         self.expand_indices = tuple(expand_indices)
         channels = self.stem_channels(widen_factor)
-        self.conv1 = ConvNormAct(
-            3,
-            channels,
-            3,
-            stride=self.stem_stride,
-            padding=1,
-            **self.conv_cfgs,
+        self.conv1 = self._plain_conv(
+            3, channels, 3, stride=self.stem_stride, padding=1
         )
         for i, (_, width, *_) in enumerate(self.arch_settings):
             out_channels = make_divisible(width * widen_factor)
             stage = self._make_stage(i, channels, out_channels)
-            self._add_stage(f'layer{i + 1}', stage)
+            self.add_module(f'layer{i + 1}', stage)
             channels = out_channels
         last = self.last_channels(widen_factor)
-        self._add_stage(
-            'conv2', ConvNormAct(channels, last, 1, **self.conv_cfgs)
-        )
+        self.conv2 = self._plain_conv(channels, last, 1)
         # Now too, not only in train(): a distributed wrapper looks before.
         self._freeze_stages()
 
@@ -90,6 +81,12 @@ class InvertedResidualNet(AttentionBackbone):
     def last_channels(widen_factor: float) -> int:
         """Return the channels of the last convolution."""
         return int(1280 * max(1.0, widen_factor))
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The stages, shallow to deep, and the last convolution."""
+        numbers = range(1, len(self.arch_settings) + 1)
+        return [*(getattr(self, f'layer{i}') for i in numbers), self.conv2]
 
     def _expanded(self) -> list[int]:
         """Return the stages whose first block has an expand convolution."""
@@ -105,41 +102,19 @@ class InvertedResidualNet(AttentionBackbone):
         expansion, _, blocks, stride, kernel = self.arch_settings[index]
         stage = Sequential()
         for _ in range(blocks):
+            hidden = in_channels * expansion
             block = InvertedResidual(
                 in_channels,
                 out_channels,
                 stride,
-                in_channels * expansion,
+                hidden if index in self._expanded() else None,
                 kernel_size=kernel,
-                expand=index in self._expanded(),
                 shortcut=self.shortcut,
-                **self.block_cfgs,
+                **self.layer_cfgs,
             )
             stage.append(block)
             in_channels, stride = out_channels, 1
         return stage
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the chosen features of images ``(N, 3, H, W)``.
-
-        Returns:
-            Shallow to deep, each ``(N, C, H / stride, W / stride)``; a stage's
-            expand output comes right before that stage's output.
-        """
-        x = self.stem(x)
-        outs = []
-        for i, stage in enumerate(self.stages):
-            if i in self.expand_indices:
-                first, *others = stage
-                expanded, x = first.forward_with_expansion(x)
-                outs.append(expanded)
-                for block in others:
-                    x = block(x)
-            else:
-                x = stage(x)
-            if i in self.out_indices:
-                outs.append(x)
-        return tuple(outs)
 
 
 @MODELS.register_module()
@@ -150,9 +125,8 @@ class AttentionMobileNetV2(InvertedResidualNet):
     mmpretrain's ``MobileNetV2``, so published weights load with
     ``init_cfg=dict(type='Pretrained', prefix='backbone.', checkpoint=...)``.
 
-    See :class:`InvertedResidualNet` for the
-    arguments; ``expand_indices`` are from 1-6, the first block has no expand
-    convolution.
+    See :class:`InvertedResidualNet` for the arguments; ``expand_indices`` are
+    from 1-6, the first block has no expand convolution.
     """
 
     arch_settings = (
@@ -175,19 +149,11 @@ class AttentionMobileNetV2CIFAR(InvertedResidualNet):
     the first block too, ReLU, and a 1x1 convolution with BN as the shortcut
     where a block of stride 1 changes the channels. The output is 4x4.
 
-    See :class:`InvertedResidualNet` for the
-    arguments.
+    See :class:`InvertedResidualNet` for the arguments.
     """
 
-    arch_settings = (
-        (1, 16, 1, 1, 3),
-        (6, 24, 2, 1, 3),
-        (6, 32, 3, 2, 3),
-        (6, 64, 4, 2, 3),
-        (6, 96, 3, 1, 3),
-        (6, 160, 3, 2, 3),
-        (6, 320, 1, 1, 3),
-    )
+    first, _, *others = AttentionMobileNetV2.arch_settings
+    arch_settings = (first, (6, 24, 2, 1, 3), *others)
     stem_stride = 1
     always_expand = True
     shortcut = True

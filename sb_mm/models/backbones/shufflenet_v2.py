@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from sb_mm.arguments import check_choice, check_subset
 from sb_mm.registry import MODELS
 
-from ..layers import ConvNormAct
 from .base import TORCH_INIT, AttentionBackbone
 from .blocks import ShuffleBlock
 
@@ -25,12 +24,10 @@ class AttentionShuffleNetV2(AttentionBackbone):
 
     Args:
         widen_factor: 0.5, 1.0, 1.5 or 2.0.
-        out_indices: Stages whose output is returned, 0-2, and 3 for the last
-            convolution.
-        frozen_stages: Freezes the stem (0) and the stages up to this number
-            (1-3); -1 freezes nothing.
+        out_indices: 0-2, and 3 for the last convolution.
+        frozen_stages: -1 to 3.
         act_cfg: Config of the activation; None for none.
-        **kwargs: See :class:`~.base.AttentionBackbone`.
+        **kwargs: These and others: see :class:`~.base.AttentionBackbone`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -61,20 +58,18 @@ class AttentionShuffleNetV2(AttentionBackbone):
         super().__init__(out_indices, frozen_stages, act_cfg=act_cfg, **kwargs)
         *widths, last = self.widths[widen_factor]
         channels = 24
-        self.conv1 = ConvNormAct(
-            3, channels, 3, stride=2, padding=1, **self.conv_cfgs
-        )
+        self.conv1 = self._plain_conv(3, channels, 3, stride=2, padding=1)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.layers = ModuleList()
         for width, blocks in zip(widths, self.stage_blocks, strict=True):
-            down = ShuffleBlock(channels, width, 2, **self.block_cfgs)
+            down = ShuffleBlock(channels, width, 2, **self.layer_cfgs)
             others = [
-                ShuffleBlock(width, width, 1, **self.block_cfgs)
+                ShuffleBlock(width, width, 1, **self.layer_cfgs)
                 for _ in range(blocks - 1)
             ]
             self.layers.append(Sequential(down, *others))
             channels = width
-        self.layers.append(ConvNormAct(channels, last, 1, **self.conv_cfgs))
+        self.layers.append(self._plain_conv(channels, last, 1))
         # Now too, not only in train(): a distributed wrapper looks before.
         self._freeze_stages()
 

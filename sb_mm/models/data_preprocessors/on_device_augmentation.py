@@ -59,7 +59,10 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         batch_augments: dict | None = None,
     ) -> None:
         super().__init__()
-        _check_geometry(padding, crop_size, flip_prob)
+        check_number('padding', padding, 0, integer=True)
+        if crop_size is not None:
+            check_number('crop_size', crop_size, 1, integer=True)
+        check_number('flip_prob', flip_prob, 0, 1)
         _check_channels(mean, std)
         if batch_augments is not None:
             raise UserInputError(
@@ -73,9 +76,8 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         self.channels_last = channels_last
         self.register_buffer('mean', torch.tensor(mean).float(), False)
         self.register_buffer('std', torch.tensor(std).float(), False)
-        # By address and device: the tensors of a dataset, and their padded
-        # copies. The former are kept, so that no other tensor can get the
-        # address.
+        # By address and device: a dataset's images, so that no other tensor
+        # gets the address, their padded copy and the labels.
         self._stores: dict[tuple, tuple[Tensor, ...]] = {}
 
     def forward(self, data: dict, training: bool = False) -> dict:
@@ -112,36 +114,31 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
 
     def _cut(self, padded: Tensor, indices: Tensor, random: bool) -> Tensor:
         """Return windows ``(B, h, w, C)`` of the padded images."""
-        count, pad = len(indices), self.padding
-        sizes = [size - 2 * pad for size in padded.shape[1:3]]
-        if random and self.crop_size is not None:
-            sizes = [self.crop_size] * 2
-        rows, columns = (
-            torch.arange(size, device=self.device).repeat(count, 1)
-            for size in sizes
-        )
-        if random:
-            chances = torch.rand(count, 1, device=self.device)
-            flip = chances < self.flip_prob
-            columns = torch.where(flip, sizes[1] - 1 - columns, columns)
-            rows = rows + self._offsets(padded.shape[1] - sizes[0], count)
-            columns = columns + self._offsets(
-                padded.shape[2] - sizes[1], count
-            )
-        else:
-            rows, columns = rows + pad, columns + pad
+        if not random:
+            return F.pad(padded[indices], self._borders(-1))
+        count = len(indices)
+        flip = torch.rand(count, 1, device=self.device) < self.flip_prob
+        rows, columns = (self._crop(n, count) for n in padded.shape[1:3])
+        columns = torch.where(flip, columns.flip(1), columns)
         return padded[
-            indices[:, None, None], rows[:, :, None], columns[:, None, :]
+            indices[:, None, None], rows[:, :, None], columns[:, None]
         ]
 
-    def _offsets(self, spare: int, count: int) -> Tensor:
-        """Draw where the windows begin, ``(B, 1)``."""
-        if spare < 0:
+    def _borders(self, sign: int) -> tuple[int, ...]:
+        """Return what to add (1) or to take away (-1), for ``F.pad``."""
+        return (0, 0, *[sign * self.padding] * 4)
+
+    def _crop(self, side: int, count: int) -> Tensor:
+        """Draw the rows or the columns of windows, ``(B, h)``."""
+        size = self.crop_size or side - 2 * self.padding
+        if size > side:
             raise UserInputError(
-                f'crop_size is {self.crop_size}, {-spare} pixels more than '
-                'the images have with their padding: set a smaller one.'
+                f'crop_size is {size}, {size - side} pixels more than the '
+                'images have with their padding: set a smaller one.'
             )
-        return torch.randint(spare + 1, (count, 1), device=self.device)
+        device = self.device
+        offsets = torch.randint(side - size + 1, (count, 1), device=device)
+        return offsets + torch.arange(size, device=device)
 
     def _store(self, data: dict) -> tuple[Tensor, Tensor]:
         """Return the padded images and the labels on the device."""
@@ -170,17 +167,8 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
                 f'mean of OnDeviceAugmentation has {channels} numbers: give '
                 'mean and std one number for each channel.'
             )
-        borders = (0, 0, *[self.padding] * 4)
-        return F.pad(images, borders), data['labels'].to(self.device)
-
-
-def _check_geometry(
-    padding: int, crop_size: int | None, flip_prob: float
-) -> None:
-    check_number('padding', padding, 0, integer=True)
-    if crop_size is not None:
-        check_number('crop_size', crop_size, 1, integer=True)
-    check_number('flip_prob', flip_prob, 0, 1)
+        labels = data['labels'].to(self.device)
+        return F.pad(images, self._borders(1)), labels
 
 
 def _check_channels(mean: Sequence[float], std: Sequence[float]) -> None:

@@ -103,8 +103,9 @@ class SSDLiteHead(SSDHead):
         results: InstanceData,
         cfg: dict,
         rescale: bool = False,
-        with_nms: bool = True,
-        img_meta: dict | None = None,
+        *,
+        img_meta: dict,
+        **kwargs,
     ) -> InstanceData:
         """Keep each class's best, suppress the rest, clip what is left."""
         limit = cfg.get('candidates_per_class')
@@ -112,7 +113,7 @@ class SSDLiteHead(SSDHead):
             keep = best_of_each_class(results.scores, results.labels, limit)
             results = results[keep]
         results = super()._bbox_post_process(
-            results, cfg, rescale, with_nms, img_meta
+            results, cfg, rescale, img_meta=img_meta, **kwargs
         )
         height, width = img_meta['ori_shape' if rescale else 'img_shape'][:2]
         high = results.bboxes.new_tensor([width, height] * 2)
@@ -121,15 +122,9 @@ class SSDLiteHead(SSDHead):
 
 
 def best_of_each_class(scores: Tensor, labels: Tensor, limit: int) -> Tensor:
-    """Return the indices of at most ``limit`` best scores of each label.
+    """Return the indices ``(M,)`` of at most ``limit`` scores of each label.
 
-    Args:
-        scores: ``(N,)``.
-        labels: ``(N,)``, not negative.
-        limit: How many to keep of a label.
-
-    Returns:
-        Indices, by label and then by falling score.
+    They are ordered by label, and then by falling score.
     """
     order = scores.argsort(descending=True)
     order = order[labels[order].argsort(stable=True)]

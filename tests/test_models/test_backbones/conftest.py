@@ -1,9 +1,65 @@
-"""What the tests of the backbones share: settled weights, their counts."""
+"""What the tests of the backbones share: the networks, settled weights."""
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from sb_mm import models
+
+NETWORKS = {
+    'mobilenet': (models.AttentionMobileNetV2, 0.1),
+    'cifar': (models.AttentionMobileNetV2CIFAR, 0.1),
+    'mnasnet': (models.AttentionMnasNet, 0.1),
+    'shufflenet': (models.AttentionShuffleNetV2, 0.5),
+}
+KINDS = {
+    'static': {},
+    'sb': dict(attention=dict(type='sb_mm.ShiftBalance')),
+    'se': dict(attention=dict(type='sb_mm.SqueezeExcite')),
+    'dyconv': dict(attention_conv_cfg=dict(type='sb_mm.DynamicConv2d')),
+}
+FIRST = (1, 16, 1, 1, 3)
+SHORT = {
+    'mobilenet': (FIRST, (6, 24, 2, 2, 3)),
+    'cifar': (FIRST, (6, 24, 2, 2, 3)),
+    'mnasnet': (FIRST, (3, 24, 2, 2, 5)),
+}
+
+
+@pytest.fixture(params=list(NETWORKS))
+def network(request):
+    return request.param
+
+
+@pytest.fixture(params=list(KINDS))
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def build():
+    """Build a narrow network of a kind of attention."""
+
+    def make(network, kind='static', **kwargs):
+        torch.manual_seed(0)
+        backbone, width = NETWORKS[network]
+        return backbone(**{'widen_factor': width, **KINDS[kind], **kwargs})
+
+    return make
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Leave every kind of block of every network, but few of them.
+
+    Without expand, of stride 2, with a plain addition, with a convolution as
+    its shortcut. Stages 0 and 1 and the last convolution, 2, are left, of
+    ShuffleNetV2 all.
+    """
+    for network, settings in SHORT.items():
+        monkeypatch.setattr(NETWORKS[network][0], 'arch_settings', settings)
+    blocks = (2, 1, 1)
+    monkeypatch.setattr(models.AttentionShuffleNetV2, 'stage_blocks', blocks)
 
 
 def _images(n=2, size=32, seed=1):
@@ -41,19 +97,6 @@ def _settle(model, size=32):
     return model
 
 
-def _watch_activations(model):
-    """Collect the smallest and the largest input of each activation."""
-    seen = []
-    for part in model.modules():
-        if isinstance(part, (nn.ReLU, nn.ReLU6)):
-            part.register_forward_pre_hook(
-                lambda _, args: seen.append(
-                    (args[0].min().item(), args[0].max().item())
-                )
-            )
-    return seen
-
-
 @pytest.fixture
 def images():
     return _images
@@ -62,19 +105,3 @@ def images():
 @pytest.fixture
 def settle():
     return _settle
-
-
-@pytest.fixture
-def watch_activations():
-    return _watch_activations
-
-
-@pytest.fixture
-def is_printed():
-    """Whether a count is the one that the paper prints in millions."""
-
-    def check(count, printed):
-        digits = len(printed.split('.')[1])
-        return f'{count / 1e6:.{digits}f}' == printed
-
-    return check

@@ -3,12 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule
-from mmengine.model import BaseModule
+from mmengine.model import Sequential
 from torch import nn
 
 from sb_mm.models.layers import DynamicConv2d
-from sb_mm.registry import MODELS
 
 FORMS = {
     'pointwise': dict(kernel_size=1),
@@ -37,59 +35,35 @@ def x():
 
 def sample_loop(conv, x, shares):
     """Mix the kernels and convolve, one sample after the other."""
-    outs, size = [], conv.out_channels
-    for n in range(len(x)):
-        kernel, bias = 0, None
-        for k in range(shares.size(1)):
-            of_k = slice(k * size, (k + 1) * size)
-            kernel = kernel + shares[n, k] * conv.weight[of_k]
-            if conv.bias is not None:
-                bias = (0 if k == 0 else bias) + shares[n, k] * conv.bias[of_k]
-        outs.append(
-            F.conv2d(
-                x[n : n + 1],
-                kernel,
-                bias,
-                conv.stride,
-                conv.padding,
-                conv.dilation,
-                conv.groups,
-            )
-        )
+    geometry = conv.stride, conv.padding, conv.dilation, conv.groups
+    outs = []
+    for sample, weights in zip(x, shares, strict=True):
+
+        def mix(bank, weights=weights):
+            parts = zip(weights, bank.split(conv.out_channels), strict=True)
+            return sum(weight * part for weight, part in parts)
+
+        bias = None if conv.bias is None else mix(conv.bias)
+        out = F.conv2d(sample[None], mix(conv.weight), bias, *geometry)
+        outs.append(out)
     return torch.cat(outs)
 
 
-@pytest.mark.parametrize('batch', [1, 9])
+@pytest.mark.parametrize(
+    ('batch', 'training'), [(1, False), (9, False), (9, True)]
+)
 @forms
 def test_dyconv_is_a_loop_over_the_samples(
-    form, batch, x, randomise, gate_formula
+    form, batch, training, x, randomise, gate_formula
 ):
-    conv = randomise(build(form, temperature=3.0)).eval()
+    conv = randomise(build(form, temperature=3.0)).train(training)
     x = x[:batch]
-    scores = (gate_formula(conv.gate, x)[0] / 3.0).exp()
+    scores = (gate_formula(conv.gate, x, training)[0] / 3.0).exp()
     shares = scores / scores.sum(1, keepdim=True)
     assert shares.std() > 0.05
     torch.testing.assert_close(
         conv(x), sample_loop(conv, x, shares), rtol=1e-4, atol=1e-3
     )
-
-
-def test_training_uses_the_statistics_of_the_batch(x, randomise, gate_formula):
-    conv = randomise(build('depthwise', temperature=3.0)).train()
-    scores = (gate_formula(conv.gate, x, training=True)[0] / 3.0).exp()
-    shares = scores / scores.sum(1, keepdim=True)
-    torch.testing.assert_close(
-        conv(x), sample_loop(conv, x, shares), rtol=1e-4, atol=1e-3
-    )
-
-
-@forms
-def test_logits_of_zero_are_the_mean_kernel(form, x, randomise):
-    conv = randomise(build(form)).eval()
-    conv.gate.bn2.weight.data.zero_()
-    conv.gate.bn2.bias.data.zero_()
-    expected = sample_loop(conv, x, torch.full((9, 4), 0.25))
-    torch.testing.assert_close(conv(x), expected, rtol=1e-4, atol=1e-4)
 
 
 @forms
@@ -140,7 +114,7 @@ def test_every_parameter_gets_a_gradient(
 
 
 def test_the_temperature_is_saved_and_restored(x, randomise):
-    hot = randomise(build('pointwise', temperature=30.0)).eval()
+    hot = randomise(build('pointwise')).eval()
     cold = build('pointwise', temperature=2.0).eval()
     assert hot.state_dict()['temperature'] == 30
     assert 'temperature' not in dict(hot.named_parameters())
@@ -186,44 +160,11 @@ def test_an_empty_batch_gives_an_empty_output():
     assert conv(x).shape == (0, 8, 3, 4)
 
 
-@pytest.mark.parametrize('norm_cfg', [None, dict(type='BN')], ids=repr)
-def test_an_mmcv_conv_module_takes_dyconv_by_its_conv_cfg(
-    norm_cfg, x, randomise
-):
-    cfg = dict(type='sb_mm.DynamicConv2d', num_kernels=3, temperature=5.0)
-    module = ConvModule(
-        8, 6, 3, padding=1, conv_cfg=cfg, norm_cfg=norm_cfg, inplace=False
-    )
-    conv = randomise(module).eval().conv
-    assert isinstance(conv, DynamicConv2d)
-    assert (len(conv.weight), conv.temperature) == (3 * 6, 5)
-    assert (conv.bias is None) == (norm_cfg is not None)
-    expected = conv(x)
-    if norm_cfg:
-        expected = module.bn(expected)
-    assert expected.min() < 0
-    torch.testing.assert_close(module(x), expected.clamp(min=0))
-    assert module(x).shape == (9, 6, 6, 7)
-
-
-TORCH = dict(
-    type='Kaiming',
-    layer='Conv2d',
-    a=5**0.5,
-    mode='fan_in',
-    nonlinearity='leaky_relu',
-    distribution='uniform',
-)
-
-
 @pytest.mark.parametrize(
     ('init_cfg', 'std'),
     [
         # He, fan-out: 2 / (Cout * kh * kw)
         (None, (2 / (64 * 9)) ** 0.5),
-        (dict(type='Kaiming', layer='Conv2d'), (2 / (64 * 9)) ** 0.5),
-        # uniform in +-1 / sqrt(fan-in)
-        (TORCH, (1 / (16 * 9) / 3) ** 0.5),
         # 2 / (fan-in + fan-out)
         (dict(type='Xavier', layer='Conv2d'), (2 / 9 / (16 + 64)) ** 0.5),
         (dict(type='Normal', std=0.5, layer='Conv2d'), 0.5),
@@ -231,32 +172,16 @@ TORCH = dict(
     ids=repr,
 )
 def test_kernels_start_as_a_plain_convolution(init_cfg, std):
-    class Network(BaseModule):
-        def __init__(self):
-            super().__init__(init_cfg)
-            cfg = dict(type='sb_mm.DynamicConv2d', bias=True)
-            self.conv = MODELS.build(
-                dict(cfg, in_channels=32, out_channels=64, kernel_size=3,
-                     groups=2)
-            )  # fmt: skip
-            self.plain = nn.Conv2d(32, 64, 3, groups=2)
-
     torch.manual_seed(0)
-    network = Network()
-    network.conv.bias.data.fill_(3)
-    network.init_weights()
-    kernels = network.conv.weight.chunk(4)
-    for kernel in kernels:
-        assert kernel.std().item() == pytest.approx(std, rel=0.04)
-        for other in kernels:
-            correlation = torch.corrcoef(
-                torch.stack([kernel.flatten(), other.flatten()])
-            )[0, 1]
-            assert kernel is other or abs(correlation) < 0.05
-    if init_cfg:
-        plain = network.plain.weight.std().item()
-        assert plain == pytest.approx(std, rel=0.04)
-        assert network.conv.bias.unique().tolist() == [0]
+    conv = DynamicConv2d(32, 64, 3, groups=2, bias=True)
+    conv.bias.data.fill_(3)
+    Sequential(conv, init_cfg=init_cfg).init_weights()
+    kernels = conv.weight.view(4, -1)
+    assert kernels.std(1).tolist() == pytest.approx([std] * 4, rel=0.04)
+    # Independently of each other.
+    correlation = torch.corrcoef(kernels) - torch.eye(4)
+    assert correlation.abs().max() < 0.05
+    assert conv.bias.unique().tolist() == ([0] if init_cfg else [3])
 
 
 @pytest.mark.parametrize(
@@ -269,9 +194,12 @@ def test_kernels_start_as_a_plain_convolution(init_cfg, std):
         (dict(reduction=0), r'reduction must be an integer in \[1'),
         (dict(groups=3), 'groups must divide in_channels and out_channels'),
         (dict(groups=0), r'groups must be an integer in \[1'),
+        (dict(in_channels=2.0), r'in_channels must be an integer in \[1'),
+        (dict(out_channels=0), r'out_channels must be an integer in \[1'),
     ],
     ids=repr,
 )
 def test_arguments_out_of_range_name_what_is_allowed(kwargs, message):
+    sizes = dict(in_channels=8, out_channels=8, kernel_size=3)
     with pytest.raises(ValueError, match=message):
-        DynamicConv2d(8, 8, 3, **kwargs)
+        DynamicConv2d(**{**sizes, **kwargs})
