@@ -181,6 +181,7 @@ class SBMobileNetV2(AttentionMobileNetV2):
             ``'none'``.
         hidden_multiplier: Factor on the gate's hidden units.
         dropout: Probability of dropping a hidden unit of the gate.
+        fused: See :class:`.ChannelAttention`.
         **kwargs: See :class:`AttentionMobileNetV2`.
     """
 
@@ -191,6 +192,7 @@ class SBMobileNetV2(AttentionMobileNetV2):
         gate: str = 'tanh',
         hidden_multiplier: float = 1,
         dropout: float = 0.0,
+        fused: bool | None = None,
         **kwargs,
     ) -> None:
         attention = dict(
@@ -199,6 +201,7 @@ class SBMobileNetV2(AttentionMobileNetV2):
             gate=gate,
             hidden_multiplier=hidden_multiplier,
             dropout=dropout,
+            fused=fused,
         )
         super().__init__(*args, attention=attention, **kwargs)
 
@@ -215,6 +218,7 @@ class SEMobileNetV2(AttentionMobileNetV2):
             and 4.
         hidden_multiplier: Factor on the gate's hidden units.
         dropout: Probability of dropping a hidden unit of the gate.
+        fused: See :class:`.ChannelAttention`.
         **kwargs: See :class:`AttentionMobileNetV2`.
     """
 
@@ -224,12 +228,14 @@ class SEMobileNetV2(AttentionMobileNetV2):
         attention_layers: Sequence[str] = ('block',),
         hidden_multiplier: float = 1,
         dropout: float = 0.0,
+        fused: bool | None = None,
         **kwargs,
     ) -> None:
         attention = dict(
             type='sb_mm.SqueezeExcite',
             hidden_multiplier=hidden_multiplier,
             dropout=dropout,
+            fused=fused,
         )
         super().__init__(
             *args,

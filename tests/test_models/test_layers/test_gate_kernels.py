@@ -12,7 +12,7 @@ from torch import nn
 
 triton = pytest.importorskip('triton')
 fused_gate = pytest.importorskip('sb_mm.models.layers.fused_gate')
-gate_kernels = pytest.importorskip('sb_mm.models.layers.gate_kernels')
+launch = pytest.importorskip('sb_mm.models.layers.launch')
 pixel_kernels = pytest.importorskip('sb_mm.models.layers.pixel_kernels')
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -114,12 +114,15 @@ def _compiled(kernel, constants, capability, warps):
 
 
 @needs_compiler
+@pytest.mark.parametrize('n', [128, 256])
 @pytest.mark.parametrize('capability', [80, 90])
-def test_registers_hold_the_largest_batch(capability, tmp_path):
-    constants = dict(ROWS=256, FUNCTION='tanh', **gate_kernels.BLOCK)
+def test_registers_hold_the_largest_batches(capability, n, tmp_path):
     for name in GATE_KERNELS:
-        kernel = getattr(gate_kernels, name)
-        compiled = _compiled(kernel, constants, capability, 8)
+        kernel, plan = launch.KERNELS[name]
+        _, block, warps = plan((), (), (n, 960, 960))
+        constants = dict(zip(('ROWS', 'COLS', 'K'), block, strict=True))
+        constants['FUNCTION'] = 'tanh'
+        compiled = _compiled(kernel, constants, capability, warps)
         assert 'STACK:0 ' in _usage(compiled, tmp_path)  # nothing is spilled
         # Of a consumer's card; the compiler checks none.
         assert compiled.metadata.shared <= 99 * 1024
