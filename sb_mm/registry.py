@@ -40,7 +40,6 @@ DATASETS = _child(
     root.DATASETS, 'datasets.indexed_images', detection='datasets.voc'
 )
 FUNCTIONS = _child(root.FUNCTIONS, 'datasets.indexed_images')
-LOOPS = _child(root.LOOPS, 'engine.loops')
 TRANSFORMS = _child(root.TRANSFORMS, detection='datasets.transforms')
 METRICS = _child(root.METRICS, detection='evaluation.voc_metric')
 HOOKS = _child(

@@ -10,7 +10,6 @@ _base_ = [
 model = dict(
     backbone=dict(widen_factor=0.35, attention=dict(type='sb_mm.ShiftBalance'))
 )
-val_cfg = dict(type='sb_mm.BatchedValLoop')
 # Without it, a resume draws the first epochs' crops again, and several
 # processes draw the same ones.
 custom_hooks = [dict(type='sb_mm.EpochSeedHook')]

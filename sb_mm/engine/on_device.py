@@ -4,9 +4,9 @@ from mmengine.config import Config, ConfigDict
 
 from sb_mm.errors import UserInputError
 
+from .options import check_own_arguments
+
 _READING = ('LoadImageFromFile', 'Resize', 'CenterCrop')
-# Arguments of the preprocessor that ClsDataPreprocessor shares.
-_SHARED = {'type', 'mean', 'std', 'to_rgb', 'num_classes'}
 
 
 def use_device_data(cfg: Config, channels_last: bool = False) -> None:
@@ -22,53 +22,31 @@ def use_device_data(cfg: Config, channels_last: bool = False) -> None:
 
     Raises:
         UserInputError: If the config does something with its images that
-            the preprocessor cannot do; it is left as it was.
+            the preprocessor cannot do.
     """
     # MMEngine's order: the top level is what a model without one gets.
-    given = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
-    preprocessor = dict(given or {})
-    _check_preprocessor(preprocessor, cfg)
-    preprocessor.update(
-        _augmentation(cfg.train_dataloader.dataset),
+    given = cfg.model.get('data_preprocessor') or cfg.pop('data_preprocessor')
+    cfg.model.data_preprocessor = ConfigDict(
+        given,
+        **_augmentation(cfg.train_dataloader.dataset),
         type='sb_mm.OnDeviceAugmentation',
         channels_last=channels_last,
     )
-    names = ('val_dataloader', 'test_dataloader')
-    held_out = [cfg[name] for name in names if cfg.get(name)]
-    for loader in held_out:
-        if _augmentation(loader.dataset):
+    for name in ('val_dataloader', 'test_dataloader'):
+        if _augmentation(cfg[name].dataset):
             raise UserInputError(
                 'OnDeviceAugmentation neither crops nor flips outside of '
-                'training, but a pipeline of validation or test does: leave '
-                'that out.'
+                f'training, but the pipeline of {name} does: leave that out.'
             )
-    cfg.model.data_preprocessor = ConfigDict(preprocessor)
-    cfg.pop('data_preprocessor', None)
-    for loader in (cfg.train_dataloader, *held_out):
-        _wrap(loader)
-    if cfg.get('val_cfg') is not None:
-        cfg.val_cfg.type = 'sb_mm.BatchedValLoop'
-
-
-def _check_preprocessor(given: dict, cfg: Config) -> None:
-    kind = given.get('type', 'ClsDataPreprocessor')
-    fits = {'mean', 'std'} <= set(given) <= _SHARED
-    batches = cfg.model.get('train_cfg')
-    if kind != 'ClsDataPreprocessor' or not fits or batches:
-        raise UserInputError(
-            "OnDeviceAugmentation can take the place of mmpretrain's "
-            'ClsDataPreprocessor with mean, std, to_rgb and num_classes, '
-            f'without batch augmentation, but the config has {given} and '
-            f'model.train_cfg={batches}: leave the data in the pipeline of '
-            'the host.'
-        )
+    check_own_arguments(cfg)
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        _wrap(cfg[name])
 
 
 def _augmentation(dataset: ConfigDict) -> dict:
     """Return the preprocessor's arguments for the end of a pipeline."""
-    # A dataset that wraps others has none.
-    steps = [dict(step) for step in dataset.get('pipeline', [{}])]
-    count = sum(step.get('type') in _READING for step in steps)
+    steps = [dict(step) for step in dataset.pipeline]
+    count = sum(step['type'] in _READING for step in steps)
     match steps[count:]:
         case [] | [{'type': 'PackInputs'}]:
             return {}

@@ -194,12 +194,7 @@ def _set_hooks(cfg: Config) -> None:
     checkpoint.interval = max(1, cfg.train_cfg.max_epochs // _LOST)
     checkpoint.max_keep_ckpts = 2
     cfg.default_hooks.logger.interval = _LOG_INTERVAL
-    # The losses are fetched with a line of the log, which takes a GPU's time
-    # of all iterations since the last one: all of these are averaged.
     cfg.log_processor.window_size = _LOG_INTERVAL
-    cfg.default_hooks.runtime_info = ConfigDict(
-        type='sb_mm.DeferredRuntimeInfoHook'
-    )
     cfg.visualizer.vis_backends = [ConfigDict(type='LocalVisBackend')]
 
 

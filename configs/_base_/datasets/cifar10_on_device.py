@@ -1,7 +1,6 @@
 # CIFAR-10 on the device: the loader draws indices, and the batches are cut,
 # cropped, flipped and normalised where the network is. The same distribution
-# as cifar10.py's; a config that uses it sets
-# val_cfg = dict(type='sb_mm.BatchedValLoop').
+# as cifar10.py's.
 data_root = 'data/cifar10/'
 dataset_type = 'CIFAR10'
 

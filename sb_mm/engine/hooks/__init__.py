@@ -3,7 +3,6 @@
 from .atomic_checkpoint import AtomicCheckpointHook
 from .attention_stats import AttentionStatsHook
 from .compile import CompileHook
-from .deferred_runtime_info import DeferredRuntimeInfoHook
 from .divergence import DivergenceHook
 from .resume import EpochSeedHook, ResumedScheduleHook, ValidateResumedHook
 
@@ -11,7 +10,6 @@ __all__ = [
     'AtomicCheckpointHook',
     'AttentionStatsHook',
     'CompileHook',
-    'DeferredRuntimeInfoHook',
     'DivergenceHook',
     'EpochSeedHook',
     'ResumedScheduleHook',
