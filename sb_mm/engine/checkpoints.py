@@ -1,7 +1,6 @@
 """Checks of checkpoints, before a model is built or trained."""
 
 import os.path as osp
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from sb_mm.errors import UserInputError, first_few
 from .build import build_model
 from .classes import dataset_class
 from .config import dataset_configs
+from .options import nodes
 
 
 def check_start(cfg: Config, trust: bool = False) -> None:
@@ -44,9 +44,13 @@ def check_start(cfg: Config, trust: bool = False) -> None:
         return
     # Fine-tuning: another head is what the user wants, so only that the files
     # can be loaded is checked; MMEngine logs what does not fit.
-    for file in [path, *pretrained_files(cfg.model)]:
-        if file:
-            load_checkpoint_file(file, trust=trust)
+    files = [path] + [
+        node['checkpoint']
+        for _, node in nodes(cfg.model)
+        if node.get('type') == 'Pretrained'
+    ]
+    for file in filter(None, files):
+        load_checkpoint_file(file, trust=trust)
 
 
 def check_checkpoint(cfg: Config, path: str, trust: bool = False) -> dict:
@@ -98,8 +102,7 @@ def newest_checkpoint(work_dir: str | Path) -> str | None:
     try:
         with open_regular(str(file), remedy) as stream:
             found = stream.read().decode().strip()
-        # The training wrote the path as it was then; the folder may have
-        # moved.
+        # As it was then; the folder may have moved.
         moved = Path(work_dir, Path(found or '-').name)
         moved_here = moved.is_file()
     except (UnicodeDecodeError, OSError) as error:
@@ -108,60 +111,27 @@ def newest_checkpoint(work_dir: str | Path) -> str | None:
         ) from error
     if found == '':  # killed while it was written
         names = ('epoch_*.pth', 'iter_*.pth')
-        files = [file for n in names for file in Path(work_dir).glob(n)]
-        return str(max(files, key=osp.getmtime)) if files else None
+        files = [str(f) for n in names for f in Path(work_dir).glob(n)]
+        return max(files, key=osp.getmtime, default=None)
     return str(moved) if moved_here else found
 
 
-def pretrained_files(config: object) -> Iterator[str]:
-    """Yield the checkpoint of every ``type='Pretrained'`` in a config."""
-    if isinstance(config, dict):
-        if config.get('type') == 'Pretrained':
-            yield config['checkpoint']
-        for value in config.values():
-            yield from pretrained_files(value)
-    elif isinstance(config, (list, tuple)):
-        for value in config:
-            yield from pretrained_files(value)
-
-
 def _check_progress(cfg: Config, path: str, content: dict) -> None:
-    """Raise if a part that ``Runner.resume`` reads is missing or no such."""
-    meta, hub, optimizer = (
-        part if isinstance(part := content.get(name), dict) else {}
-        for name in ('meta', 'message_hub', 'optimizer')
-    )
-    valid = {
-        'meta.epoch': _is_count(meta.get('epoch')),
-        'meta.iter': _is_count(meta.get('iter')),
-        'meta.seed': meta.get('seed') is None or _is_count(meta['seed']),
-        'optimizer': bool(optimizer),
-    }
-    for name in ('log_scalars', 'runtime_info', 'resumed_keys'):
-        valid[f'message_hub.{name}'] = isinstance(hub.get(name), dict)
-    if 'optimizer' in cfg.optim_wrapper:  # else of several optimizers
-        groups = optimizer.get('param_groups')
-        valid['optimizer.param_groups'] = _are_dicts(groups)
+    """Raise if a part is missing without which MMEngine would resume."""
+    meta, needed = content.get('meta') or {}, ['message_hub', 'optimizer']
     if cfg.get('param_scheduler'):
-        schedules = content.get('param_schedulers')
-        # A dict is of several optimizers, by their names.
-        several = isinstance(schedules, dict)
-        lists = schedules.values() if several else [schedules]
-        valid['param_schedulers'] = all(map(_are_dicts, lists))
-    if faults := [name for name, good in valid.items() if not good]:
+        needed.append('param_schedulers')
+    faults = [name for name in needed if not content.get(name)]
+    for name in ('epoch', 'iter'):
+        count = meta.get(name)
+        if type(count) is not int or count < 0:  # bool is an int, too
+            faults.append(f'meta.{name}')
+    if faults:
         raise UserInputError(
             f'The checkpoint {path} does not say how far its training was '
             f'(no valid {first_few(faults)}), which --resume needs: start '
             f'from its weights, with --cfg-options load_from={path}.'
         )
-
-
-def _is_count(part: object) -> bool:
-    return type(part) is int and part >= 0  # bool is an int, too
-
-
-def _are_dicts(part: object) -> bool:
-    return isinstance(part, list) and all(isinstance(p, dict) for p in part)
 
 
 def _check_classes(cfg: Config, path: str, content: dict) -> None:

@@ -32,15 +32,8 @@ from .build import scope_of
 
 # What MMEngine takes out of a config before a constructor sees the rest.
 _TAKEN_OUT = {
-    'type',
-    '_delete_',
-    '_scope_',
-    'by_epoch',
-    'constructor',
-    'convert_to_iter_based',
-    'num_batch_per_epoch',
-    'paramwise_cfg',
-    'priority',
+    *('type', '_delete_', '_scope_', 'by_epoch', 'convert_to_iter_based'),
+    *('constructor', 'paramwise_cfg', 'num_batch_per_epoch', 'priority'),
     'requires_grad',
 }
 # What MMEngine makes of settings that need no type.
@@ -91,7 +84,7 @@ def check_own_arguments(cfg: Config) -> None:
         UserInputError: If one of them has no such argument.
     """
     with scope_of(cfg):
-        for path, node in _nodes(cfg._cfg_dict):
+        for path, node in nodes(cfg._cfg_dict):
             if str(node.get('type')).startswith('sb_mm.'):
                 for key in node:
                     _check_new(path, key, dict(type=node['type']), {})
@@ -142,7 +135,7 @@ def _check_hooks(cfg: Config) -> None:
             )
 
 
-def _nodes(node: object, path: str = '') -> Iterator[tuple[str, dict]]:
+def nodes(node: object, path: str = '') -> Iterator[tuple[str, dict]]:
     """Yield every dict of a config and its dotted path."""
     if isinstance(node, dict):
         yield path, node
@@ -151,7 +144,7 @@ def _nodes(node: object, path: str = '') -> Iterator[tuple[str, dict]]:
     else:
         return
     for key, child in node.items():
-        yield from _nodes(child, f'{path}.{key}' if path else str(key))
+        yield from nodes(child, f'{path}.{key}' if path else str(key))
 
 
 def _check_key(cfg: Config, path: str, options: dict) -> None:
@@ -180,12 +173,12 @@ def _check_top(cfg: Config, key: str) -> None:
     read |= set(re.findall(r"cfg\.get\(\s*'(\w+)'", getsource(kind)))
     if key in read:
         return
-    nodes = list(_nodes(cfg._cfg_dict))
+    parts = list(nodes(cfg._cfg_dict))
     if key in cfg:
         value = cfg._cfg_dict[key]
         copies = [
             f'{path}.{k}'
-            for path, node in nodes
+            for path, node in parts
             for k, v in node.items()
             if path.split('.')[0] in read and v == value
         ]
@@ -195,7 +188,7 @@ def _check_top(cfg: Config, key: str) -> None:
             f'file was read, and nothing reads it later; {instead}.'
         )
     # Written without its path, or misspelt.
-    deeper = [f'{path}.{key}' for path, node in nodes if key in node]
+    deeper = [f'{path}.{key}' for path, node in parts if key in node]
     if key == 'classes':
         deeper = ['metainfo.classes of the dataset of every loader']
     _refuse('the config', key, read, deeper)

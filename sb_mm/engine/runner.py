@@ -25,6 +25,12 @@ from .memory import keep_freed_memory
 from .options import check_values
 from .work_dir import lock_work_dir
 
+# What MMEngine raises at a checkpoint of another form than its own.
+_MALFORMED = (
+    *(AssertionError, AttributeError, IndexError),
+    *(KeyError, TypeError, ValueError),
+)
+
 
 def train(
     cfg: Config,
@@ -55,8 +61,7 @@ def train(
             training needs is missing or does not fit.
     """
     if amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.loss_scale = 'dynamic'
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     if auto_scale_lr:
         _scale_lr(cfg)
     if resume is not None:
@@ -159,11 +164,7 @@ def _is_first_process(launcher: str) -> bool:
 
 
 def _join_cpu_processes(cfg: Config) -> None:
-    """Let torchrun's processes train on CPUs.
-
-    MMEngine's launcher selects a CUDA device before it joins the group, and
-    hands the device's number to the wrapper; both stop without a GPU.
-    """
+    """Do without the CUDA device that MMEngine selects for each process."""
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
     wrapper = cfg.get('model_wrapper_cfg') or dict(broadcast_buffers=False)
@@ -171,12 +172,7 @@ def _join_cpu_processes(cfg: Config) -> None:
 
 
 def _leave_processes() -> None:
-    """Leave the process group together.
-
-    A process that ends while another still writes a checkpoint or measures
-    can take the group's threads down in the middle of their work: it aborts,
-    and the launcher then kills the others.
-    """
+    """Leave together: else one that ends aborts what others still write."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
@@ -188,7 +184,7 @@ def _load_or_say_why(load: Callable[[], None], path: str | None) -> None:
         load()
     except UserInputError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except _MALFORMED as error:
         raise UserInputError(
             f'The checkpoint {path} does not fit this training '
             f'({first_line(error)}): use the config that it was made with, '

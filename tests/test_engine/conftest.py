@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -186,3 +187,68 @@ def tool(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
         return stop.value.code, capsys.readouterr().err
 
     return run
+
+
+TRAINING = ('train_dataloader', 'val_dataloader')
+
+
+def data_config(
+    scope: str, model: dict, datasets: list[dict], **more
+) -> Config:
+    """A config of nothing but a model and loaders."""
+    names = [f'{split}_dataloader' for split in ('train', 'val', 'test')]
+    loaders = {
+        name: dict(dataset=dataset)
+        for name, dataset in zip(names, datasets, strict=False)
+    }
+    return Config(dict(default_scope=scope, model=model, **loaders, **more))
+
+
+def error_of(cfg: Config) -> str:
+    """What the check of the data says."""
+    from sb_mm.engine.checks import check_data
+    from sb_mm.errors import UserInputError
+
+    with pytest.raises(UserInputError) as caught:
+        check_data(cfg, TRAINING)
+    message = str(caught.value)
+    assert '\n' not in message
+    return message
+
+
+def assert_says(message: str, *words: str) -> None:
+    assert [word for word in words if word not in message] == [], message
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Write a dataset in COCO's format and return a config for it."""
+    content = dict(
+        images=[
+            dict(id=i, file_name=f's/{i}.png', width=8, height=6)
+            for i in range(3)
+        ],
+        categories=[dict(id=7, name='cat'), dict(id=5, name='dog')],
+        annotations=[
+            dict(id=i, image_id=i, category_id=7, bbox=[1, 1, 4, 4], area=16)
+            for i in range(3)
+        ],
+    )
+
+    def make(change=lambda content: None, classes=('cat', 'dog')):
+        (tmp_path / 'images/s').mkdir(parents=True, exist_ok=True)
+        for i in range(3):
+            Image.new('RGB', (8, 6)).save(tmp_path / f'images/s/{i}.png')
+        change(content)
+        (tmp_path / 'a.json').write_text(json.dumps(content))
+        data = dict(
+            type='CocoDataset',
+            data_root=str(tmp_path),
+            ann_file='a.json',
+            data_prefix=dict(img='images'),
+            metainfo=dict(classes=classes),
+        )
+        model = dict(bbox_head=dict(num_classes=2))
+        return data_config('mmdet', model, [dict(data) for _ in range(3)])
+
+    return make

@@ -1,0 +1,171 @@
+"""Data in COCO's format are looked at before a model is built."""
+
+import codecs
+import math
+import os
+
+import pytest
+from mmengine.registry import DATASETS, DefaultScope
+from PIL import Image
+
+pytest.importorskip('mmdet')
+
+from sb_mm.engine.checks import check_data  # noqa: E402
+
+from .conftest import TRAINING, assert_says, error_of  # noqa: E402
+
+
+@pytest.fixture
+def warnings_of(monkeypatch):
+    """Run the checks and return what they warned of."""
+
+    def run(cfg):
+        said = []
+        monkeypatch.setattr(
+            'sb_mm.datasets.images.print_log',
+            lambda text, *_: said.append(text),
+        )
+        check_data(cfg, TRAINING)
+        return said
+
+    return run
+
+
+def drop(part, key):
+    return lambda content: content[part][1].pop(key)
+
+
+def put(part, **values):
+    return lambda content: content[part][1].update(values)
+
+
+def rename(name):
+    return lambda content: content['categories'][1].update(name=name)
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda c: c['categories'].reverse(), ['(dog, cat)', '(cat, dog)']),
+        (rename('dogs'), ["no category 'dog'", "('cat', 'dogs')"]),
+        (rename('cat'), ["no category 'dog'"]),
+        (lambda c: c['categories'].append(dict(id=9, name='cat')), ['order']),
+        (lambda c: c.pop('categories'), ["lacks categories"]),
+        (drop('images', 'file_name'), ["lacks 'file_name' in one of its im"]),
+        (drop('annotations', 'bbox'), ["lacks 'bbox' in one of its annot"]),
+        (lambda c: c.update(images=5), ['is not JSON in that form']),
+        (lambda c: c['images'][1].update(file_name='s/x.png'),
+         ['images/s/x.png cannot be read (No such file']),
+        (lambda c: c['images'][1].update(file_name='s'),
+         ['images/s is a folder']),
+        (put('images', file_name=5), ["file_name 5 in one of its images"]),
+        (put('images', file_name='\0'), ['cannot be read (embedded null']),
+        (put('images', width='120'), ["has width '120'", 'pixels']),
+        (put('images', height=0), ['has height 0', 'pixels']),
+        (put('images', id=[1]), ['id [1] in one of its images', 'integer']),
+        (put('categories', name=3), ['name 3 in one of its categories']),
+        *((put('annotations', bbox=box), [f'has bbox {box}', 'finite'])
+          for box in (None, [1, 1, 4], [1, 1, '4', 4], [math.nan, 1, 4, 4])),
+        (put('annotations', area=None), ['has area None']),
+        (put('annotations', id=0), ['1 ids more than once in its annot']),
+        (lambda c: c['images'].clear(), ['has no images']),
+        (lambda c: c['annotations'].clear(), ['has no annotations']),
+        (lambda c: [a.update(image_id=9) for a in c['annotations']],
+         ['no object of metainfo.classes']),
+    ],
+)  # fmt: skip
+def test_a_coco_file_that_does_not_fit_is_refused(coco, change, words):
+    assert_says(error_of(coco(change)), *words)
+
+
+def test_names_in_another_form_of_unicode_are_told_apart(coco):
+    cfg = coco(rename('cafe\u0301'), classes=('cat', 'caf\u00e9'))
+    assert_says(error_of(cfg), r"'caf\xe9'", r"'cafe\u0301'")
+
+
+@pytest.mark.parametrize(
+    ('file', 'content', 'told'),
+    [
+        ('a.json', b'{"images": [', 'a.json is not JSON'),
+        ('a.json', b'\xff\xfe', 'a.json is not JSON'),
+        ('a.json', codecs.BOM_UTF8 + b'{}', 'a.json is not JSON'),
+        ('a.json', '{}'.encode('utf-16'), 'a.json is not JSON'),
+        ('a.json', b'[' * 100_000, 'a.json is not JSON'),
+        ('a.json', None, 'a.json is a folder, pipe or device'),
+        ('images/s/1.png', b'no image', '1.png is not a readable image'),
+        ('images/s/1.png', None, '1.png is a folder, pipe or device'),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_coco_files_that_cannot_be_read(coco, tmp_path, file, content, told):
+    cfg = coco()
+    path = tmp_path / file
+    path.unlink()
+    os.mkfifo(path) if content is None else path.write_bytes(content)
+    assert told in error_of(cfg)
+
+
+def test_other_sizes_and_categories_of_coco_are_warned_of(coco, warnings_of):
+    assert warnings_of(coco()) == []
+
+    def change(content):
+        content['images'][0].update(width=6, height=8)
+        content['categories'].append(dict(id=1, name='cow'))
+        content['annotations'][0]['category_id'] = 1
+
+    left_out, other_size = warnings_of(coco(change))
+    assert_says(left_out, '1 objects', 'left out', 'metainfo.classes: cow')
+    assert_says(other_size, '1 images have another size', 's/0.png')
+
+
+@pytest.mark.parametrize(
+    ('values', 'told'),
+    [
+        (dict(bbox=[1, 1, -4, 4]), '1 boxes are left out'),
+        (dict(bbox=[9, 1, 4, 4]), '1 boxes are left out'),
+        (dict(area=0), '1 boxes are left out'),
+        (dict(bbox=[1, 1, 9, 4]), 'reach beyond'),
+        (dict(bbox=[-2, 1, 9, 4]), 'reach beyond'),
+        (dict(image_id=9), 'belong to no image in their file and are left'),
+    ],
+)
+def test_boxes_of_coco_that_mmdet_drops_or_does_not_clip_are_counted(
+    coco, warnings_of, values, told
+):
+    cfg = coco(put('annotations', **values))
+    (message,) = warnings_of(cfg)
+    assert told in message
+    # As the warning says.
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    kept = [len(dataset.get_data_info(i)['instances']) for i in range(3)]
+    assert sum(kept) == 2 + ('left' not in told)
+
+
+def test_images_of_coco_that_exif_turns_are_counted(
+    coco, tmp_path, warnings_of
+):
+    cfg, exif = coco(), Image.Exif()
+    exif[0x0112] = 3  # the size stays
+    Image.new('RGB', (8, 6)).save(tmp_path / 'images/s/1.png', exif=exif)
+    (message,) = warnings_of(cfg)
+    assert_says(message, '1 images', 's/1.png', 'color_ignore_orientation')
+
+
+def test_an_image_of_too_many_pixels_is_refused(coco, tmp_path):
+    cfg, file = coco(), 'images/s/1.png'
+    Image.new('1', (12_000, 12_000)).save(tmp_path / file)
+    assert_says(error_of(cfg), file, '100 megapixels', '--no-check')
+
+
+def test_the_metric_needs_its_annotation_file_and_ids_from_1(coco, tmp_path):
+    cfg = coco(lambda content: content['annotations'][0].update(id=3))
+    metric = dict(type='CocoMetric', ann_file=str(tmp_path / 'a.json'))
+    cfg.val_evaluator = [metric]
+    check_data(cfg, TRAINING)
+    cfg.val_evaluator[0].ann_file = 'b.json'
+    assert_says(error_of(cfg), 'ann_file b.json', 'CocoMetric')
+    # pycocotools marks a detection without a match with the object 0.
+    coco(lambda content: content['annotations'][0].update(id=0))
+    cfg.val_evaluator[0].ann_file = str(tmp_path / 'a.json')
+    assert_says(error_of(cfg), 'id 0', 'pycocotools', 'number them from 1')
