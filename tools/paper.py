@@ -3,6 +3,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # Python puts tools/ on the path, not the repository.
@@ -19,40 +20,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, **options)
     verbs = parser.add_subparsers(required=True, metavar='COMMAND')
 
-    verb = verbs.add_parser('list', help='the cells and their results')
-    _add_selection(verb)
-    _add_results(verb)
-    verb.set_defaults(run=commands.list_cells)
+    def add(name: str, run: Callable, text: str, *groups: Callable) -> None:
+        verb = verbs.add_parser(name, help=text, **options)
+        for group in groups:
+            group(verb)
+        verb.set_defaults(run=run)
 
-    verb = verbs.add_parser(
-        'show', help="a cell's config, and the command that trains it"
-    )
-    verb.add_argument('cell', help='id, as "list" prints it')
-    verb.add_argument(
-        '--layers', action='store_true', help='overhead of SB in every layer'
-    )
-    verb.set_defaults(run=commands.show_cell)
-
-    verb = verbs.add_parser(
-        'check', help='parameters and multiply-adds beside the printed ones'
-    )
-    _add_selection(verb)
-    verb.set_defaults(run=commands.check_cells)
-
-    verb = verbs.add_parser(
-        'train', help='train cells and record the results', **options
-    )
-    _add_selection(verb)
-    _add_results(verb)
-    _add_training(verb)
-    verb.set_defaults(run=commands.train_cells)
-
-    verb = verbs.add_parser(
-        'report', help='write docs/results.md, or a page beside other records'
-    )
-    _add_results(verb)
-    verb.set_defaults(run=commands.report)
+    cells, results = _add_selection, _add_results
+    text = 'the cells and their results'
+    add('list', commands.list_cells, text, cells, results)
+    text = "a cell's config, and the command that trains it"
+    add('show', commands.show_cell, text, _add_shown)
+    text = 'parameters and multiply-adds beside the printed ones'
+    add('check', commands.check_cells, text, cells)
+    text = 'train cells and record the results'
+    add('train', commands.train_cells, text, cells, results, _add_training)
+    text = 'write docs/results.md, or a page beside other records'
+    add('report', commands.report, text, results)
     return parser.parse_args(argv)
+
+
+def _add_shown(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('cell', help='id, as "list" prints it')
+    text = 'overhead of SB in every layer'
+    parser.add_argument('--layers', action='store_true', help=text)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:

@@ -39,10 +39,7 @@ _UNWRITABLE = {
 
 
 class Options(DictAction):
-    """MMEngine's action, which also reads ``dict(type='EMAHook', begin=1)``.
-
-    Given twice, the second adds to the first instead of replacing it.
-    """
+    """MMEngine's action, which also reads ``dict(type='EMAHook', begin=1)``."""
 
     @staticmethod
     def _parse_iterable(val: str) -> Any:
@@ -51,22 +48,14 @@ class Options(DictAction):
         tree = _DictCalls().visit(ast.parse(val.strip(), mode='eval'))
         return ast.literal_eval(tree)
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        *args,
-    ) -> None:
-        """Add what was given to ``namespace``."""
-        before = getattr(namespace, self.dest) or {}
+    def __call__(self, *args) -> None:
+        """Add what was given to the namespace."""
         try:
-            super().__call__(parser, namespace, *args)
+            super().__call__(*args)
         except (SyntaxError, ValueError) as error:
             raise argparse.ArgumentError(
                 self, 'write key=value, in the words of Python'
             ) from error
-        given = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, {**before, **given})
 
 
 class _DictCalls(ast.NodeTransformer):
@@ -140,10 +129,7 @@ def _terminate(*_) -> NoReturn:
 
 
 def _forget_sigterm() -> None:
-    """Leave the workers of a pool, which a pool ends so, as they are.
-
-    One that waits for a lock would never come to run a handler.
-    """
+    """End a pool's workers at once, which may wait for a lock."""
     if signal.getsignal(signal.SIGTERM) is _terminate:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -164,18 +150,14 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
         main()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         # MMEngine's Config.pretty_text takes a signal for an error of syntax.
-        ended = next(filter(_is_signal, chain(error)), error)
-        text, code = _last_words(ended)
+        signals = (KeyboardInterrupt, SystemExit)
+        ended = [e for e in chain(error) if isinstance(e, signals)]
+        text, code = _last_words((ended or [error])[0])
         if text is None:
             raise
         print(text, file=sys.stderr)
         sys.exit(code)
     sys.exit(0)
-
-
-def _is_signal(error: BaseException) -> bool:
-    terminated = isinstance(error, SystemExit) and error.code == _TERMINATED
-    return terminated or isinstance(error, KeyboardInterrupt)
 
 
 def _last_words(error: BaseException) -> tuple[str | None, int]:
@@ -211,8 +193,9 @@ def _sentence(error: BaseException) -> str | None:
                 f'{error.filename or "A file"} cannot be opened or written '
                 f'({error.strerror}): make room, or choose another folder.'
             )
-        case AssertionError() if found := _UNDECODED.search(str(error)):
-            return f'{found[1]} is not a readable image: replace it.'
+        case AssertionError() if found := _UNDECODED.findall(str(error)):
+            # A worker's traceback quotes the line of code first.
+            return f'{found[-1]} is not a readable image: replace it.'
         case ModuleNotFoundError(name='mmdet' | 'mmpretrain'):
             return f'This needs {error.name}, which is not installed.'
         case KeyError() if found := _UNREGISTERED.search(str(error)):

@@ -126,8 +126,8 @@ def _check_hooks(cfg: Config) -> None:
     for hook in (*custom, *default.values()):
         kind = hook.get('type') if isinstance(hook, dict) else hook
         with scope_of(cfg):
-            cls = kind if isclass(kind) else _find_class(kind)
-        known = isclass(cls) and issubclass(cls, Hook)
+            cls = _find_class(kind)
+        known = cls and issubclass(cls, Hook)
         if not known and not isinstance(hook, Hook | None):
             raise UserInputError(
                 f'The hook {kind} is unknown: correct the type, or name the '
@@ -217,8 +217,7 @@ def _accepted(name: str, kind: object, options: dict) -> set[str] | None:
     """Return the keys that a part of a config can have, if known."""
     if name == 'default_hooks':
         return {k.split('.')[1] for k in options if k.endswith('.type')}
-    cls = kind if isclass(kind) else _find_class(kind)
-    readers = [cls] if kind else _READERS.get(name, [])
+    readers = [_find_class(kind)] if kind else _READERS.get(name, [])
     known = [arguments_of(reader) for reader in readers if reader]
     return set().union(*known) if known and None not in known else None
 
@@ -236,6 +235,8 @@ def _refuse(
 
 def _find_class(name: object) -> type | None:
     """Look a config's ``type`` up in every registry of MMEngine."""
+    if isclass(name):
+        return name
     scope = DefaultScope.get_current_instance().scope_name
     for root in vars(registry).values():
         if isinstance(root, Registry) and isinstance(name, str):

@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 
 from sb_mm.engine import cli, runner
 
-from .conftest import MAIN, REPOSITORY, SHORT
+from .conftest import MAIN, REPOSITORY
 
 
 @pytest.fixture(autouse=True)
@@ -104,12 +104,6 @@ def broken(devkit):
     (devkit / 'JPEGImages/a.jpg').unlink()
 
 
-@pytest.mark.usefixtures('broken')
-def test_a_broken_devkit_names_the_file(tool, config):
-    result = tool('train', config, '--cfg-options', *SHORT)
-    _one_sentence(result, 'a (no image)')
-
-
 BFLOAT16 = (
     'optim_wrapper.type=AmpOptimWrapper',
     'optim_wrapper.dtype=bfloat16',
@@ -168,13 +162,6 @@ def test_the_exit_code_reaches_the_shell(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip().startswith('error: num_train must be')
-
-
-@pytest.mark.parametrize('text', ['train_cfg', 'a=dict(', 'a=dict(type=X)'])
-def test_an_option_that_is_no_key_and_value(tool, config, text):
-    code, error = tool('train', config, '--cfg-options', text)
-    assert code == 2
-    assert 'write key=value' in error
 
 
 def test_a_work_dir_that_is_a_file(tool, config):

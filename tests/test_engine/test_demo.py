@@ -57,10 +57,3 @@ def test_an_option_out_of_range_is_named(tool, tmp_path, option, value):
     assert code == 2
     assert f'error: {option} must be' in error
     assert not (tmp_path / 'x').exists()
-
-
-def test_a_file_in_place_of_the_folder_is_named(demo, tmp_path):
-    (tmp_path / 'x').touch()
-    code, error = demo(tmp_path / 'x')
-    assert code == 2
-    assert f'{tmp_path}/x/devkit cannot be written' in error

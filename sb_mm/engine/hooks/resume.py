@@ -100,11 +100,7 @@ class ResumedScheduleHook(Hook):
 
 
 def _ends_early(runner: Runner, checkpoint: dict) -> Iterator[str]:
-    """Yield the end of a schedule that was as long as the old training.
-
-    One with a fixed end does not grow with the number of epochs; one that
-    ended before the old training did was meant to.
-    """
+    """Yield the end of a schedule that was as long as the old training."""
     info = checkpoint['message_hub']['runtime_info']
     before, now = info.get('max_iters', math.inf), runner.max_iters
     epoch = len(runner.train_dataloader)

@@ -5,7 +5,6 @@ import torch
 from mmengine.model import BaseModel
 from torch import nn
 
-from sb_mm import AttentionMobileNetV2CIFAR
 from sb_mm.errors import UserInputError
 
 from ..conftest import tiny_runner
@@ -78,26 +77,3 @@ def test_what_cannot_be_compiled_is_refused(tmp_path):
         _train(tmp_path, Bare(), **hook)
     with pytest.raises(UserInputError, match='accumulative_counts .* set it'):
         _train(tmp_path, Classifier(), 2, **hook, mode='reduce-overhead')
-
-
-@pytest.mark.parametrize(
-    'attention',
-    [
-        dict(),
-        dict(attention=dict(type='sb_mm.ShiftBalance')),
-        dict(attention=dict(type='sb_mm.SqueezeExcite')),
-        dict(attention_conv_cfg=dict(type='sb_mm.DynamicConv2d')),
-    ],
-    ids=['static', 'SB', 'SE', 'DyConv'],
-)
-def test_a_block_is_one_graph(attention):
-    """What a compiler must cut, it cannot fuse or record as CUDA graph."""
-    torch.compiler.reset()
-    torch.manual_seed(0)
-    network = AttentionMobileNetV2CIFAR(widen_factor=0.35, **attention)
-    block = network.layer2[-1].train()
-    images = torch.randn(8, 8, 8, 8)  # 24 channels at x1.0
-    compiled = torch.compile(
-        block, backend='eager', fullgraph=True, dynamic=False
-    )
-    torch.testing.assert_close(compiled(images), block(images))
