@@ -39,7 +39,7 @@ _UNWRITABLE = {
 
 
 class Options(DictAction):
-    """MMEngine's action, which also reads ``dict(type='EMAHook', begin=1)``."""
+    """MMEngine's action, which reads ``dict(type='EMAHook')`` as well."""
 
     @staticmethod
     def _parse_iterable(val: str) -> Any:

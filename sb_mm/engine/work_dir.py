@@ -1,10 +1,8 @@
 """One training a work directory."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from sb_mm.errors import UserInputError
 
@@ -12,9 +10,8 @@ from sb_mm.errors import UserInputError
 _WAIT_SECONDS = 10
 
 
-@contextmanager
-def lock_work_dir(work_dir: str) -> Iterator[None]:
-    """Keep other trainings out of the work directory.
+def lock_work_dir(work_dir: str) -> AcquireReturnProxy:
+    """Keep other trainings out of the work directory, as a context.
 
     The lock ends with the process, however that ends.
 
@@ -26,13 +23,10 @@ def lock_work_dir(work_dir: str) -> Iterator[None]:
     """
     folder = Path(work_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / '.lock')
     try:
-        held = lock.acquire(timeout=_WAIT_SECONDS)
+        return FileLock(folder / '.lock').acquire(timeout=_WAIT_SECONDS)
     except Timeout as error:
         raise UserInputError(
             f'Another training goes on in {folder}: wait for it, stop it, or '
             'give another --work-dir.'
         ) from error
-    with held:
-        yield

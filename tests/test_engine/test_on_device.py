@@ -16,45 +16,14 @@ from mmengine.registry import HOOKS
 pytest.importorskip('mmpretrain')
 
 from sb_mm.engine.build import build_model  # noqa: E402
-from sb_mm.engine.config import read_config  # noqa: E402
 from sb_mm.engine.on_device import use_device_data  # noqa: E402
 from sb_mm.engine.runner import train  # noqa: E402
 from sb_mm.errors import UserInputError  # noqa: E402
 
 from .conftest import (  # noqa: E402
     IMAGES,
-    REPOSITORY,
     classifier,
 )
-
-SB = REPOSITORY / 'configs/cifar10/mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py'
-
-
-def test_a_config_changes_where_it_must_and_nowhere_else():
-    before, cfg = read_config(SB), read_config(SB)
-    use_device_data(cfg)
-    assert cfg.model.pop('data_preprocessor') == dict(
-        **before.pop('data_preprocessor'),
-        type='sb_mm.OnDeviceAugmentation',
-        padding=2,
-        crop_size=32,
-        flip_prob=0.5,
-        channels_last=False,
-    )
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        theirs, ours = before.pop(name), cfg.pop(name)
-        assert ours == dict(
-            theirs,
-            num_workers=0,
-            persistent_workers=False,
-            pin_memory=False,
-            collate_fn=dict(type='sb_mm.whole_batch'),
-            dataset=dict(
-                type='sb_mm.IndexedImages',
-                dataset=dict(theirs.dataset, pipeline=[]),
-            ),
-        )
-    assert cfg.to_dict() == before.to_dict()
 
 
 def on_device(cfg):
