@@ -60,13 +60,13 @@ def check_class_lists(datasets: Sequence[tuple[str, dict]]) -> None:
         and not isinstance(classes, str)
     ]
     remedy = 'give both the same metainfo.classes, in the same order'
-    _check_equal(known, remedy)
+    check_equal(known, remedy)
 
 
 def check_same_folders(datasets: Sequence[dict]) -> None:
     """Compare the folders by which images of a dataset are labelled."""
     opened = map(open_dataset, datasets)
-    _check_equal(
+    check_equal(
         [
             (dataset.img_prefix, class_folders(dataset))
             for dataset in opened
@@ -76,7 +76,10 @@ def check_same_folders(datasets: Sequence[dict]) -> None:
     )
 
 
-def _check_equal(known: list[tuple[str, list[str]]], remedy: str) -> None:
+def check_equal(
+    known: Sequence[tuple[str, Sequence[str]]], remedy: str
+) -> None:
+    """Compare lists of classes, each with whose it is."""
     for (one, names), (other, others) in pairwise(known):
         ours, theirs = [*map(nfc, names)], [*map(nfc, others)]
         if ours == theirs:
@@ -187,10 +190,8 @@ def check_class_names(cfg: Config, dataset: BaseDataset) -> None:
             f'ls {shlex.quote(root)} > classes.txt` and add `--cfg-options '
             f'{" ".join(options).strip()}`.'
         )
-    ours, theirs = ([nfc(str(n)) for n in side] for side in (names, folders))
-    if ours != theirs and sorted(ours) == sorted(theirs):
-        raise UserInputError(
-            f'metainfo.classes is {listed(names)}, but a label is the place '
-            f'of a folder among the sorted ones: give {listed(folders)}.'
-        )
+    names = [str(name) for name in names]
+    if sorted(map(nfc, names)) == sorted(map(nfc, folders)):
+        lists = ('metainfo.classes', names), (f'{root}, sorted,', folders)
+        check_equal(lists, f'give {listed(folders)}')
     check_class_count(cfg, folders)

@@ -9,7 +9,7 @@ from typing import Any
 from sb_mm.datasets.images import open_regular
 from sb_mm.errors import UserInputError, first_few, first_line, shorten
 
-from .classes import listed
+from .classes import check_equal, listed
 
 _REMEDY = (
     'give the annotation file of a dataset in the format of COCO, in UTF-8 '
@@ -86,12 +86,8 @@ def check_categories(
             f'{listed([*map(ascii, names)])}: set metainfo.classes '
             'of the dataset to its names, as they are written there.'
         )
-    if labelled != classes:
-        raise UserInputError(
-            f'{path} has the categories in the order {listed(labelled)} and '
-            f'metainfo.classes is {listed(classes)}, and mmdet counts labels '
-            'in the order of the file: write the classes in that order.'
-        )
+    lists = (path, labelled), ('metainfo.classes', classes)
+    check_equal(lists, 'write the classes in the order of the file')
 
 
 def box_notes(

@@ -1,8 +1,8 @@
 """Trainings small enough for a test: SB-SSDLite x0.35, and LeNet."""
 
-import importlib.util
 import itertools
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,15 +161,6 @@ def classifier(root: Path, **changes) -> Config:
     return Config(settings | changes)
 
 
-def load_tool(name: str) -> object:
-    """Import tools/<name>.py as a module."""
-    path = REPOSITORY / 'tools' / f'{name}.py'
-    spec = importlib.util.spec_from_file_location(f'tool_{name}', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def tool(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
     """Run a tool as the shell would: `tool('train', ...)`.
@@ -183,7 +174,7 @@ def tool(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
         monkeypatch.setattr('sys.argv', [f'{name}.py', *words])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            run_tool(load_tool(name).main)
+            run_tool(runpy.run_path(REPOSITORY / f'tools/{name}.py')['main'])
         return stop.value.code, capsys.readouterr().err
 
     return run
