@@ -31,7 +31,7 @@ _OWN = re.compile(
 )
 _OF_HOST = re.compile(
     r'(train|val|test)_dataloader\.(collate_fn|num_workers|pin_memory|'
-    r'persistent_workers|prefetch_factor)\b|val_cfg\.type$'
+    r'persistent_workers|prefetch_factor)\b'
 )
 
 
