@@ -128,13 +128,32 @@ def _terminate(*_) -> NoReturn:
     sys.exit(_TERMINATED)
 
 
+def _block_sigterm() -> None:
+    """Let a fork's SIGTERM wait until the child has no handler for it.
+
+    Python forgets the signals that reach a handler before its first line.
+    """
+    if signal.getsignal(signal.SIGTERM) is _terminate:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _unblock_sigterm() -> None:
+    if signal.getsignal(signal.SIGTERM) is _terminate:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
 def _forget_sigterm() -> None:
     """End a pool's workers at once, which may wait for a lock."""
     if signal.getsignal(signal.SIGTERM) is _terminate:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
-os.register_at_fork(after_in_child=_forget_sigterm)
+os.register_at_fork(
+    before=_block_sigterm,
+    after_in_parent=_unblock_sigterm,
+    after_in_child=_forget_sigterm,
+)
 
 
 def run_tool(main: Callable[[], None]) -> NoReturn:
