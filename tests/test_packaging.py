@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 HOSTS = {'torch', 'torchvision', 'mmcv', 'mmengine', 'mmdet', 'mmpretrain'}
 # What the hosts require themselves, so that it is there with either family.
-OF_HOSTS = {'cv2', 'rich', 'terminaltables', 'yaml'}
+OF_HOSTS = {'cv2', 'rich', 'terminaltables', 'triton', 'yaml'}
 DISTRIBUTION = {'PIL': 'pillow'}
 
 
