@@ -69,7 +69,7 @@ demo: env ## train and evaluate the SB-SSDLite detector on drawn images
 	$(PY) tools/demo.py $(ARGS)
 
 test: env ## run the tests, one worker a core
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests -n auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
 bench: env ## measure speed and memory beside the parts of others
 	$(PY) benchmarks/run.py $(ARGS)

@@ -24,9 +24,15 @@ def main() -> None:
     add('--images', type=int, default=240, help='training images')
     add('--seed', type=int, default=0, help='training seed')
     add('--workers', type=int, default=2, help='dataloader workers')
-    add('--min-map', type=float, default=0.6, help='fail below this mAP')
+    add(
+        '--min-map',
+        type=float,
+        help='fail below this mAP; if not given, 0.6 from 24 epochs on',
+    )
     args = vars(parser.parse_args())
     min_map = args.pop('min_map')
+    if min_map is None:
+        min_map = 0.6 if args['epochs'] >= 24 else 0
     check_number('--min-map', min_map, 0, 1)
     # It imports the hosts, which takes seconds and may fail.
     from sb_mm.engine.demo import run_demo
