@@ -77,8 +77,8 @@ def make_synthetic_voc(
             second one is in ``train.txt``, the others are in ``val.txt``.
         num_test: Number of images listed in ``test.txt``.
         seed: Seed of the drawings.
-        size: Longer side of an image in pixels; the shorter one varies
-            between 75 % and 100 % of it.
+        size: Longer side of an image in pixels; the shorter one is 75 % to
+            100 % of it.
         force: Replace a synthetic devkit with other arguments that ``out``
             already holds. Anything else is never deleted.
 
