@@ -27,7 +27,6 @@ _STARTS = {
     codecs.BOM_UTF16_BE: 'utf-16',
     codecs.BOM_UTF8: 'utf-8-sig',
     b'<\0': 'utf-16-le',
-    b'\0<': 'utf-16-be',
 }
 # Programs that declare these write characters of their successor.
 _SUPERSETS = dict(gb2312='gb18030', gbk='gb18030')
@@ -106,7 +105,7 @@ def _parse(data: bytes) -> ET.Element:
     starts = (_STARTS[start] for start in _STARTS if data.startswith(start))
     if not (encoding := next(starts, '')):  # whatever is declared
         if not data.lstrip().startswith(b'<'):
-            return ET.fromstring(data)  # or raise what is wrong with it
+            return ET.fromstring(data)  # big-endian, or no XML
         declared = _DECLARED.search(data)
         encoding = declared[1].decode().lower() if declared else 'utf-8'
         if '<'.encode(encoding) != b'<':  # or it would not have been found
