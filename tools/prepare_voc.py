@@ -13,9 +13,8 @@ from sb_mm.engine.cli import run_tool
 
 DESCRIPTION = """\
 Bring PASCAL VOC into OUT/VOC2007 (trainval, test) and OUT/VOC2012 (trainval).
-Downloads 2.9 GB, goes on where an earlier call stopped, checks checksums and
-image counts, and leaves nothing half-unpacked. A year that is there is
-checked and left alone."""
+Downloads 2.9 GB, goes on where an earlier call stopped, checks checksums,
+leaves nothing half-unpacked. A year that is there is checked and left."""
 
 
 def main() -> None:
@@ -23,18 +22,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=DESCRIPTION)
     add = parser.add_argument
     add('--out', default='data/VOCdevkit', help='the devkit (%(default)s)')
-    text = 'no download: a folder with the official tar files, or an '
-    text += 'unpacked VOCdevkit, whose years are linked, not copied'
-    add('--from-dir', help=text)
+    add('--from-dir', help='no download: a folder with the official tar files')
     add('--years', type=int, nargs='+', default=VOC_YEARS, choices=VOC_YEARS)
     text = 'web folders with the tar files, tried in this order; {year} in '
     text += 'one becomes 2007 or 2012'
     add('--mirrors', nargs='+', default=MIRRORS, metavar='URL', help=text)
     add('--keep-archives', action='store_true', help='keep OUT/archives')
-    text = 'none: take a subset with the same layout, whatever its checksums '
-    text += 'and image counts (%(default)s)'
-    kinds = ['official', 'none']
-    add('--expect-counts', choices=kinds, default='official', help=text)
     args = parser.parse_args()
     prepare_voc(
         args.out,
@@ -42,7 +35,6 @@ def main() -> None:
         from_dir=args.from_dir,
         mirrors=args.mirrors,
         keep_archives=args.keep_archives,
-        official=args.expect_counts == 'official',
     )
 
 

@@ -2,7 +2,7 @@
 
 The paper's VOC07+12 is VOC2007 trainval and test with VOC2012 trainval. The
 archives are downloaded from the first mirror that has them, checked,
-unpacked beside the target, counted, and only then renamed to their place.
+unpacked beside the target, and only then renamed to their place.
 """
 
 import errno
@@ -13,39 +13,23 @@ import shutil
 import tarfile
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import wrap_file
 
 from sb_mm.errors import UserInputError, first_few
 
-
-class Year(NamedTuple):
-    """One year: md5 of each archive, and the images in each list."""
-
-    archives: Mapping[str, str]
-    counts: Mapping[str, int]
-
-
-# Checksums: torchvision/datasets/voc.py. Counts: the devkit's own lists.
+# md5 of each year's archives: torchvision/datasets/voc.py.
 VOC_YEARS = {
-    2007: Year(
-        {
-            'VOCtrainval_06-Nov-2007.tar': 'c52e279531787c972589f7e41ab4ae64',
-            'VOCtest_06-Nov-2007.tar': 'b6e924de25625d8de591ea690078ad9f',
-        },
-        {'trainval': 5011, 'test': 4952},
-    ),
-    2012: Year(
-        {'VOCtrainval_11-May-2012.tar': '6cd6e144f989b92b3379bac3b3de84fd'},
-        {'trainval': 11540},
-    ),
+    2007: {
+        'VOCtrainval_06-Nov-2007.tar': 'c52e279531787c972589f7e41ab4ae64',
+        'VOCtest_06-Nov-2007.tar': 'b6e924de25625d8de591ea690078ad9f',
+    },
+    2012: {'VOCtrainval_11-May-2012.tar': '6cd6e144f989b92b3379bac3b3de84fd'},
 }
-
 # `{year}` becomes 2007 or 2012; the archive's name is appended.
 MIRRORS = (
     # The official one (http://host.robots.ox.ac.uk leads there).
@@ -65,23 +49,19 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG}
 
 def prepare_voc(
     out: Path,
-    years: Mapping[int, Year] = VOC_YEARS,
+    years: Mapping[int, Mapping[str, str]] = VOC_YEARS,
     from_dir: Path | None = None,
     mirrors: Sequence[str] = MIRRORS,
     keep_archives: bool = False,
-    official: bool = True,
 ) -> None:
     """Bring years of PASCAL VOC into ``out/VOC2007`` and ``out/VOC2012``.
 
     Args:
         out: The devkit's folder.
-        years: What to bring.
-        from_dir: A folder with the archives, or an unpacked devkit whose
-            years are then linked (symbolic links), not copied.
+        years: Archives of each year, and their md5.
+        from_dir: A folder with the archives; None downloads them.
         mirrors: Addresses of folders that hold the archives.
         keep_archives: Leave the archives in ``out/archives`` after unpacking.
-        official: Whether checksums and image counts must be the official
-            ones. If not, a subset with the same layout is taken as well.
 
     Raises:
         UserInputError: If a year cannot be had, is incomplete, or cannot be
@@ -94,17 +74,20 @@ def prepare_voc(
                 'for local files use --from-dir.'
             )
     out = Path(out).expanduser().absolute()
-    given = from_dir and Path(from_dir).expanduser().absolute()
+    folder = Path(from_dir or out / 'archives').expanduser().absolute()
     try:
-        for number, year in years.items():
+        for number, archives in years.items():
             target = out / f'VOC{number}'
             if not os.path.lexists(target):
                 out.mkdir(parents=True, exist_ok=True)
-                _bring(target, year, given, mirrors, official)
-            print(f'{target}: {check_year(target, year, official)}')
-            if given is None and not keep_archives:
-                for name in year.archives:
-                    (out / 'archives' / name).unlink(missing_ok=True)
+                places = [m.replace('{year}', str(number)) for m in mirrors]
+                _get(archives, folder, None if from_dir else places)
+                _unpack([folder / name for name in archives], target)
+            _check_year(target, archives)
+            print(f'{target}: complete')
+            if not from_dir and not keep_archives:
+                for name in archives:
+                    (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserInputError(
             f'{error.filename or out} cannot be read or written '
@@ -113,44 +96,28 @@ def prepare_voc(
         ) from error
 
 
-def _bring(
-    target: Path,
-    year: Year,
-    given: Path | None,
-    mirrors: Sequence[str],
-    official: bool,
+def _get(
+    archives: Mapping[str, str], folder: Path, places: Sequence[str] | None
 ) -> None:
-    """Link a year that the user has, or unpack its archives."""
-    folder = given or target.parent / 'archives'
-    for devkit in (folder / target.name, folder / 'VOCdevkit' / target.name):
-        if devkit.is_dir():
-            check_year(devkit, year, official)
-            target.symlink_to(devkit.resolve(), target_is_directory=True)
-            return
-    for name, md5 in year.archives.items():
-        md5 = md5 if official else None
-        if given is None:
-            places = [m.replace('{year}', target.name[3:]) for m in mirrors]
-            urls = [f'{place.rstrip("/")}/{name}' for place in places]
-            download(urls, folder / name, md5)
-        elif not (given / name).is_file():
+    """Download archives into a folder, or check those that are there."""
+    for name, md5 in archives.items():
+        path = folder / name
+        if places is not None:
+            download([f'{p.rstrip("/")}/{name}' for p in places], path, md5)
+        elif not path.is_file():
             raise UserInputError(
-                f'{given} holds neither {name} nor an unpacked VOCdevkit with '
-                f'{target.name}: put it there or leave --from-dir out to '
-                'download it.'
+                f'{folder} does not hold {name}: put it there or leave '
+                '--from-dir out to download it; a devkit that is unpacked '
+                'needs no preparation, only --data-root.'
             )
-        elif md5 not in (None, file_md5(given / name)):
+        elif file_md5(path) != md5:
             raise UserInputError(
-                f'{given / name} is damaged (its md5 is not {md5}): get it '
-                'again, or accept a subset with --expect-counts none.'
+                f'{path} is damaged (its md5 is not {md5}): get it again.'
             )
-    _unpack([folder / name for name in year.archives], target, year, official)
 
 
-def _unpack(
-    archives: Sequence[Path], target: Path, year: Year, official: bool
-) -> None:
-    """Unpack archives beside the target, check them, rename.
+def _unpack(archives: Sequence[Path], target: Path) -> None:
+    """Unpack archives beside the target, and rename it.
 
     Nothing in a tar file can reach outside the folder (PEP 706).
     """
@@ -160,42 +127,28 @@ def _unpack(
     with TemporaryDirectory(prefix=prefix, dir=target.parent) as workspace:
         for archive in archives:
             print(f'Unpacking {archive} ...')
-            try:
-                with tarfile.open(archive) as file:
-                    file.extractall(workspace, filter='data')
-            except (tarfile.TarError, EOFError) as error:
-                raise UserInputError(
-                    f'{archive} cannot be unpacked ({error}): delete it and '
-                    'get it again.'
-                ) from error
-        folder = Path(workspace, 'VOCdevkit', target.name)
-        check_year(folder, year, official)
-        folder.rename(target)
+            with tarfile.open(archive) as file:
+                file.extractall(workspace, filter='data')
+        Path(workspace, 'VOCdevkit', target.name).rename(target)
 
 
-def check_year(folder: Path, year: Year, official: bool) -> str:
-    """Check a year's lists and that their files are there; count them."""
+def _check_year(folder: Path, archives: Iterable[str]) -> None:
+    """Check that the archives' lists are there, and all that they name."""
     files = {str(path.relative_to(folder)) for path in folder.glob('*/*.*')}
-    found = []
-    for split, count in year.counts.items():
+    missing = []
+    for archive in archives:  # such as VOCtest_06-Nov-2007.tar
+        split = archive.removeprefix('VOC').partition('_')[0]
         path = folder / f'ImageSets/Main/{split}.txt'
         names = path.read_text().split() if path.is_file() else []
         needed = [f'JPEGImages/{name}.jpg' for name in names]
         needed += [f'Annotations/{name}.xml' for name in names]
-        missing = [name for name in needed if name not in files]
-        fault = ''
-        if missing or not names:
-            fault = f'is incomplete ({first_few(missing or [str(path)])})'
-        elif official and len(names) != count:
-            fault = f'lists {len(names)} {split} images instead of {count}'
-        if fault:
-            raise UserInputError(
-                f'{folder} {fault}: move it away and call the same command '
-                'again, or accept another, whole VOC folder with '
-                '--expect-counts none.'
-            )
-        found.append(f'{len(names)} {split} images')
-    return ', '.join(found)
+        missing += [name for name in needed if name not in files]
+        missing += [str(path)] * (not names)
+    if missing:
+        raise UserInputError(
+            f'{folder} is incomplete ({first_few(missing)}): move it away and '
+            'call the same command again.'
+        )
 
 
 def file_md5(path: Path) -> str:
@@ -207,7 +160,7 @@ def file_md5(path: Path) -> str:
     return digest.hexdigest()
 
 
-def download(urls: Sequence[str], path: Path, md5: str | None) -> None:
+def download(urls: Sequence[str], path: Path, md5: str) -> None:
     """Download a file from the first address that gives the right bytes.
 
     What has come in so far is kept in ``path`` + ``.part``, across addresses
@@ -216,13 +169,13 @@ def download(urls: Sequence[str], path: Path, md5: str | None) -> None:
     Args:
         urls: Addresses to try in this order.
         path: The file to write; one with the right checksum stays.
-        md5: Its checksum, or None if every file will do.
+        md5: Its checksum.
 
     Raises:
         UserInputError: If no address gave the file.
         OSError: If the disk cannot take it.
     """
-    if path.is_file() and md5 in (None, file_md5(path)):
+    if path.is_file() and file_md5(path) == md5:
         return
     path.parent.mkdir(exist_ok=True)
     part = path.with_name(f'{path.name}.part')
@@ -230,7 +183,7 @@ def download(urls: Sequence[str], path: Path, md5: str | None) -> None:
     while tries:
         url, resumed = tries.pop(0), part.exists()
         failure = _fetch(url, part)
-        if not failure and md5 in (None, file_md5(part)):
+        if not failure and file_md5(part) == md5:
             os.replace(part, path)
             return
         if not failure:

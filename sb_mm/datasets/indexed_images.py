@@ -20,17 +20,14 @@ class IndexedImages(Dataset):
     keeps the images on the device and cuts the batches out there. A batch
     is a dict of ``images`` ``(N, H, W, C)``, uint8, and ``labels`` ``(N,)``
     of the whole dataset, always the same two tensors, and ``indices``
-    ``(B,)``, which of them the batch consists of.
-
-    The loader needs ``num_workers=0`` (there is nothing to do for workers)
-    and ``collate_fn=dict(type='sb_mm.whole_batch')``, as in
-    ``configs/_base_/datasets/cifar10_on_device.py``.
+    ``(B,)``. The loader needs ``num_workers=0`` and
+    ``collate_fn=dict(type='sb_mm.whole_batch')``.
 
     Args:
         dataset: Config of the dataset, whose samples have ``img`` ``(H, W)``
             or ``(H, W, C)``, uint8, and ``gt_label``. Its pipeline runs once
-            for each image, when the data are first asked for: reading and
-            resizing belong there, random transforms do not.
+            for each image: reading and resizing belong there, random
+            transforms do not.
 
     Raises:
         UserInputError: If an image differs in size or type from the first,
@@ -63,9 +60,8 @@ class IndexedImages(Dataset):
                     'gt_label: let its pipeline read and resize the images '
                     'and nothing else (no PackInputs).'
                 )
-            image = np.asarray(sample['img'])
-            _check_image(index, image, arrays[0] if arrays else image)
-            arrays.append(image)
+            arrays.append(np.asarray(sample['img']))
+            _check_image(index, arrays[index], arrays[0])
             labels.append(int(sample['gt_label']))
         images = torch.from_numpy(np.stack(arrays))
         images = images[..., None] if images.ndim == 3 else images

@@ -9,7 +9,7 @@ depend on how many images there are.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,9 +57,8 @@ class DrawnShape:
     @property
     def box(self) -> tuple[int, int, int, int]:
         """The tight VOC box: first and last pixels, counted from 1."""
-        columns = np.flatnonzero(self.mask.any(axis=0)) + 1
-        rows = np.flatnonzero(self.mask.any(axis=1)) + 1
-        return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+        x, y, width, height = cv2.boundingRect(self.mask.astype(np.uint8))
+        return x + 1, y + 1, x + width, y + height
 
 
 def make_synthetic_voc(
@@ -78,8 +77,8 @@ def make_synthetic_voc(
             second one is in ``train.txt``, the others are in ``val.txt``.
         num_test: Number of images listed in ``test.txt``.
         seed: Seed of the drawings.
-        size: Longer side of an image in pixels; the shorter one varies
-            between 75 % and 100 % of it.
+        size: Longer side of an image in pixels; the shorter one is 75 % to
+            100 % of it.
         force: Replace a synthetic devkit with other arguments that ``out``
             already holds. Anything else is never deleted.
 
@@ -101,8 +100,6 @@ def make_synthetic_voc(
     train = [f'{i:06}' for i in range(1, num_train + 1)]
     test = [f'{i:06}' for i in range(FIRST_TEST, FIRST_TEST + num_test)]
     lists = dict(trainval=train, train=train[::2], val=train[1::2], test=test)
-    numbers = track([*train, *test], 'drawing', transient=True)
-    images = ((f'{n}.jpg', *draw_image(seed, int(n), size)) for n in numbers)
     try:
         if _is_there(out, arguments, force):
             return False
@@ -110,7 +107,7 @@ def make_synthetic_voc(
         prefix = f'.{out.name}.'
         with TemporaryDirectory(prefix=prefix, dir=out.parent) as workspace:
             new = Path(workspace, 'new')
-            write_devkit(new / YEAR_FOLDER, images, lists)
+            _write(new / YEAR_FOLDER, lists, seed, size)
             # Last: a devkit without it was not finished.
             (new / MANIFEST).write_text(json.dumps(arguments))
             if out.exists():
@@ -144,37 +141,28 @@ def _is_there(out: Path, arguments: dict, force: bool) -> bool:
     return False
 
 
-def write_devkit(
-    root: Path,
-    images: Iterable[tuple[str, np.ndarray, Sequence]],
-    lists: Mapping[str, Sequence[str]],
+def _write(
+    root: Path, lists: Mapping[str, Sequence[str]], seed: int, size: int
 ) -> None:
-    """Write images, annotations and lists in the layout of VOC.
-
-    Args:
-        root: The folder of ``JPEGImages``, ``Annotations`` and ``ImageSets``.
-        images: File name, pixels ``(H, W, 3)`` uint8 in RGB order, and the
-            objects, which have the ``name``, ``box`` and ``difficult`` of a
-            :class:`DrawnShape`.
-        lists: Names without suffix of each list in ``ImageSets/Main``.
-    """
+    """Draw and write what is listed, in the layout of VOC."""
     for name in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
-        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name).mkdir(parents=True)
     for split, names in lists.items():
         text = ''.join(f'{name}\n' for name in names)
         (root / f'ImageSets/Main/{split}.txt').write_text(text)
-    for name, image, objects in images:
-        path = root / 'JPEGImages' / name
-        options = [cv2.IMWRITE_JPEG_QUALITY, 92] * (path.suffix == '.jpg')
-        data = cv2.imencode(path.suffix, image[..., ::-1], options)[1]
-        path.write_bytes(data.tobytes())
-        height, width, _ = image.shape
+    names = [*lists['trainval'], *lists['test']]
+    for name in track(names, 'drawing', transient=True):
+        image, shapes = draw_image(seed, int(name), size)
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 92]
+        data = cv2.imencode('.jpg', image[..., ::-1], quality)[1]
+        (root / f'JPEGImages/{name}.jpg').write_bytes(data.tobytes())
         text = ''.join(
             _OBJECT.format(shape.name, shape.difficult, *shape.box)
-            for shape in objects
+            for shape in shapes
         )
-        text = _ANNOTATION.format(name, width, height, text)
-        (root / f'Annotations/{path.stem}.xml').write_text(text, 'utf-8')
+        height, width, _ = image.shape
+        text = _ANNOTATION.format(f'{name}.jpg', width, height, text)
+        (root / f'Annotations/{name}.xml').write_text(text, 'utf-8')
 
 
 def draw_image(
@@ -302,10 +290,8 @@ def _background(
     if rng.random() < 0.5:
         texture = np.sin(2 * np.pi * along / cell)
     else:
-        coarse = rng.uniform(
-            -1, 1, (int(height / cell) + 3, int(width / cell) + 3)
-        )
-        texture = cv2.resize(
-            coarse, (width, height), interpolation=cv2.INTER_CUBIC
-        )
+        cells = int(height / cell) + 3, int(width / cell) + 3
+        coarse = rng.uniform(-1, 1, cells)
+        sides = width, height
+        texture = cv2.resize(coarse, sides, interpolation=cv2.INTER_CUBIC)
     return canvas + rng.uniform(10, 30, 3) * texture[..., None]

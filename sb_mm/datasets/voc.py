@@ -56,14 +56,13 @@ class VOCDevkitDataset(XMLDataset):
     names the one); ``ann_file`` lists the names. Names of files and classes
     are the same in any form of Unicode.
 
-    What differs from mmdet's ``VOCDataset``: everything that can be wrong
-    with the files is reported in one sentence when they are loaded, boxes
-    are clipped to the image, and the metainfo holds no ``dataset_type``,
-    so that VOC2007 and VOC2012 can be concatenated. Boxes become integers,
-    less one, as in mmdet: ``bbox`` is (x1, y1, x2, y2) in pixels, the first
-    pixel is 0. They fit the image as the ``LoadImageFromFile`` of the
-    pipeline reads it, whether that ignores EXIF's orientation (a
-    ``color_type`` such as ``'color_ignore_orientation'``) or not.
+    What differs from mmdet's ``VOCDataset``: what is wrong with the files is
+    said in one sentence when they are loaded, boxes are clipped to the image
+    and fit it as the pipeline reads it, whether that ignores EXIF's
+    orientation (``color_type='color_ignore_orientation'``) or not, and the
+    metainfo holds no ``dataset_type``, so that VOC2007 and VOC2012 can be
+    concatenated. As in mmdet, ``bbox`` is (x1, y1, x2, y2) in whole pixels
+    from 0.
 
     Args:
         skip_unknown_classes: Leave out objects whose class is not among
@@ -124,12 +123,10 @@ class VOCDevkitDataset(XMLDataset):
         """Read one annotation, and the head of its image.
 
         Args:
-            img_info: ``img_id``, ``img_paths`` (one, or several of which the
-                annotation names one) and ``xml_path``.
+            img_info: ``img_id``, ``img_paths`` and ``xml_path``.
 
         Returns:
-            mmdet's keys, with ``width`` and ``height`` in pixels as the
-            pipeline loads it, and ``notes``, what the user should know of it.
+            mmdet's keys, and ``notes``, what the user should know of it.
         """
         path = img_info['xml_path']
         annotation = read_annotation(path, int(self.max_annotation_mb * 1e6))
@@ -144,15 +141,16 @@ class VOCDevkitDataset(XMLDataset):
         notes += [_TURNED] * (head.orientation != 1)
         notes += [_OTHER_SIZE] * (annotation.size not in (None, size))
         turn = head.turn(is_shown, self._loads_shown)
-        instances = [
-            self._to_instance(
-                obj, turn_box(_to_bbox(obj.box, size), size, turn)
-            )
-            for obj in annotation.objects
-            if self._is_known(obj.name, path)
-        ]
-        kept = [i for i in instances if _has_area(i['bbox'])]
-        notes += [_DEGENERATE] * (len(instances) - len(kept))
+        instances = []
+        for obj in annotation.objects:
+            if not self._is_known(obj.name, path):
+                continue
+            bbox = _to_bbox(obj.box, size)
+            if bbox[0] < bbox[2] and bbox[1] < bbox[3]:
+                bbox = turn_box(bbox, size, turn)
+                instances.append(self._to_instance(obj, bbox))
+            else:
+                notes.append(_DEGENERATE)
         width, height = head.shown_size if self._loads_shown else head.size
         return dict(
             img_id=img_info['img_id'],
@@ -160,7 +158,7 @@ class VOCDevkitDataset(XMLDataset):
             xml_path=path,
             width=width,
             height=height,
-            instances=kept,
+            instances=instances,
             notes=notes,
         )
 
@@ -236,15 +234,15 @@ class VOCDevkitDataset(XMLDataset):
         for line in lines:
             is_whole = _key(line) in annotations or _key(line) in images
             name = line if is_whole else _LIST_LABEL.sub('', line)
-            xml_paths = annotations.get(_key(name), [])
-            img_paths = images.get(_key(name), [])
-            lacks = ['annotation'] * (not xml_paths)
-            lacks += ['image'] * (not img_paths)
+            key, found = _key(name), dict(annotation=annotations, image=images)
+            lacks = [kind for kind in found if key not in found[kind]]
             if lacks:
                 missing.append(f'{name} (no {" and ".join(lacks)})')
                 continue
-            files[_key(name)] = dict(
-                img_id=name, img_paths=img_paths, xml_path=xml_paths[0]
+            files[key] = dict(
+                img_id=name,
+                img_paths=images[key],
+                xml_path=annotations[key][0],
             )
         if missing:
             raise UserInputError(
@@ -292,10 +290,7 @@ def _read_list(path: str) -> list[str]:
 
 
 def _index_files(folder: str, suffixes: Sequence[str]) -> dict[str, list[str]]:
-    """Map names without suffix, in one form of Unicode, to the files.
-
-    A look-up a file and suffix is slow for 16,551 images on a network drive.
-    """
+    """Map names without suffix, in one form of Unicode, to the files."""
 
     def refuse(error: OSError) -> NoReturn:
         raise UserInputError(
@@ -331,14 +326,8 @@ def _choose(paths: Sequence[str], filename: str) -> tuple[str, list[str]]:
 
 def _to_bbox(box: Sequence[float], size: tuple[int, int]) -> list[int]:
     """Count pixels from 0, as mmdet does, and clip to the image."""
-    return [
-        min(max(int(value) - 1, 0), bound - 1)
-        for value, bound in zip(box, (*size, *size), strict=True)
-    ]
-
-
-def _has_area(bbox: Sequence[int]) -> bool:
-    return bbox[0] < bbox[2] and bbox[1] < bbox[3]
+    pairs = zip(box, size * 2, strict=True)
+    return [min(max(int(value) - 1, 0), end - 1) for value, end in pairs]
 
 
 def _checked_classes(classes: Any) -> tuple[str, ...]:

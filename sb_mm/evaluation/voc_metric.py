@@ -13,34 +13,18 @@ from sb_mm.arguments import check_number
 from sb_mm.errors import UserInputError
 from sb_mm.registry import METRICS
 
-_HEADER = [
-    'class',
-    'objects',
-    'detections',
-    'recall',
-    'AP 11-point',
-    'AP area',
-]
+_HEADER = 'class', 'objects', 'detections', 'recall', 'AP 11-point', 'AP area'
 
 
 class ClassResult(NamedTuple):
-    """The row of one class; shares from 0 to 1 are None without objects.
-
-    Attributes:
-        name: Class name.
-        objects: Number of objects in the test set, without difficult ones.
-        detections: Number of boxes of this class that the detector gave.
-        recall: Share of the objects found.
-        ap_11point: AP of VOC2007.
-        ap_area: AP of VOC2010 and later.
-    """
+    """The row of one class; shares from 0 to 1 are None without objects."""
 
     name: str
-    objects: int
-    detections: int
-    recall: float | None
-    ap_11point: float | None
-    ap_area: float | None
+    objects: int  # in the test set, without difficult ones
+    detections: int  # of this class that the detector gave
+    recall: float | None  # share of the objects found
+    ap_11point: float | None  # of VOC2007
+    ap_area: float | None  # of VOC2010 and later
 
 
 @METRICS.register_module()
@@ -96,9 +80,6 @@ class PascalVOCMetric(VOCMetric):
         Args:
             results: One (annotation, boxes) pair an image; boxes is a list
                 with one (n, 5) array of x1, y1, x2, y2, score a class.
-
-        Returns:
-            ``mAP`` and ``mAP_area``.
         """
         if not results:
             raise UserInputError(
@@ -165,7 +146,7 @@ def _class_result(name: str, curve: dict[str, Any]) -> ClassResult:
 def _table(rows: Sequence[ClassResult], metrics: dict) -> list[list[str]]:
     counts = [sum(row[i] for row in rows) for i in (1, 2)]
     last = ['mAP', *counts, '', metrics['mAP'], metrics['mAP_area']]
-    return [_HEADER, *([*map(_cell, row)] for row in (*rows, last))]
+    return [[*_HEADER], *([*map(_cell, row)] for row in (*rows, last))]
 
 
 def _cell(value: str | float | None) -> str:

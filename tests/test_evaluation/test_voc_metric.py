@@ -89,10 +89,8 @@ def curve(hits, num_objects):
 
 def ap_11point(hits, num_objects):
     recall, precision = curve(hits, num_objects)
-    best = [
-        max(precision[recall >= tenth / 10], default=0) for tenth in range(11)
-    ]
-    return sum(best) / 11
+    tenths = [precision[recall >= tenth / 10] for tenth in range(11)]
+    return sum(max(best, default=0) for best in tenths) / 11
 
 
 def ap_area(hits, num_objects):
@@ -104,12 +102,7 @@ def ap_area(hits, num_objects):
     return area
 
 
-A, B, C, NOWHERE = (
-    [0, 0, 9, 9],
-    [20, 0, 29, 9],
-    [40, 0, 49, 9],
-    [80, 80, 89, 89],
-)
+A, B, C, NOWHERE = ([x, 0, x + 9, 9] for x in (0, 20, 40, 990))
 
 
 def test_the_formulas_in_an_example():

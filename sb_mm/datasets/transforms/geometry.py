@@ -68,13 +68,10 @@ class Geometry:
 
 
 def _visible(ends: np.ndarray, pixels: int, size: int) -> slice:
-    """Return which of the output's pixels on one axis touch the image.
-
-    Bilinear interpolation mixes the image in between the last centre
-    outside, -1, and the first one behind it, ``size``.
-    """
+    """Return which of the output's pixels on one axis touch the image."""
     step = (ends[1] - ends[0]) / pixels
     centres = (np.arange(pixels) + 0.5) * step - 0.5 + ends[0]
+    # Bilinear interpolation mixes it in from centre to centre outside of it.
     inside = np.flatnonzero((centres > -1) & (centres < size))
     return slice(inside[0], inside[-1] + 1) if len(inside) else slice(0, 0)
 
@@ -151,10 +148,8 @@ def _conditions(
 
 def _ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the IoU of corners that broadcast; torchvision's is slower."""
-    overlap = np.minimum(a[..., 2:], b[..., 2:])
-    overlap = overlap - np.maximum(a[..., :2], b[..., :2])
-    common = overlap.clip(0).prod(-1)
-    areas = [
-        (corners[..., 2:] - corners[..., :2]).prod(-1) for corners in (a, b)
-    ]
+    low = np.maximum(a[..., :2], b[..., :2])
+    high = np.minimum(a[..., 2:], b[..., 2:])
+    common = (high - low).clip(0).prod(-1)
+    areas = [(c[..., 2:] - c[..., :2]).prod(-1) for c in (a, b)]
     return common / (sum(areas) - common).clip(1e-6)

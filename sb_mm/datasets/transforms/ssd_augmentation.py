@@ -45,9 +45,9 @@ class SSDAugmentation(BaseTransform):
             none; for images with masks or maps, which it does not handle.
 
     Note:
-        Interpolated before the colours are distorted instead of after, and at
-        a 32nd of a pixel where the patch reaches beyond the image, the
-        pixels differ from stock's by rounding: see its tests.
+        The pixels differ from stock's by rounding: they are interpolated
+        before their colours are distorted, and in steps of a 32nd of a pixel
+        where the patch reaches beyond the image.
     """
 
     def __init__(
@@ -130,8 +130,7 @@ class SSDAugmentation(BaseTransform):
         if self.distort_fill:
             out[rows, columns] = seen
             return self._distort(out)
-        if seen.size:
-            out[rows, columns] = self._distort(seen)
+        out[rows, columns] = self._distort(seen)
         return out
 
     def _resize(self, img: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -159,7 +158,7 @@ class SSDAugmentation(BaseTransform):
         )
 
     def _distort(self, img: np.ndarray) -> np.ndarray:
-        if self.photometric is None:
+        if self.photometric is None or not img.size:
             return img.astype(np.float32)
         return self.photometric.transform(dict(img=img))['img']
 

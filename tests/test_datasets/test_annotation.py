@@ -1,0 +1,102 @@
+"""One VOC annotation: what is read of it, and what is refused."""
+
+import pytest
+
+from sb_mm.datasets.annotation import read_annotation
+from sb_mm.errors import FileFault
+
+OBJECT = (
+    '<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>'
+    '<xmin>{xmin}</xmin><ymin>1</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax>'
+    '</bndbox></object>'
+)
+PLAIN = dict(name='disc', difficult=0, xmin=2, xmax=9, ymax=8)
+
+
+def xml_of(*objects):
+    """An annotation of objects that differ from PLAIN in some texts."""
+    texts = [OBJECT.format(**(PLAIN | changed)) for changed in objects]
+    return f'<annotation>{"".join(texts)}</annotation>'
+
+
+def read(tmp_path, text):
+    path = tmp_path / 'a.xml'
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_annotation(str(path))
+
+
+@pytest.mark.parametrize('word', ['1', '1.0', 'True', 'YES', '2', '0.5'])
+def test_words_and_numbers_that_say_difficult(tmp_path, word):
+    words = (word, '0', 'no', '')
+    text = xml_of(*(dict(difficult=w) for w in words))
+    without = xml_of({}).replace('<difficult>0</difficult>', '')
+    flags = [o.difficult for o in read(tmp_path, text).objects]
+    assert flags == [True, False, False, False]
+    assert not read(tmp_path, without).objects[0].difficult
+
+
+def test_boxes_of_nested_parts_are_no_objects(tmp_path):
+    part = '<part><name>hat</name><bndbox><xmin>1</xmin></bndbox></part>'
+    text = xml_of({}).replace('<name>', f'{part}<name>')
+    (found,) = read(tmp_path, text).objects
+    assert (found.name, found.box) == ('disc', [2, 1, 9, 8])
+
+
+@pytest.mark.parametrize(
+    ('declared', 'written'),
+    [
+        ('utf8', 'utf-8'),
+        ('UTF_8', 'utf-8-sig'),
+        ('utf16', 'utf-16'),
+        ('utf-16-le', 'utf-16'),
+        ('utf-16', 'utf-16-be'),
+        ('utf-8', 'utf-16'),
+        ('utf-16', 'utf-8'),
+        ('utf-32', 'utf-32'),
+        ('iso-8859-1', 'latin-1'),
+        ('gb2312', 'gb18030'),
+        ('big5', 'big5'),
+        ('Shift_JIS', 'shift_jis'),
+    ],
+)
+def test_any_encoding_that_is_declared(tmp_path, declared, written):
+    name = {'latin-1': 'é', 'gb18030': '龍'}.get(written, '犬')
+    head = f'<?xml version="1.0" encoding="{declared}"?>\n'
+    text = (head + xml_of(dict(name=name))).encode(written)
+    assert read(tmp_path, text).objects[0].name == name
+
+
+def without(element):
+    start, rest = xml_of({}).split(f'<{element}>')
+    return start + rest.partition(f'</{element}>')[2]
+
+
+UTF8 = 'save it as UTF-8'
+LONG = 'x' * 2_000_000
+
+
+@pytest.mark.parametrize(
+    ('text', 'told'),
+    [
+        *((text, 'is not XML') for text in ('', b'\xff\xd8', '<annotation>')),
+        ('<html></html>', 'holds <html>'),
+        ('<annotation>é</annotation>'.encode('latin-1'), UTF8),
+        *((f'<?xml encoding="{e}"?><a/>', UTF8) for e in ('hex', 'ansi')),
+        *((without(n), f'without <{n}>') for n in ('name', 'bndbox', 'ymax')),
+        *(
+            (xml_of(dict(xmax=value)), f"xmax '{value}': coordinates are fini")
+            for value in ('ten', '', 'nan', 'inf', '1,5')
+        ),
+        (xml_of(dict(xmax=1)), "inverted 'disc' box (xmin 2, ymin 1, xmax 1"),
+        (xml_of(dict(ymax=0.5)), 'ymax 0.5): xmin may not exceed xmax'),
+        (xml_of(dict(xmax=LONG)), 'xx ... xx'),
+        (xml_of(dict(difficult='Unspecified')), "'Unspecified': write 1"),
+        (xml_of(dict(difficult='nan')), "difficult 'nan'"),
+    ],
+    ids=lambda value: str(value)[-60:],
+)
+def test_what_cannot_be_used_is_refused(tmp_path, text, told):
+    with pytest.raises(FileFault) as caught:
+        read(tmp_path, text)
+    assert str(caught.value).startswith(f'{tmp_path}/a.xml ')
+    assert told in str(caught.value)
