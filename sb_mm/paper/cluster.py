@@ -64,13 +64,14 @@ def run_on_ray(
         As :func:`~sb_mm.paper.train.run_locally`.
 
     Raises:
-        UserInputError: If Ray is not installed, the cluster does not answer,
-            or none of its nodes has what a job needs.
+        UserInputError: If Ray is not installed or does not answer.
     """
     ray = _connected(address)
+    if gpus is None:
+        gpus = float('GPU' in ray.cluster_resources())
     task = ray.remote(
         num_cpus=cpus,
-        num_gpus=_gpus(ray, cpus, gpus),
+        num_gpus=gpus,
         max_retries=_LOST_NODES,
         # A process of its own for each, with the GPU that it was given.
         max_calls=1,
@@ -105,17 +106,3 @@ def _connected(address: str | None) -> ModuleType:
             'start one with `ray start --head`, or give --ray local.'
         ) from error
     return ray
-
-
-def _gpus(ray: ModuleType, cpus: int, gpus: float | None) -> float:
-    """Return the GPUs of a job, after a look at what the nodes have."""
-    nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
-    if gpus is None:
-        gpus = float(any(has.get('GPU') for has in nodes))
-    for has in nodes:
-        if has.get('CPU', 0) >= cpus and has.get('GPU', 0) >= gpus:
-            return gpus
-    raise UserInputError(
-        f'No node of the Ray cluster has {cpus} cores and {gpus} GPUs for a '
-        'job: set --cpus-per-job and --gpus-per-job to what the nodes have.'
-    )

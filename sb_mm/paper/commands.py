@@ -84,13 +84,12 @@ def show_cell(args: Namespace) -> None:
     print(f'# Table {cell.table}, {cell.row}: paper {paper_result(cell)}')
     print(f'# {cost.parameters:,} parameters')
     print(f'# {cost.multiply_adds:,} multiply-adds')
-    for name, shape in layers.items() if args.layers else ():
-        print(
-            f'# {name}: {shape.multiplies:,} multiplies, {shape.adds:,} adds'
-        )
+    added = {name: shape.overhead for name, shape in layers.items()}
+    for name, (multiplies, adds) in added.items() if args.layers else ():
+        print(f'# {name}: {multiplies:,} multiplies, {adds:,} adds')
+    multiplies, adds = (sum(x[i] for x in added.values()) for i in (0, 1))
     print(
-        f'# SB adds {sum(s.multiplies for s in layers.values()):,} multiplies '
-        f'and {sum(s.adds for s in layers.values()):,} adds in '
+        f'# SB adds {multiplies:,} multiplies and {adds:,} adds in '
         f'{len(layers)} layers (Eq. 10-17)'
     )
     print(f'# {cell.experiment}')
@@ -115,10 +114,10 @@ def check_cells(args: Namespace) -> int:
             *_compared(multiply_adds, '.2f'),
         )
     _print(shown)
+    parameters, adds = map(_summary, zip(*found.values(), strict=True))
     print(
-        '{} networks; parameters: {}; multiply-adds: {}'.format(
-            len(found), *map(_summary, zip(*found.values(), strict=True))
-        )
+        f'{len(found)} networks; parameters: {parameters}; '
+        f'multiply-adds: {adds}'
     )
     wrong = [
         cell.id

@@ -6,7 +6,7 @@ layers of the gates and the mixture of a dynamic convolution's kernels.
 Normalisation, pooling and activations are not counted.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ class Cost(NamedTuple):
     multiply_adds: int
 
 
+# By the experiment.
 _costs: dict[str, Cost] = {}
 
 
@@ -43,10 +44,9 @@ def count(cell: Cell) -> Cost:
         network = build_model(plain.resolve()).eval()
         with FlopCounterMode(display=False) as counter:
             _run(network, plain)
-        _costs[plain.experiment] = Cost(
-            sum(p.numel() for p in network.parameters()),
-            counter.get_total_flops() // 2,
-        )
+        size = sum(p.numel() for p in network.parameters())
+        cost = Cost(size, counter.get_total_flops() // 2)
+        _costs[plain.experiment] = cost
     return _costs[plain.experiment]
 
 
@@ -55,8 +55,7 @@ def _run(network: nn.Module, cell: Cell) -> None:
     network(torch.zeros(1, 3, cell.spec.image_size, cell.spec.image_size))
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """A printed number beside ours, both in millions.
 
     Attributes:
@@ -94,11 +93,9 @@ def compare_multiply_adds(cell: Cell) -> Comparison:
     """Compare with the one column of multiply-adds, that of Table 1.
 
     Its static and DyConv numbers are those of the DyConv paper
-    (arXiv:1912.03458), whose rounding differs by up to 0.3 %, and whose DyConv
-    network is not the one that has the printed number of parameters, so that
-    its number is not checked. To the static number, SB adds the multiply-adds
-    of its Linear layers, and SE those of its Linear layers and its pooling:
-    these must be ours to the last printed digit.
+    (arXiv:1912.03458), whose rounding differs by up to 0.3 % and whose DyConv
+    is another network. To the static number, SB adds the multiply-adds of its
+    Linear layers, and SE those and its pooling: to the last printed digit.
     """
     paper = cell.printed.get('madds_m')
     ours = count(cell).multiply_adds / 1e6
@@ -133,23 +130,17 @@ class Shape(NamedTuple):
     out_pixels: int
 
     @property
-    def multiplies(self) -> int:
-        """What SB adds, Eq. 10-17 of the paper.
+    def overhead(self) -> tuple[int, int]:
+        """Multiplies and adds of SB, Eq. 10-17 of the paper.
 
-        ``1 / (H * W)`` once a channel for the global average pooling, the two
-        Linear layers, and lambda.
+        Of the global average pooling, with ``1 / (H * W)`` once a channel, the
+        two Linear layers, lambda, and the shift.
         """
-        return self.in_channels + self._linear + self.out_channels
-
-    @property
-    def adds(self) -> int:
-        """The same: pooling, the two Linear layers, and the shift."""
-        pooling = self.in_channels * self.in_pixels
-        return pooling + self._linear + self.out_channels * self.out_pixels
-
-    @property
-    def _linear(self) -> int:
-        return self.hidden_channels * (self.in_channels + self.out_channels)
+        channels = self.in_channels + self.out_channels
+        pixels = self.in_channels * self.in_pixels
+        pixels += self.out_channels * self.out_pixels
+        linear = self.hidden_channels * channels
+        return channels + linear, pixels + linear
 
 
 def attention_shapes(
@@ -162,12 +153,10 @@ def attention_shapes(
 
     def observe(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         trunk, x = inputs[:2]
+        hidden = module.gate.fc1.out_features
+        pixels = x[0, 0].numel(), trunk[0, 0].numel()
         shapes[names[module]] = Shape(
-            x.size(1),
-            module.gate.fc1.out_features,
-            trunk.size(1),
-            x[0, 0].numel(),
-            trunk[0, 0].numel(),
+            x.size(1), hidden, trunk.size(1), *pixels
         )
 
     for module in network.modules():

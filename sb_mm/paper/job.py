@@ -16,7 +16,7 @@ from sb_mm.engine.runner import train
 from sb_mm.errors import DivergedError, UserInputError
 
 from .cells import REPOSITORY, Cell
-from .job_hook import is_finished, note_divergence, read_record
+from .job_hook import read_job, read_record, write_job
 from .records import Record, append_record, identity, read_records
 
 # A training that is cut loses at most that part of its epochs.
@@ -80,7 +80,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Folder of its log and checkpoints: other options have another."""
-        # Another folder of data may hold other images.
+        # As other data may.
         kind = [dict(self.options), self.data_root]
         text = json.dumps(kind, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -137,15 +137,12 @@ class Job:
 
     def _hooks(self) -> list[dict]:
         options, spec = dict(self.options), self.cell.spec
+        how = ('on_device', 'channels_last', 'compile')
         hooks = [
             dict(
                 type='sb_mm.JobHook',
                 job=dict(cell=self.cell.id, seed=self.seed, options=options),
-                execution=dict(
-                    on_device=self.on_device,
-                    channels_last=self.channels_last,
-                    compile=self.compile,
-                ),
+                execution={name: getattr(self, name) for name in how},
                 metric=spec.metric,
                 factor=spec.factor,
             ),
@@ -208,10 +205,13 @@ def train_job(job: Job, results: Path) -> Record:
     for record in read_records(results):
         if record.identity == job.identity:
             return record
-    if not is_finished(job.folder):
+    launched = read_job(job.folder)
+    history = launched.get('history') or [[0, None]]
+    ended = history[-1][0] == launched.get('epochs')
+    if not (ended or 'diverged' in launched):
         try:
             train(job.config(), resume='auto')
         except DivergedError as error:
             print(error)
-            note_divergence(job.folder)
+            write_job(job.folder, {**read_job(job.folder), 'diverged': True})
     return append_record(read_record(job.folder), results)
