@@ -25,11 +25,7 @@ def slurm_array(
 ) -> str:
     """Return the shell command that submits the jobs as a Slurm array.
 
-    Args:
-        arguments: Of ``tools/paper.py``.
-        jobs: How many there are.
-        cpus: Cores of a job.
-        gpus: Any number but 0 is one, as Slurm does not share them.
+    Any number of ``gpus`` but 0 is one, as Slurm does not share them.
     """
     given = [word for word in arguments if word != '--slurm']
     task = shlex.join(['python', 'tools/paper.py', *given])
@@ -54,11 +50,10 @@ def run_on_ray(
     Args:
         jobs: To be trained.
         results: Folder of the records.
-        address: Of the cluster: ``'auto'`` for the one of this machine,
-            ``'local'`` for a new one on it.
+        address: ``'auto'`` for the cluster of this machine, ``'local'`` for a
+            new one on it.
         cpus: Cores of a job, also the threads of its training.
-        gpus: GPUs of a job; a fraction for jobs that share one. None for one
-            where the cluster has GPUs.
+        gpus: Of a job; None for one where the cluster has any.
 
     Yields:
         As :func:`~sb_mm.paper.train.run_locally`.

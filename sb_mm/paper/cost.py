@@ -59,34 +59,31 @@ class Comparison(NamedTuple):
     """A printed number beside ours, both in millions.
 
     Attributes:
-        paper: The printed number; None if the paper prints none.
+        paper: None if the paper prints none.
         ours: The exact number.
-        expected: What ours says that the table should print; None if it does
-            not follow from the network.
-        tolerance: Of the printed number.
+        verdict: Whether the printed one follows, nothing if there is none.
     """
 
     paper: float | None
     ours: float
-    expected: float | None
-    tolerance: float
+    verdict: str
 
-    @property
-    def verdict(self) -> str:
-        """Whether the printed number follows, nothing if there is none."""
-        if self.paper is None:
-            return ''
-        if self.expected is None:
-            return 'another network'
-        # A little more, for decimals that binary floats do not hold.
-        limit = self.tolerance * (1 + 1e-6)
-        return 'ok' if abs(self.paper - self.expected) <= limit else 'MISMATCH'
+
+def compare(
+    paper: float | None, ours: float, expected: float, tolerance: float
+) -> Comparison:
+    """Compare a printed number with what ours says that it should be."""
+    if paper is None:
+        return Comparison(paper, ours, '')
+    # A little more, for decimals that binary floats do not hold.
+    follows = abs(paper - expected) <= tolerance * (1 + 1e-6)
+    return Comparison(paper, ours, 'ok' if follows else 'MISMATCH')
 
 
 def compare_parameters(cell: Cell) -> Comparison:
     """Compare with the printed number of parameters."""
     millions = count(cell).parameters / 1e6
-    return Comparison(cell.printed.get('params_m'), millions, millions, 5e-4)
+    return compare(cell.printed.get('params_m'), millions, millions, 5e-4)
 
 
 def compare_multiply_adds(cell: Cell) -> Comparison:
@@ -99,35 +96,27 @@ def compare_multiply_adds(cell: Cell) -> Comparison:
     """
     paper = cell.printed.get('madds_m')
     ours = count(cell).multiply_adds / 1e6
-    if paper is None or cell.attention == 'DyConv':
-        return Comparison(paper, ours, None, 0.0)
-    if cell.attention == 'static':
-        return Comparison(paper, ours, ours, 0.003 * ours)
+    if paper is None or cell.attention == 'static':
+        return compare(paper, ours, ours, 0.003 * ours)
+    if cell.attention == 'DyConv':
+        return Comparison(paper, ours, 'another network')
     static = find_cell(f't{cell.table}-static-x{cell.width}')
     expected = static.printed['madds_m'] + ours
     expected -= count(static).multiply_adds / 1e6
     if cell.attention == 'SE':
         layers = attention_shapes(cell, ChannelAttention).values()
         expected += sum(s.in_channels * s.in_pixels for s in layers) / 1e6
-    return Comparison(paper, ours, expected, 0.05)
+    return compare(paper, ours, expected, 0.05)
 
 
 class Shape(NamedTuple):
-    """What an attention reads and changes, for one image.
+    """What an attention reads and changes, for one image."""
 
-    Attributes:
-        in_channels: ``Cin``.
-        hidden_channels: ``Chid`` of the gate.
-        out_channels: ``Cout``.
-        in_pixels: ``H * W``.
-        out_pixels: ``H' * W'``.
-    """
-
-    in_channels: int
-    hidden_channels: int
-    out_channels: int
-    in_pixels: int
-    out_pixels: int
+    in_channels: int  # Cin
+    hidden_channels: int  # Chid of the gate
+    out_channels: int  # Cout
+    in_pixels: int  # H * W
+    out_pixels: int  # H' * W'
 
     @property
     def overhead(self) -> tuple[int, int]:

@@ -26,9 +26,7 @@ _LOG_INTERVAL = 20
 # Divides the images, so that all batches are of one size to a compiler.
 _VAL_BATCH = 500
 # Settings that a job sets, and those that images on the device leave unread.
-_OWN = re.compile(
-    r'(compile|custom_hooks|default_hooks|launcher|randomness|work_dir)\b'
-)
+_OWN = r'(compile|custom_hooks|default_hooks|launcher|randomness|work_dir)\b'
 _OF_HOST = re.compile(
     r'(train|val|test)_dataloader\.(collate_fn|num_workers|pin_memory|'
     r'persistent_workers|prefetch_factor)\b|val_cfg\.type$'
@@ -123,7 +121,7 @@ class Job:
     def _check_options(self) -> None:
         for key in self.options:
             of_host = self.on_device and _OF_HOST.match(key)
-            if of_host or _OWN.match(key):
+            if of_host or re.match(_OWN, key):
                 keep = ', or add --host-loader' if of_host else ''
                 raise UserInputError(
                     f'--cfg-options {key} has no effect, as this tool sets it '

@@ -66,7 +66,6 @@ def _table(cells: Sequence[Cell], records: Sequence[Record]) -> str:
 
 
 def _counted(cell: Cell) -> Iterator[str]:
-    """Yield what the paper prints of a cell's size and cost, and ours."""
     if 'params_m' in cell.printed:
         yield f'{cell.printed["params_m"]:.3f}'
         yield f'{count(cell).parameters:,}'
@@ -76,7 +75,6 @@ def _counted(cell: Cell) -> Iterator[str]:
 
 
 def _measured(cell: Cell, records: Sequence[Record]) -> list[str]:
-    """Return the paper's result, ours, the difference, and our runs."""
     runs = full_trainings(cell, records)
     if not runs:
         return [paper_result(cell), NOT_RUN, '', '']
@@ -113,7 +111,6 @@ def summary(records: Sequence[Record]) -> str:
 
 
 def _origin(records: Sequence[Record]) -> str:
-    """Return how many runs there are, and where they come from."""
     seeds = ', '.join(str(r.seed) for r in records)
     notes = {r.note for r in records if r.note}
     kinds = {
@@ -126,7 +123,6 @@ def _origin(records: Sequence[Record]) -> str:
 
 
 def _reduced(records: Sequence[Record]) -> str:
-    """Return the trainings of other recipes, those alike in one row."""
     alike: dict[tuple, list[Record]] = {}
     for record in sorted(records, key=lambda r: r.seed):
         if not record.is_full:
