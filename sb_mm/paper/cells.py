@@ -173,13 +173,7 @@ def select_cells(
     attention: Collection[str] = (),
     cells: Collection[str] = (),
 ) -> list[Cell]:
-    """Return the cells that fit everything that is given, in their order.
-
-    Args:
-        table: Numbers.
-        width: Factors on the channels.
-        attention: Such as ``'SB'``.
-        cells: Ids.
+    """Return the cells, given by their ids, that fit all else that is given.
 
     Raises:
         UserInputError: If an id is unknown, or a value that nothing fits.

@@ -82,9 +82,10 @@ class Record:
         The loss was not finite at some time, or the network names no more
         classes right than chance does (5 standard deviations above it).
         """
-        chance = find_cell(self.cell).spec.chance
-        if self.final is None or chance is None:
+        spec = find_cell(self.cell).spec
+        if self.final is None or spec.printed != 'top1':
             return self.final is None
+        chance = 1 / spec.classes
         spread = math.sqrt(chance * (1 - chance) / self.val['images'])
         return self.final < 100 * (chance + 5 * spread)
 
