@@ -18,7 +18,6 @@ from sb_mm.errors import UserInputError
 def test_a_choice_is_one_of_the_list(value):
     with pytest.raises(UserInputError, match="letter must .* 'a', 'b', but"):
         check_choice('letter', value, {'a': 1, 'b': 2})
-    check_choice('letter', 'a', ('a', 'b'))
 
 
 @pytest.mark.parametrize(
@@ -29,7 +28,6 @@ def test_a_choice_is_one_of_the_list(value):
 def test_a_selection_is_not_empty_distinct_and_from_the_list(values):
     with pytest.raises(UserInputError, match="items from 'a', 'b'"):
         check_subset('letters', values, ('a', 'b'))
-    check_subset('letters', ['b', 'a'], ('a', 'b', 'c'))
 
 
 @pytest.mark.parametrize('value', [0, 3.5, -math.inf, math.nan, '1', True])
@@ -52,10 +50,6 @@ def test_ends_of_an_interval_are_closed_or_open():
 
 
 def test_channels_are_rounded_to_eights_but_not_below_90_percent():
-    assert make_divisible(33.6) == 32
-    assert make_divisible(11.2) == 16  # 8 would be below 90 percent
-    assert make_divisible(12) == 16  # halves go up
-    assert make_divisible(1) == 8
     for tenths in range(1, 4000):
         expected = _make_divisible(tenths / 10, 8)
         assert make_divisible(tenths / 10) == expected

@@ -36,15 +36,9 @@ def compare(
 ) -> Iterator[str]:
     """Compare a file with the network that it was made from.
 
-    Its outputs are compared with those of the network's exported form, and
-    what follows from them with ``model.test_step``, in which nothing of
-    sb_mm's export has a part.
-
-    Args:
-        runner: Of the file.
-        reference: :func:`~sb_mm.deploy.onnx.wrap` of the network.
-        model: The network itself.
-        batches: As a loader gives them; their images are of one size.
+    Its outputs are compared with those of the network's exported form, the
+    ``reference``, and what follows from them with ``model.test_step``, in
+    which nothing of sb_mm's export has a part.
 
     Yields:
         Lines that say what was compared, and how far it differs.
@@ -134,11 +128,9 @@ def unexplained(
 
     Each has to be one of the priors' boxes ``(P, 4)`` and scores
     ``(P, classes)``, up to rounding, and together they have to be what the
-    head selects. Where scores are tied, as in a young network or on a plain
-    background, rounding decides which of two boxes suppresses the other, and
-    so even how many are left. So ties are broken in favour of the detections:
-    their scores are raised before the head selects again, which leaves one
-    right answer.
+    head selects. Where scores are tied, as in a young network, rounding
+    decides which of two boxes suppresses the other: so the scores of the
+    detections are raised before the head selects again.
     """
     found, cfg = sample.pred_instances, head.test_cfg
     shape = sample.metainfo['img_shape'][:2]

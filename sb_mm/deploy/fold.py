@@ -11,7 +11,11 @@ from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.fusion import (
+    fuse_conv_bn_eval,
+    fuse_conv_bn_weights,
+    fuse_linear_bn_eval,
+)
 
 from sb_mm.errors import UserInputError
 
@@ -115,9 +119,8 @@ def fold(model: nn.Module) -> nn.Module:
             detector.
 
     Returns:
-        The same network. The names in its ``state_dict`` are others than
-        before, so that weights are to be loaded first; and ``train()``
-        raises, since what is left of a norm is a constant.
+        The same network, with other names in its ``state_dict``, so that
+        weights are to be loaded first. Its ``train()`` raises.
 
     Raises:
         UserInputError: If it is in training mode, or was folded before, or
@@ -136,14 +139,11 @@ def fold(model: nn.Module) -> nn.Module:
             )
     folded = [step(m) for step in _STEPS for m in list(model.modules())]
     if not any(folded):
-        twice = any(getattr(m, 'folded', False) for m in model.modules())
         raise UserInputError(
-            f'{kind} is folded already: fold a network once.'
-            if twice
-            else f'{kind} has nothing to fold, neither batch normalisation '
-            'behind a convolution nor attention: use it as it is.'
+            f'{kind} has nothing to fold, neither batch normalisation behind '
+            'a convolution nor attention, or is folded already: use it as it '
+            'is.'
         )
-    model.folded = True
     # What was put in is new, and so in training mode.
     return model.eval()
 
@@ -185,32 +185,26 @@ def _fold_sequence(module: nn.Module) -> bool:
 
 def _folds(layer: nn.Module, norm: nn.Module | None) -> bool:
     """Tell whether a norm is a fixed scale and offset, and folds."""
-    fixed = isinstance(norm, _BatchNorm) and norm.affine
-    fixed = fixed and norm.track_running_stats
+    if not isinstance(norm, _BatchNorm):
+        return False
+    fixed = norm.affine and norm.track_running_stats
     return fixed and type(layer) in (*_CONVS, nn.Linear, DynamicConv2d)
 
 
 def _merged(layer: nn.Module, norm: _BatchNorm) -> nn.Module:
-    if isinstance(layer, DynamicConv2d):
-        return _merge_dynamic(layer, norm)
     if isinstance(layer, nn.Linear):
         return fuse_linear_bn_eval(layer, norm)
-    return fuse_conv_bn_eval(layer, norm)
-
-
-def _merge_dynamic(conv: DynamicConv2d, norm: _BatchNorm) -> DynamicConv2d:
+    if not isinstance(layer, DynamicConv2d):
+        return fuse_conv_bn_eval(layer, norm)
     # Every kernel alike: the shares sum to 1, so the offset stays whole.
-    scale = _scale(norm)
-    offset = norm.bias - norm.running_mean * scale
-    scale, offset = (t.repeat(conv.num_kernels) for t in (scale, offset))
-    before = 0 if conv.bias is None else conv.bias
-    conv.bias = nn.Parameter(before * scale + offset)
-    conv.weight *= scale[:, None, None, None]
-    return conv
-
-
-def _scale(norm: _BatchNorm) -> Tensor:
-    return norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    mean, var, weight, bias = (
+        t.repeat(layer.num_kernels)
+        for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    layer.weight, layer.bias = fuse_conv_bn_weights(
+        layer.weight, layer.bias, mean, var, norm.eps, weight, bias
+    )
+    return layer
 
 
 def _fold_conv_module(module: nn.Module) -> bool:
@@ -229,7 +223,8 @@ def _fold_conv_module(module: nn.Module) -> bool:
     if not _folds(module.conv, module.norm):
         return False
     if shifted:
-        module.attention.lambda_ *= _scale(module.norm)
+        spread = torch.sqrt(module.norm.running_var + module.norm.eps)
+        module.attention.lambda_ *= module.norm.weight / spread
     module.conv = _merged(module.conv, module.norm)
     setattr(module, module.norm_name, Folded())
     # What the forward of the module asks.

@@ -203,9 +203,6 @@ def wrap(
     Args:
         model: A classifier or detector in evaluation mode, on the CPU.
         size: Height and width of its input in pixels.
-
-    Raises:
-        UserInputError: If there is no export of this kind of network.
     """
     return wrapper_of(model)(model, size).eval()
 
@@ -239,13 +236,9 @@ def wrapper_of(model: BaseModel) -> type[nn.Module]:
 
 
 def to_onnx(module: nn.Module, images: Tensor, dynamic: bool) -> 'ModelProto':
-    """Return an exportable network as ONNX.
+    """Return a network of :func:`exportable` as ONNX.
 
-    Args:
-        module: See :func:`exportable`.
-        images: An example input.
-        dynamic: Whether the file takes any number of images, not only as
-            many as there are here.
+    It takes as many images as the example has, any number if ``dynamic``.
 
     Raises:
         UserInputError: If an operation has no ONNX form; names it.

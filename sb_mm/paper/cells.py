@@ -1,8 +1,7 @@
-"""The manifest: every row of the paper's tables, and what reproduces it.
+"""Cells: the rows of the paper's tables, each a config plus overrides.
 
-A row is a *cell* here: one network, trained with one recipe. It is a config
-file plus overrides; leaves of ``configs/`` exist for network x width x
-attention, and the ablations differ from a leaf by an argument or two.
+Configs exist for network x width x attention; the ablations differ from one
+by an argument or two.
 """
 
 import copy
@@ -24,12 +23,19 @@ from .datasets import DATASETS, TABLES, DatasetSpec
 
 REPOSITORY = product_root()
 
-_ALL = ('expand', 'depthwise', 'project')
+_EVERYWHERE = 'all three layers of a block'
+# The paper's words in those of the backbones.
+_PLACEMENTS = {
+    'block output': ['block'],
+    _EVERYWHERE: ['expand', 'depthwise', 'project'],
+}
 # The ablated arguments with the values that they have elsewhere (Sec. 4.2,
 # and no dropout in the gates but in Table 7).
 _DEFAULTS = dict(
     lambda_init=0.1, gate='tanh', hidden_multiplier=1, dropout=0.0
 )
+
+_NUMBERS = ('params_m', 'madds_m', 'top1', 'map_percent', 'std', 'runs')
 
 
 # By identity: each is made once, and what is known of it is kept.
@@ -92,23 +98,14 @@ class Cell:
             for name, value in self.settings.items()
             if value != _DEFAULTS[name]
         }
-        # SE stands behind the blocks in its leaves for ImageNet.
-        in_blocks = self.network == 'mobilenet_v2' and self.attention == 'SE'
-        layers = self._layers()
-        if layers and layers != (('block',) if in_blocks else _ALL):
-            changed['model.backbone.attention_layers'] = list(layers)
+        if self.placement:
+            # SE stands behind the blocks in its leaves for ImageNet.
+            se = self.network == 'mobilenet_v2' and self.attention == 'SE'
+            place = self.placement
+            layers = _PLACEMENTS.get(place) or place.split('+')
+            if layers != _PLACEMENTS['block output' if se else _EVERYWHERE]:
+                changed['model.backbone.attention_layers'] = layers
         return changed
-
-    def _layers(self) -> tuple[str, ...]:
-        """Return the placement in the words of the backbones."""
-        words = {
-            None: (),
-            'block output': ('block',),
-            'all three layers of a block': _ALL,
-        }
-        if self.placement in words:
-            return words[self.placement]
-        return tuple(self.placement.split('+'))
 
     @property
     def experiment(self) -> str:
@@ -119,8 +116,7 @@ class Cell:
         """Return the config with the overrides merged in.
 
         Raises:
-            UserInputError: If the config is not there, or an override names
-                nothing in it.
+            UserInputError: If an override names nothing in it.
         """
         cfg = copy.deepcopy(_read_leaf(self.config))
         apply_options(cfg, self.overrides)
@@ -134,28 +130,25 @@ def _read_leaf(config: str) -> Config:
 
 def as_options(overrides: Mapping[str, Any]) -> list[str]:
     """Return overrides as ``--cfg-options`` takes them."""
-    return [f'{k}={_as_option(v)}' for k, v in overrides.items()]
-
-
-def _as_option(value: object) -> str:
-    if isinstance(value, (list, tuple)):
-        return f'[{",".join(map(str, value))}]'
-    return str(value)
+    return [
+        f'{name}=[{",".join(map(str, value))}]'
+        if isinstance(value, (list, tuple))
+        else f'{name}={value}'
+        for name, value in overrides.items()
+    ]
 
 
 @cache
 def load_cells() -> dict[str, Cell]:
     """Return every cell by its id, in the paper's order."""
-    cells = [_cell(dict(row)) for row in TABLES['rows']]
-    return {cell.id: cell for cell in cells}
-
-
-def _cell(row: dict) -> Cell:
-    numbers = ('params_m', 'madds_m', 'top1', 'map_percent', 'std', 'runs')
-    row.pop('note', None)
-    settings = {k: row.pop(k) for k in _DEFAULTS if k in row}
-    printed = {k: row.pop(k) for k in numbers if k in row}
-    return Cell(**row, settings=settings, printed=printed)
+    cells = {}
+    for row in map(dict, TABLES['rows']):
+        row.pop('note', None)
+        settings = {k: row.pop(k) for k in _DEFAULTS if k in row}
+        printed = {k: row.pop(k) for k in _NUMBERS if k in row}
+        cell = Cell(**row, settings=settings, printed=printed)
+        cells[cell.id] = cell
+    return cells
 
 
 def find_cell(cell_id: str) -> Cell:
@@ -180,13 +173,7 @@ def select_cells(
     attention: Collection[str] = (),
     cells: Collection[str] = (),
 ) -> list[Cell]:
-    """Return the cells that fit everything that is given, in their order.
-
-    Args:
-        table: Numbers.
-        width: Factors on the channels.
-        attention: Such as ``'SB'``.
-        cells: Ids.
+    """Return the cells, given by their ids, that fit all else that is given.
 
     Raises:
         UserInputError: If an id is unknown, or a value that nothing fits.

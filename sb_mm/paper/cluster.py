@@ -25,11 +25,7 @@ def slurm_array(
 ) -> str:
     """Return the shell command that submits the jobs as a Slurm array.
 
-    Args:
-        arguments: Of ``tools/paper.py``.
-        jobs: How many there are.
-        cpus: Cores of a job.
-        gpus: Any number but 0 is one, as Slurm does not share them.
+    Any number of ``gpus`` but 0 is one, as Slurm does not share them.
     """
     given = [word for word in arguments if word != '--slurm']
     task = shlex.join(['python', 'tools/paper.py', *given])
@@ -54,23 +50,23 @@ def run_on_ray(
     Args:
         jobs: To be trained.
         results: Folder of the records.
-        address: Of the cluster: ``'auto'`` for the one of this machine,
-            ``'local'`` for a new one on it.
+        address: ``'auto'`` for the cluster of this machine, ``'local'`` for a
+            new one on it.
         cpus: Cores of a job, also the threads of its training.
-        gpus: GPUs of a job; a fraction for jobs that share one. None for one
-            where the cluster has GPUs.
+        gpus: Of a job; None for one where the cluster has any.
 
     Yields:
         As :func:`~sb_mm.paper.train.run_locally`.
 
     Raises:
-        UserInputError: If Ray is not installed, the cluster does not answer,
-            or none of its nodes has what a job needs.
+        UserInputError: If Ray is not installed or does not answer.
     """
     ray = _connected(address)
+    if gpus is None:
+        gpus = float('GPU' in ray.cluster_resources())
     task = ray.remote(
         num_cpus=cpus,
-        num_gpus=_gpus(ray, cpus, gpus),
+        num_gpus=gpus,
         max_retries=_LOST_NODES,
         # A process of its own for each, with the GPU that it was given.
         max_calls=1,
@@ -105,17 +101,3 @@ def _connected(address: str | None) -> ModuleType:
             'start one with `ray start --head`, or give --ray local.'
         ) from error
     return ray
-
-
-def _gpus(ray: ModuleType, cpus: int, gpus: float | None) -> float:
-    """Return the GPUs of a job, after a look at what the nodes have."""
-    nodes = [node['Resources'] for node in ray.nodes() if node['Alive']]
-    if gpus is None:
-        gpus = float(any(has.get('GPU') for has in nodes))
-    for has in nodes:
-        if has.get('CPU', 0) >= cpus and has.get('GPU', 0) >= gpus:
-            return gpus
-    raise UserInputError(
-        f'No node of the Ray cluster has {cpus} cores and {gpus} GPUs for a '
-        'job: set --cpus-per-job and --gpus-per-job to what the nodes have.'
-    )

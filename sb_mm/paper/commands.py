@@ -12,6 +12,7 @@ from rich.progress import track
 from rich.table import Table
 
 from sb_mm.arguments import check_number
+from sb_mm.engine.checks import check_data
 from sb_mm.errors import UserInputError, first_few
 from sb_mm.files import repository
 
@@ -28,7 +29,7 @@ from .job import Job, train_job
 from .job_hook import read_job
 from .records import Record, check_writable, full_trainings, read_records
 from .report import NOT_RUN, paper_result, results_page, summary
-from .train import check_input, follow, plan_jobs, run_locally
+from .train import follow, plan_jobs, run_locally
 
 # Of records: the clone's, or that of who installed a wheel.
 RESULTS = (repository() or Path()) / 'results'
@@ -84,13 +85,12 @@ def show_cell(args: Namespace) -> None:
     print(f'# Table {cell.table}, {cell.row}: paper {paper_result(cell)}')
     print(f'# {cost.parameters:,} parameters')
     print(f'# {cost.multiply_adds:,} multiply-adds')
-    for name, shape in layers.items() if args.layers else ():
-        print(
-            f'# {name}: {shape.multiplies:,} multiplies, {shape.adds:,} adds'
-        )
+    added = {name: shape.overhead for name, shape in layers.items()}
+    for name, (multiplies, adds) in added.items() if args.layers else ():
+        print(f'# {name}: {multiplies:,} multiplies, {adds:,} adds')
+    multiplies, adds = (sum(x[i] for x in added.values()) for i in (0, 1))
     print(
-        f'# SB adds {sum(s.multiplies for s in layers.values()):,} multiplies '
-        f'and {sum(s.adds for s in layers.values()):,} adds in '
+        f'# SB adds {multiplies:,} multiplies and {adds:,} adds in '
         f'{len(layers)} layers (Eq. 10-17)'
     )
     print(f'# {cell.experiment}')
@@ -115,10 +115,10 @@ def check_cells(args: Namespace) -> int:
             *_compared(multiply_adds, '.2f'),
         )
     _print(shown)
+    parameters, adds = map(_summary, zip(*found.values(), strict=True))
     print(
-        '{} networks; parameters: {}; multiply-adds: {}'.format(
-            len(found), *map(_summary, zip(*found.values(), strict=True))
-        )
+        f'{len(found)} networks; parameters: {parameters}; '
+        f'multiply-adds: {adds}'
     )
     wrong = [
         cell.id
@@ -163,7 +163,8 @@ def train_cells(args: Namespace) -> int:
     if args.only is not None:
         print(train_job(jobs[args.only], results))
         return 0
-    check_input(todo.values())
+    for job in {j.cell.dataset: j for j in todo.values()}.values():
+        check_data(job.config(), ('train_dataloader', 'val_dataloader'))
     print(
         f'jobs: {len(jobs)}, recorded in {args.results}: '
         f'{len(jobs) - len(todo)}, to do: {len(todo)}'
@@ -173,7 +174,10 @@ def train_cells(args: Namespace) -> int:
     if args.ray is not None:
         events = run_on_ray(todo.values(), results, args.ray, *share)
     else:
-        events = run_locally(_commands(todo), args.jobs)
+        tool = [sys.executable, str(REPOSITORY / 'tools/paper.py')]
+        only = [*tool, *sys.argv[1:], '--only']
+        commands = {job: [*only, str(n)] for n, job in todo.items()}
+        events = run_locally(commands, args.jobs)
     with closing(events):
         failed = follow(todo.values(), events)
     if failed:
@@ -223,13 +227,6 @@ def _show(jobs: dict[int, Job], todo: dict[int, Job]) -> None:
         total = job.config().train_cfg.max_epochs
         state = f'epoch {done} of {total}' if number in todo else 'recorded'
         print(f'{number}  {job.name}  {state}  {job.folder}')
-
-
-def _commands(jobs: dict[int, Job]) -> dict[Job, list[str]]:
-    """Return the commands that train each job alone."""
-    tool = [sys.executable, str(REPOSITORY / 'tools/paper.py')]
-    command = [*tool, *sys.argv[1:], '--only']
-    return {job: [*command, str(number)] for number, job in jobs.items()}
 
 
 def report(args: Namespace) -> None:

@@ -6,7 +6,7 @@ layers of the gates and the mixture of a dynamic convolution's kernels.
 Normalisation, pooling and activations are not counted.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ class Cost(NamedTuple):
     multiply_adds: int
 
 
+# By the experiment.
 _costs: dict[str, Cost] = {}
 
 
@@ -43,10 +44,9 @@ def count(cell: Cell) -> Cost:
         network = build_model(plain.resolve()).eval()
         with FlopCounterMode(display=False) as counter:
             _run(network, plain)
-        _costs[plain.experiment] = Cost(
-            sum(p.numel() for p in network.parameters()),
-            counter.get_total_flops() // 2,
-        )
+        size = sum(p.numel() for p in network.parameters())
+        cost = Cost(size, counter.get_total_flops() // 2)
+        _costs[plain.experiment] = cost
     return _costs[plain.experiment]
 
 
@@ -55,101 +55,81 @@ def _run(network: nn.Module, cell: Cell) -> None:
     network(torch.zeros(1, 3, cell.spec.image_size, cell.spec.image_size))
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """A printed number beside ours, both in millions.
 
     Attributes:
-        paper: The printed number; None if the paper prints none.
+        paper: None if the paper prints none.
         ours: The exact number.
-        expected: What ours says that the table should print; None if it does
-            not follow from the network.
-        tolerance: Of the printed number.
+        verdict: Whether the printed one follows, nothing if there is none.
     """
 
     paper: float | None
     ours: float
-    expected: float | None
-    tolerance: float
+    verdict: str
 
-    @property
-    def verdict(self) -> str:
-        """Whether the printed number follows, nothing if there is none."""
-        if self.paper is None:
-            return ''
-        if self.expected is None:
-            return 'another network'
-        # A little more, for decimals that binary floats do not hold.
-        limit = self.tolerance * (1 + 1e-6)
-        return 'ok' if abs(self.paper - self.expected) <= limit else 'MISMATCH'
+
+def compare(
+    paper: float | None, ours: float, expected: float, tolerance: float
+) -> Comparison:
+    """Compare a printed number with what ours says that it should be."""
+    if paper is None:
+        return Comparison(paper, ours, '')
+    # A little more, for decimals that binary floats do not hold.
+    follows = abs(paper - expected) <= tolerance * (1 + 1e-6)
+    return Comparison(paper, ours, 'ok' if follows else 'MISMATCH')
 
 
 def compare_parameters(cell: Cell) -> Comparison:
     """Compare with the printed number of parameters."""
     millions = count(cell).parameters / 1e6
-    return Comparison(cell.printed.get('params_m'), millions, millions, 5e-4)
+    return compare(cell.printed.get('params_m'), millions, millions, 5e-4)
 
 
 def compare_multiply_adds(cell: Cell) -> Comparison:
     """Compare with the one column of multiply-adds, that of Table 1.
 
     Its static and DyConv numbers are those of the DyConv paper
-    (arXiv:1912.03458), whose rounding differs by up to 0.3 %, and whose DyConv
-    network is not the one that has the printed number of parameters, so that
-    its number is not checked. To the static number, SB adds the multiply-adds
-    of its Linear layers, and SE those of its Linear layers and its pooling:
-    these must be ours to the last printed digit.
+    (arXiv:1912.03458), whose rounding differs by up to 0.3 % and whose DyConv
+    is another network. To the static number, SB adds the multiply-adds of its
+    Linear layers, and SE those and its pooling: to the last printed digit.
     """
     paper = cell.printed.get('madds_m')
     ours = count(cell).multiply_adds / 1e6
-    if paper is None or cell.attention == 'DyConv':
-        return Comparison(paper, ours, None, 0.0)
-    if cell.attention == 'static':
-        return Comparison(paper, ours, ours, 0.003 * ours)
+    if paper is None or cell.attention == 'static':
+        return compare(paper, ours, ours, 0.003 * ours)
+    if cell.attention == 'DyConv':
+        return Comparison(paper, ours, 'another network')
     static = find_cell(f't{cell.table}-static-x{cell.width}')
     expected = static.printed['madds_m'] + ours
     expected -= count(static).multiply_adds / 1e6
     if cell.attention == 'SE':
         layers = attention_shapes(cell, ChannelAttention).values()
         expected += sum(s.in_channels * s.in_pixels for s in layers) / 1e6
-    return Comparison(paper, ours, expected, 0.05)
+    return compare(paper, ours, expected, 0.05)
 
 
 class Shape(NamedTuple):
-    """What an attention reads and changes, for one image.
+    """What an attention reads and changes, for one image."""
 
-    Attributes:
-        in_channels: ``Cin``.
-        hidden_channels: ``Chid`` of the gate.
-        out_channels: ``Cout``.
-        in_pixels: ``H * W``.
-        out_pixels: ``H' * W'``.
-    """
-
-    in_channels: int
-    hidden_channels: int
-    out_channels: int
-    in_pixels: int
-    out_pixels: int
+    in_channels: int  # Cin
+    hidden_channels: int  # Chid of the gate
+    out_channels: int  # Cout
+    in_pixels: int  # H * W
+    out_pixels: int  # H' * W'
 
     @property
-    def multiplies(self) -> int:
-        """What SB adds, Eq. 10-17 of the paper.
+    def overhead(self) -> tuple[int, int]:
+        """Multiplies and adds of SB, Eq. 10-17 of the paper.
 
-        ``1 / (H * W)`` once a channel for the global average pooling, the two
-        Linear layers, and lambda.
+        Of the global average pooling, with ``1 / (H * W)`` once a channel, the
+        two Linear layers, lambda, and the shift.
         """
-        return self.in_channels + self._linear + self.out_channels
-
-    @property
-    def adds(self) -> int:
-        """The same: pooling, the two Linear layers, and the shift."""
-        pooling = self.in_channels * self.in_pixels
-        return pooling + self._linear + self.out_channels * self.out_pixels
-
-    @property
-    def _linear(self) -> int:
-        return self.hidden_channels * (self.in_channels + self.out_channels)
+        channels = self.in_channels + self.out_channels
+        pixels = self.in_channels * self.in_pixels
+        pixels += self.out_channels * self.out_pixels
+        linear = self.hidden_channels * channels
+        return channels + linear, pixels + linear
 
 
 def attention_shapes(
@@ -162,12 +142,10 @@ def attention_shapes(
 
     def observe(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         trunk, x = inputs[:2]
+        hidden = module.gate.fc1.out_features
+        pixels = x[0, 0].numel(), trunk[0, 0].numel()
         shapes[names[module]] = Shape(
-            x.size(1),
-            module.gate.fc1.out_features,
-            trunk.size(1),
-            x[0, 0].numel(),
-            trunk[0, 0].numel(),
+            x.size(1), hidden, trunk.size(1), *pixels
         )
 
     for module in network.modules():

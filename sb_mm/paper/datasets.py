@@ -36,11 +36,6 @@ class DatasetSpec:
     metric: str = 'accuracy/top1'
     factor: float = 1.0
 
-    @property
-    def chance(self) -> float | None:
-        """The accuracy of a network that learnt nothing; None for a mAP."""
-        return 1 / self.classes if self.printed == 'top1' else None
-
 
 DATASETS = {
     name: DatasetSpec(**fields) for name, fields in TABLES['datasets'].items()

@@ -16,7 +16,7 @@ from sb_mm.engine.runner import train
 from sb_mm.errors import DivergedError, UserInputError
 
 from .cells import REPOSITORY, Cell
-from .job_hook import is_finished, note_divergence, read_record
+from .job_hook import read_job, read_record, write_job
 from .records import Record, append_record, identity, read_records
 
 # A training that is cut loses at most that part of its epochs.
@@ -26,9 +26,7 @@ _LOG_INTERVAL = 20
 # Divides the images, so that all batches are of one size to a compiler.
 _VAL_BATCH = 500
 # Settings that a job sets, and those that images on the device leave unread.
-_OWN = re.compile(
-    r'(compile|custom_hooks|default_hooks|launcher|randomness|work_dir)\b'
-)
+_OWN = r'(compile|custom_hooks|default_hooks|launcher|randomness|work_dir)\b'
 _OF_HOST = re.compile(
     r'(train|val|test)_dataloader\.(collate_fn|num_workers|pin_memory|'
     r'persistent_workers|prefetch_factor)\b'
@@ -80,7 +78,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Folder of its log and checkpoints: other options have another."""
-        # Another folder of data may hold other images.
+        # As other data may.
         kind = [dict(self.options), self.data_root]
         text = json.dumps(kind, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -123,7 +121,7 @@ class Job:
     def _check_options(self) -> None:
         for key in self.options:
             of_host = self.on_device and _OF_HOST.match(key)
-            if of_host or _OWN.match(key):
+            if of_host or re.match(_OWN, key):
                 keep = ', or add --host-loader' if of_host else ''
                 raise UserInputError(
                     f'--cfg-options {key} has no effect, as this tool sets it '
@@ -137,15 +135,12 @@ class Job:
 
     def _hooks(self) -> list[dict]:
         options, spec = dict(self.options), self.cell.spec
+        how = ('on_device', 'channels_last', 'compile')
         hooks = [
             dict(
                 type='sb_mm.JobHook',
                 job=dict(cell=self.cell.id, seed=self.seed, options=options),
-                execution=dict(
-                    on_device=self.on_device,
-                    channels_last=self.channels_last,
-                    compile=self.compile,
-                ),
+                execution={name: getattr(self, name) for name in how},
                 metric=spec.metric,
                 factor=spec.factor,
             ),
@@ -203,10 +198,13 @@ def train_job(job: Job, results: Path) -> Record:
     for record in read_records(results):
         if record.identity == job.identity:
             return record
-    if not is_finished(job.folder):
+    launched = read_job(job.folder)
+    history = launched.get('history') or [[0, None]]
+    ended = history[-1][0] == launched.get('epochs')
+    if not (ended or 'diverged' in launched):
         try:
             train(job.config(), resume='auto')
         except DivergedError as error:
             print(error)
-            note_divergence(job.folder)
+            write_job(job.folder, {**read_job(job.folder), 'diverged': True})
     return append_record(read_record(job.folder), results)

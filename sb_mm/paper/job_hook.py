@@ -74,10 +74,10 @@ class JobHook(Hook):
         )
         self.job.update(
             starts=[*(s for s in starts if s['epoch'] < epoch), start],
-            history=[entry for entry in history if entry[0] <= epoch],
+            history=[e for e in history if e[0] <= epoch],
             seconds=before.get('seconds', [])[:epoch],
         )
-        _write(self.folder, self.job)
+        write_job(self.folder, self.job)
 
     @master_only
     def before_train_epoch(self, runner: Runner) -> None:
@@ -88,7 +88,7 @@ class JobHook(Hook):
     def after_train_epoch(self, runner: Runner) -> None:
         """Write the epoch's seconds."""
         self.job['seconds'].append(round(time.monotonic() - self._begin, 3))
-        _write(self.folder, self.job)
+        write_job(self.folder, self.job)
 
     @master_only
     def after_val_epoch(
@@ -98,18 +98,20 @@ class JobHook(Hook):
         percent = round(metrics[self.metric] * self.factor, 3)
         before = [e for e in self.job['history'] if e[0] < runner.epoch]
         self.job['history'] = [*before, [runner.epoch, percent]]
-        _write(self.folder, self.job)
+        write_job(self.folder, self.job)
 
 
 def _describe(runner: Runner) -> dict[str, Any]:
-    data = [runner.train_dataloader.dataset, runner.val_dataloader.dataset]
-    sizes = [
+    train, val = (
         dict(images=len(d), classes=len(d.metainfo.get('classes') or ()))
-        for d in data
-    ]
+        for d in (
+            runner.train_dataloader.dataset,
+            runner.val_dataloader.dataset,
+        )
+    )
     return dict(
-        train=sizes[0],
-        val=sizes[1],
+        train=train,
+        val=val,
         epochs=runner.max_epochs,
         batch=runner.train_dataloader.batch_size,
         parameters=sum(p.numel() for p in runner.model.parameters()),
@@ -122,7 +124,8 @@ def _environment() -> dict[str, str]:
     return {**found, **versions(), 'hardware': hardware(), 'commit': commit()}
 
 
-def _write(folder: Path, job: dict[str, Any]) -> None:
+def write_job(folder: Path, job: dict[str, Any]) -> None:
+    """Write a folder's ``job.json``."""
     text = json.dumps(job, indent=1) + '\n'
     write_in_one_step(folder / 'job.json', text)
 
@@ -140,18 +143,6 @@ def read_job(folder: Path) -> dict[str, Any]:
         raise UserInputError(
             f'{file} is damaged: delete the folder {folder} to train again.'
         ) from error
-
-
-def note_divergence(folder: Path) -> None:
-    """Write down that the loss became infinite or NaN."""
-    _write(folder, {**read_job(folder), 'diverged': True})
-
-
-def is_finished(folder: Path) -> bool:
-    """Return whether the training in a folder came to its end, or diverged."""
-    job = read_job(folder)
-    history = job.get('history') or [[0, None]]
-    return 'diverged' in job or history[-1][0] == job.get('epochs')
 
 
 def read_record(folder: Path) -> Record:

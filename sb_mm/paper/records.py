@@ -4,11 +4,10 @@ A record is what the job wrote down when it was launched, see
 :class:`~sb_mm.paper.job_hook.JobHook`, with its validations.
 """
 
-import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,9 +82,10 @@ class Record:
         The loss was not finite at some time, or the network names no more
         classes right than chance does (5 standard deviations above it).
         """
-        chance = find_cell(self.cell).spec.chance
-        if self.final is None or chance is None:
+        spec = find_cell(self.cell).spec
+        if self.final is None or spec.printed != 'top1':
             return self.final is None
+        chance = 1 / spec.classes
         spread = math.sqrt(chance * (1 - chance) / self.val['images'])
         return self.final < 100 * (chance + 5 * spread)
 
@@ -100,33 +100,29 @@ class Record:
         """Return the result and the time that it took."""
         return f'{self.hours:.2f} h, result (%): {self.text}'
 
-    def to_line(self) -> str:
-        """Return the JSON line, whose digest tells if it is edited later."""
-        content = asdict(self)
-        return json.dumps({**content, 'digest': _digest(content)})
-
 
 def identity(cell: Cell, seed: int, options: dict[str, Any]) -> tuple:
     """Return what no two records share."""
     return cell.experiment, seed, tuple(sorted(as_options(options)))
 
 
-def _digest(content: dict) -> str:
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def read_records(folder: Path) -> list[Record]:
     """Return what a folder's ``*.jsonl`` files hold.
 
-    A line that is damaged, edited or unfinished is left out, and named on
-    stderr.
+    A line that is damaged or unfinished is left out, and named on stderr.
 
     Raises:
         UserInputError: If two lines are of one training; names both.
     """
     found: dict[tuple, tuple[str, Record]] = {}
-    for place, line in _lines(folder):
+    lines = (
+        (f'{file.name} line {number}', line)
+        for file in sorted(folder.glob('*.jsonl'))
+        for number, line in enumerate(
+            file.read_text(errors='replace').splitlines(), 1
+        )
+    )
+    for place, line in lines:
         try:
             record = _parse(line)
         except UserInputError as error:
@@ -142,29 +138,21 @@ def read_records(folder: Path) -> list[Record]:
     return [record for _, record in found.values()]
 
 
-def _lines(folder: Path) -> Iterator[tuple[str, str]]:
-    for file in sorted(folder.glob('*.jsonl')):
-        lines = file.read_text(errors='replace').splitlines()
-        for number, line in enumerate(lines, 1):
-            yield f'{file.name} line {number}', line
-
-
 def _parse(line: str) -> Record:
     try:
         content = json.loads(line)
-        digest = content.pop('digest')
+        content.pop('digest', None)  # of earlier versions
         record = Record(**content)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise UserInputError(
             f'this is no record ({first_line(error)}): remove it.'
         ) from error
     find_cell(record.cell)
     last = record.history[-1] if record.history else [0, None]
-    finished = record.final is None or last == [record.epochs, record.final]
-    if digest != _digest(content) or not finished:
+    if record.final is not None and last != [record.epochs, record.final]:
         raise UserInputError(
-            f'the record of {record.cell}, seed {record.seed}, was edited, or '
-            'is of an unfinished training: remove it and train again.'
+            f'the record of {record.cell}, seed {record.seed}, is of an '
+            'unfinished training: remove it and train again.'
         )
     return record
 
@@ -182,10 +170,9 @@ def check_writable(folder: Path) -> None:
 
 
 def append_record(record: Record, folder: Path) -> Record:
-    """Add a record to ``<folder>/table<N>.jsonl``.
+    """Add a record to ``<folder>/table<N>.jsonl``, and return it.
 
-    Returns:
-        The record; the one that is there, if another process was faster.
+    If another process was faster, return the one that is there.
     """
     file = folder / f'table{find_cell(record.cell).table}.jsonl'
     with FileLock(folder / '.lock'):
@@ -193,7 +180,7 @@ def append_record(record: Record, folder: Path) -> Record:
             if other.identity == record.identity:
                 return other
         lines = file.read_text().splitlines() if file.is_file() else []
-        lines.append(record.to_line())
+        lines.append(json.dumps(asdict(record)))
         write_in_one_step(file, '\n'.join(lines) + '\n')
     return record
 

@@ -66,7 +66,6 @@ def _table(cells: Sequence[Cell], records: Sequence[Record]) -> str:
 
 
 def _counted(cell: Cell) -> Iterator[str]:
-    """Yield what the paper prints of a cell's size and cost, and ours."""
     if 'params_m' in cell.printed:
         yield f'{cell.printed["params_m"]:.3f}'
         yield f'{count(cell).parameters:,}'
@@ -76,7 +75,6 @@ def _counted(cell: Cell) -> Iterator[str]:
 
 
 def _measured(cell: Cell, records: Sequence[Record]) -> list[str]:
-    """Return the paper's result, ours, the difference, and our runs."""
     runs = full_trainings(cell, records)
     if not runs:
         return [paper_result(cell), NOT_RUN, '', '']
@@ -113,20 +111,18 @@ def summary(records: Sequence[Record]) -> str:
 
 
 def _origin(records: Sequence[Record]) -> str:
-    """Return how many runs there are, and where they come from."""
     seeds = ', '.join(str(r.seed) for r in records)
-    kinds, notes = set(), {r.note for r in records if r.note}
-    for record in records:
-        start = record.starts[-1]
-        where = start['environment']
-        day = start['date'].split('T')[0]
-        kinds.add(f'{where["hardware"]}, {where["commit"]}, {day}')
+    notes = {r.note for r in records if r.note}
+    kinds = {
+        '{hardware}, {commit}, '.format(**start['environment'])
+        + start['date'].split('T')[0]
+        for start in (r.starts[-1] for r in records)
+    }
     first = f'{len(records)} (seeds {seeds})'
     return '; '.join([first, *sorted(kinds), *sorted(notes)])
 
 
 def _reduced(records: Sequence[Record]) -> str:
-    """Return the trainings of other recipes, those alike in one row."""
     alike: dict[tuple, list[Record]] = {}
     for record in sorted(records, key=lambda r: r.seed):
         if not record.is_full:
@@ -163,14 +159,10 @@ def _claims(records: Sequence[Record]) -> str:
         runs = full_trainings(cell, records)
         return [] if any(r.failed for r in runs) else results_of(runs)
 
+    sides = printed_samples, measured
     rows = [
-        [
-            claim['text'],
-            str(claim['table']),
-            _verdicts(claim, printed_samples),
-            _verdicts(claim, measured),
-        ]
-        for claim in TABLES['claims']
+        [c['text'], str(c['table']), *(_verdicts(c, side) for side in sides)]
+        for c in TABLES['claims']
     ]
     return markdown(['claim', 'table', 'paper', 'here'], rows)
 
@@ -178,10 +170,10 @@ def _claims(records: Sequence[Record]) -> str:
 def _verdicts(claim: dict, samples: Samples) -> str:
     """Return how many pairs say what."""
     found = [
-        tuple(samples(find_cell(cell)) for cell in pair)
+        [samples(find_cell(cell)) for cell in pair]
         for pair in claimed_pairs(claim)
     ]
-    if not any(all(sides) for sides in found):
+    if not any(map(all, found)):
         return NOT_RUN
     margin = claim.get('margin')
     counts = Counter(verdict(*sides, margin) for sides in found)

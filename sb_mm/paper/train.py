@@ -5,13 +5,13 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
 from rich.markup import escape
 from rich.progress import Progress
 
-from sb_mm.engine.checks import check_data
 from sb_mm.errors import UserInputError
 
 from .cells import Cell
@@ -39,16 +39,6 @@ def plan_jobs(
     ]
 
 
-def check_input(jobs: Iterable[Job]) -> None:
-    """Check options, and the data of each dataset, before any training.
-
-    Raises:
-        UserInputError: If they cannot be used.
-    """
-    for job in {job.cell.dataset: job for job in jobs}.values():
-        check_data(job.config(), ('train_dataloader', 'val_dataloader'))
-
-
 class Ended(NamedTuple):
     """How a job ended: with a record or not, and what is to be said of it."""
 
@@ -68,8 +58,7 @@ def run_locally(
             GPUs in turn, or the cores equally.
 
     Yields:
-        How jobs ended, as they do, and None once a second. Closed before its
-        end, it stops what still runs.
+        How jobs ended, and None once a second. Closed, it stops what runs.
     """
     waiting, places = deque(commands), _places(count)
     running: dict[Job, tuple[subprocess.Popen, dict[str, str]]] = {}
@@ -93,7 +82,6 @@ def run_locally(
 
 
 def _places(count: int | None) -> list[dict[str, str]]:
-    """Return the environment variables of the processes."""
     gpus = torch.cuda.device_count()
     count = count or max(1, gpus)
     if not gpus:
@@ -127,9 +115,7 @@ def _ended(job: Job, code: int) -> Ended:
 def follow(jobs: Collection[Job], events: Iterable[Ended | None]) -> list[Job]:
     """Show jobs as bars, print a line for each that ends, return the failed.
 
-    Args:
-        jobs: All of them.
-        events: See :func:`run_locally`.
+    The events are those of :func:`run_locally`.
     """
     failed = []
     # Else it forgets the last epoch before the next one ends.
@@ -153,11 +139,9 @@ def follow(jobs: Collection[Job], events: Iterable[Ended | None]) -> list[Job]:
 
 def _so_far(job: Job) -> dict:
     """Return what a job's bar shows, once its training has begun."""
-    try:
+    # That the file is damaged will its own process say.
+    with suppress(UserInputError, KeyError):
         launched = read_job(job.folder)
-    except UserInputError:  # its own process will say it
-        return {}
-    if 'seconds' not in launched:
-        return {}
-    done = len(launched['seconds'])
-    return dict(total=launched['epochs'], completed=done, visible=True)
+        done = len(launched['seconds'])
+        return dict(total=launched['epochs'], completed=done, visible=True)
+    return {}

@@ -3,7 +3,6 @@
 import random
 import re
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +44,8 @@ def plot_attention(
 
     The arguments are the options of ``tools/plot.py attention``.
 
-    Returns:
-        The file of the figure.
-
     Raises:
-        UserInputError: If there are no such statistics, or ``out`` cannot be
-            written.
+        UserInputError: If there are none, or ``out`` cannot be written.
     """
     labels = _labels(work_dirs, labels)
     records = [read_attention_stats(d, epoch) for d in work_dirs]
@@ -70,9 +65,6 @@ def plot_shift(
     """Draw a layer's output against its trunk, for trained networks.
 
     The arguments are the options of ``tools/plot.py shift``.
-
-    Returns:
-        The file of the figure.
 
     Raises:
         UserInputError: If config, data, checkpoint or layer are missing or do
@@ -95,7 +87,6 @@ def plot_shift(
 def _labels(
     work_dirs: Sequence[str], labels: Sequence[str] | None
 ) -> list[str]:
-    """Return the names of the trainings, their folders' if none are given."""
     labels = list(labels or work_dirs)
     if len(labels) != len(work_dirs):
         raise UserInputError(
@@ -186,10 +177,8 @@ def _series(
 def _mark_blocks(axes: Axes, layers: Sequence[str]) -> None:
     """Put a tick at the first layer of each block."""
     blocks = [_IN_BLOCK.sub('', name) for name in layers]
-    groups = groupby(range(len(blocks)), blocks.__getitem__)
-    starts = [next(group) for _, group in groups]
-    names = [blocks[i] for i in starts]
-    axes.set_xticks(starts, names, rotation=90, fontsize=7)
+    first = {name: blocks.index(name) for name in blocks}
+    axes.set_xticks([*first.values()], [*first], rotation=90, fontsize=7)
 
 
 @torch.no_grad()
@@ -206,9 +195,9 @@ def layer_points(
         UserInputError: If the network has no such layer.
     """
     layers = {
-        layer.name: layer
-        for layer in attention_layers(model)
-        if isinstance(layer.attention, ChannelAttention)
+        found.name: found
+        for found in attention_layers(model)
+        if isinstance(found.attention, ChannelAttention)
     }
     if not layers:
         raise UserInputError(
@@ -238,10 +227,9 @@ def shift_figure(
 ) -> Figure:
     """Draw output against trunk, Figure 2 of arXiv:2103.13080.
 
-    Squeeze-and-Excite scales: its points lie in the cone between 0 and T(x).
-    Shift-and-Balance shifts: its points lie in a strip along T(x), as wide as
-    the largest lambda of the layer's channels. A panel is what
-    :func:`layer_points` returned.
+    SE scales: its points lie in the cone between 0 and T(x). SB shifts: its
+    points lie in a strip along T(x), as wide as the layer's largest lambda.
+    A panel is what :func:`layer_points` returned.
     """
     size = (1 + 4 * len(panels), 4.5)
     figure = Figure(size, dpi=120, layout='constrained')

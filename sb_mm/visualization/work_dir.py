@@ -22,15 +22,13 @@ def load_trained(
 ) -> tuple[BaseModel, dict]:
     """Return a training's network and the first batch of its validation data.
 
+    The network is on the CPU, in evaluation mode.
+
     Args:
         work_dir: Its work directory, with the config that MMEngine wrote.
         checkpoint: File of the weights; the newest there if None.
         data_root: Folder of the data, if it is not where the config says.
         trust: Run the code that the checkpoint may bring with it.
-
-    Returns:
-        The network on the CPU in evaluation mode, and a batch as it comes
-        from the loader.
 
     Raises:
         UserInputError: If config, data or checkpoint are missing or do not

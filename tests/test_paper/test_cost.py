@@ -3,16 +3,12 @@
 from dataclasses import replace
 
 import pytest
-import torch
 import yaml
-from torch import nn
 
 from sb_mm.engine.build import build_model
-from sb_mm.models import DynamicConv2d
 from sb_mm.models.layers import ChannelAttention
 from sb_mm.paper.cells import REPOSITORY, find_cell, load_cells
 from sb_mm.paper.cost import (
-    Comparison,
     Shape,
     attention_shapes,
     compare_multiply_adds,
@@ -23,45 +19,6 @@ from sb_mm.paper.datasets import DATASETS
 from sb_mm.paper.report import paper_result
 
 CELLS = load_cells()
-
-
-def _by_hooks(model, size):
-    """Sum up the multiply-adds from the shapes that each layer sees."""
-    sums = []
-
-    def hook(module, inputs, output):
-        if isinstance(module, nn.Linear):
-            sums.append(output.numel() * module.in_features)
-            return
-        kh, kw = module.kernel_size
-        per_output = module.in_channels // module.groups * kh * kw
-        sums.append(output.numel() * per_output)
-        if isinstance(module, DynamicConv2d):  # the mixture of its kernels
-            kernel = module.out_channels * per_output
-            sums.append(module.num_kernels * kernel)
-
-    for module in model.modules():
-        if isinstance(module, (nn.Conv2d, DynamicConv2d, nn.Linear)):
-            module.register_forward_hook(hook)
-    with torch.no_grad():
-        model(torch.zeros(1, 3, size, size))
-    return sum(sums)
-
-
-@pytest.mark.parametrize(
-    'cell_id',
-    [
-        't1-se-x0.35',
-        't3-shufflenet_v2-x0.5-sb',
-        't6-x0.35-dyconv',
-        't4-ssd-mobilenetv2-x0.35-sb',
-    ],
-)
-def test_the_counter_agrees_with_hooks_on_every_layer(cell_id):
-    cell = find_cell(cell_id)
-    model = build_model(cell.resolve()).eval()
-    found = _by_hooks(model, cell.spec.image_size)
-    assert count(cell).multiply_adds == found
 
 
 def _leaves(dataset):
@@ -124,20 +81,10 @@ def test_multiply_adds_of_table_1(cell, expected):
     assert count(find_cell(cell)).multiply_adds == expected
 
 
-def test_a_number_that_is_off_by_one_digit_does_not_match():
-    assert Comparison(1.677, 1.677128, 1.677128, 5e-4).verdict == 'ok'
-    for wrong in (1.676, 1.678):
-        found = Comparison(wrong, 1.677128, 1.677128, 5e-4)
-        assert found.verdict == 'MISMATCH'
-    assert Comparison(None, 1.0, 1.0, 0.0).verdict == ''
-    assert Comparison(2.0, 1.0, None, 0.0).verdict == 'another network'
-
-
 def test_the_overhead_is_that_of_equations_10_to_17():
     # Cin = 4, Chid = 3, Cout = 5, 10x10 pixels in, 5x5 out:
     # multiplies 4 + 4*3 + 3*5 + 5, adds 4*100 + 4*3 + 3*5 + 5*25.
-    found = Shape(4, 3, 5, 100, 25)
-    assert (found.multiplies, found.adds) == (36, 552)
+    assert Shape(4, 3, 5, 100, 25).overhead == (36, 552)
 
 
 def test_the_overhead_of_a_network_is_that_of_its_layers():
@@ -149,12 +96,10 @@ def test_the_overhead_of_a_network_is_that_of_its_layers():
         for name, module in model.named_modules()
         if isinstance(module, ChannelAttention)
     }
-    assert list(shapes) == list(gates)
-    for name, gate in gates.items():
-        assert shapes[name][:3] == (
-            gate.fc1.in_features,
-            gate.fc1.out_features,
-            gate.fc2.out_features,
-        )
+    sizes = {
+        n: (g.fc1.in_features, g.fc1.out_features, g.fc2.out_features)
+        for n, g in gates.items()
+    }
+    assert {name: shape[:3] for name, shape in shapes.items()} == sizes
     # The first: 1x1 at the stem's resolution, as many pixels in as out.
     assert next(iter(shapes.values()))[3:] == (150 * 150, 150 * 150)

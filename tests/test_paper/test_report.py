@@ -16,7 +16,6 @@ from sb_mm.paper.report import (
     printed_samples,
     results_page,
     verdict,
-    welch,
 )
 
 PAGE = (REPOSITORY / 'docs/results.md').read_text()
@@ -52,7 +51,7 @@ def test_records_become_mean_deviation_and_difference(make_record):
             make_record('t6-x0.35-sb', 90.0),
             make_record('t6-x0.35-sb', 92.0, seed=1, note='Noted.'),
             make_record('t6-x0.5-sb', 50.0, options={'a': 1}),
-            make_record('t6-x0.75-sb', 60.0, train=few, note='Old.'),
+            make_record('t6-x0.75-sb', 60.0, train=few),
             make_record('t4-ssd-mobilenetv2-x0.5-se', 12.0),
             make_record('t6-x0.5-static', None, history=[]),
         ]
@@ -68,14 +67,10 @@ def test_records_become_mean_deviation_and_difference(make_record):
     assert printed_slash[1:4] == ['/', '12.000', '']
     assert _row(text, '`t6-x0.5-static`')[2:4] == ['/', '']
     # What is not the paper's recipe stands in a table of its own.
-    assert _row(text, '`t6-x0.5-sb`')[2] == 'not run'
-    assert _row(text, '`t6-x0.75-sb`')[2] == 'not run'
-    assert _row(text, '`a=1`')[1:5] == [
-        '50,000 / 10,000', '`t6-x0.5-sb`', '50.000', '50.00',
-    ]  # fmt: skip
-    reduced = _row(text, '')
-    assert reduced[1] == '20 / 10,000'
-    assert reduced[6].endswith('; Old.')
+    for cell in ('`t6-x0.5-sb`', '`t6-x0.75-sb`'):
+        assert _row(text, cell)[2] == 'not run'
+    assert _row(text, '`a=1`')[2:5] == ['`t6-x0.5-sb`', '50.000', '50.00']
+    assert _row(text, '')[1] == '20 / 10,000'
 
 
 @pytest.mark.parametrize(
@@ -86,12 +81,10 @@ def test_records_become_mean_deviation_and_difference(make_record):
         ([91.0, 90.0, 92.0], [90.9, 90.0, 91.8], None, OPEN),
         # Two seeds are no test, however clear they look.
         ([95.0, 95.1], [90.0, 90.1, 90.2], None, OPEN),
-        ([], [90.0, 90.1, 90.2], None, OPEN),
         # Without any deviation, the interval is the difference.
         ([91.0, 91.0, 91.0], [90.0, 90.0, 90.0], None, SUPPORTED),
         ([91.0, 91.1, 91.05], [91.1, 91.2, 91.15], 0.5, SUPPORTED),
         ([91.0, 91.1, 91.05], [90.0, 90.1, 90.05], 0.5, CONTRADICTED),
-        ([90.0, 90.1, 90.05], [91.0, 91.1, 91.05], 0.5, CONTRADICTED),
         ([91.0, 92.0, 90.0], [91.0, 92.0, 90.0], 0.5, OPEN),
     ],
 )
@@ -99,25 +92,12 @@ def test_a_claim_is_judged_by_its_interval(first, second, margin, expected):
     assert verdict(first, second, margin) == expected
 
 
-def test_the_interval_is_that_of_welch():
-    # Deviation 2, three runs each: 4 degrees of freedom.
-    low, high = welch([40.0, 42.0, 44.0], [20.0, 22.0, 24.0])
-    reach = stats.t.ppf(0.975, 4) * (8 / 3) ** 0.5
-    assert (low, high) == pytest.approx((20 - reach, 20 + reach))
-
-
 def test_the_paper_is_judged_by_its_own_numbers():
     pairs = [claimed_pairs(claim) for claim in TABLES['claims']]
     assert list(map(len, pairs)) == [4, 4, 4, 8, 4, 2, 24, 16, 3]
     assert _row(PAGE, 'SB is better than DyConv.')[2] == '3 open, 1 supported'
-    # 92.59 +- 0.082 and 92.506 +- 0.102, five runs each.
-    test = stats.ttest_ind_from_stats(
-        92.59, 0.082, 5, 92.506, 0.102, 5, equal_var=False
-    )
-    assert test.pvalue > 0.05
-    sides = [find_cell(f't6-x0.75-{name}') for name in ('sb', 'dyconv')]
-    assert verdict(*map(printed_samples, sides)) == OPEN
-    samples = printed_samples(sides[0])
+    samples = printed_samples(find_cell('t6-x0.75-sb'))
+    assert len(samples) == 5
     assert stats.tmean(samples) == pytest.approx(92.59)
     assert stats.tstd(samples) == pytest.approx(0.082)
 

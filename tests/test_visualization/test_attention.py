@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matplotlib.collections import PathCollection
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from PIL import Image
 from tiny_detector import SIDE, cut_networks, detector, write_config
@@ -23,18 +22,13 @@ from sb_mm.visualization.attention import (
     plot_attention,
     plot_shift,
     read_attention_stats,
-    shift_figure,
 )
 from sb_mm.visualization.work_dir import load_trained
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools/plot.py'
 SB = dict(type='sb_mm.ShiftBalance')
 SE = dict(type='sb_mm.SqueezeExcite')
-STATIC = {
-    'backbone.layer1.0.conv.0': dict(trunk_std=1.0, output_std=1.0),
-    'backbone.layer1.0.conv.1': dict(trunk_std=1.5, output_std=1.5),
-    'backbone.layer1.1.conv.0': dict(trunk_std=9.0, output_std=9.0),
-}
+STATIC = {'backbone.layer1.0.conv.0': dict(trunk_std=1.0, output_std=1.5)}
 GATED = {
     'backbone.layer1.0.conv.0': dict(
         trunk_std=1.0, output_std=0.5, saturated=0.25, inactivated=0.125
@@ -76,22 +70,15 @@ def test_the_attention_figure_has_the_numbers_of_the_records():
     figure = attention_figure(['a', 'b'], records)
     std, inactivated, saturated = np.array(figure.axes).reshape(-1, 2)
     assert [a.get_title() for a in std] == ['a, epoch 1', 'b, epoch 7']
-    values = ([0, 1, 2], [1.0, 1.5, 9.0])
-    assert [*lines_of(std[0]).values()] == [values, values]
+    assert [*lines_of(std[0]).values()] == [([0], [1.5]), ([0], [1.0])]
     gated = lines_of(std[1])
     assert gated['trunk T(x)'] == ([0, 1, 2, 3], [1.0, 1.0, 2.0, 3.0])
     # What was not finite is a gap, and the other layers keep their places.
     np.testing.assert_equal(gated['layer output'][1], [0.5, 1.0, np.nan, 3.0])
     assert [*lines_of(inactivated[1]).values()] == [([0, 2], [0.125, 0.0])]
     assert [*lines_of(saturated[1]).values()] == [([0, 2], [0.25, 0.5])]
-    # Some diverge: a thousand times the others' must not hide these.
-    assert std[0].get_yscale() == 'log'
-    assert std[0].get_ylim() == std[1].get_ylim()
     # A tick at the first layer of each block.
-    ticks = saturated[1]
-    texts = [label.get_text() for label in ticks.get_xticklabels()]
-    assert texts == ['layer1.0', 'neck.extra_layers.0']
-    assert list(ticks.get_xticks()) == [0, 3]
+    assert list(saturated[1].get_xticks()) == [0, 3]
 
     # Lambda with its spread.
     _, axes = attention_figure(['c'], [record(SHIFTED)]).axes
@@ -114,18 +101,13 @@ def test_the_tool_draws_trainings_side_by_side(tmp_path, monkeypatch, capsys):
         write_stats(tmp_path / name, record(layers, 1), record(layers, 2))
         for name, layers in (('static', STATIC), ('sb', SHIFTED))
     ]
-    for more, title in (
-        (['--out', f'{tmp_path}/new/two.svg'], f'{runs[1]}, epoch 2'),
-        (['--labels', 'x', 'y', '--epoch', '1'], None),
-    ):
-        argv = [str(TOOL), 'attention', *runs, *more]
-        monkeypatch.setattr('sys.argv', argv)
-        with pytest.raises(SystemExit, match='0'):
-            runpy.run_path(str(TOOL), run_name='__main__')
-        file = Path(capsys.readouterr().out.strip())
-        assert title is None or f'<!-- {title} -->' in file.read_text()
-    assert file == tmp_path / 'static/attention.png'
-    assert Image.open(file).size[0] > 1000
+    out = tmp_path / 'new/two.svg'
+    argv = [str(TOOL), 'attention', *runs, '--out', str(out), '--epoch', '1']
+    monkeypatch.setattr('sys.argv', argv)
+    with pytest.raises(SystemExit, match='0'):
+        runpy.run_path(str(TOOL), run_name='__main__')
+    assert capsys.readouterr().out == f'{out}\n'
+    assert f'<!-- {runs[1]}, epoch 1 -->' in out.read_text()
 
 
 @pytest.mark.parametrize(
@@ -195,23 +177,10 @@ def test_points_are_a_layers_trunk_and_its_output():
         layer_points(net, batch(), 'layers.9')
     with pytest.raises(UserInputError, match='no layer with attention'):
         layer_points(Net(None), batch())
-    # Of many, some, always the same and from all images.
+    # Of many, some, always the same.
     _, trunk, _ = layer_points(net, batch(8, 32))
     assert trunk.shape == (20_000,)
     assert layer_points(net, batch(8, 32))[1].equal(trunk)
-    assert len(trunk.unique()) > 19_000
-
-
-def test_the_shift_figure_has_the_points_but_not_the_outliers():
-    layer, trunk, output = layer_points(Net(SB).eval(), batch())
-    output[0] = 1e6
-    (axes,) = shift_figure(['a run'], [(layer, trunk, output)]).axes
-    (scatter,) = (c for c in axes.collections if type(c) is PathCollection)
-    offsets = np.asarray(scatter.get_offsets())
-    np.testing.assert_equal(offsets.T, np.stack([trunk, output]))
-    assert axes.get_ylim()[1] < 100
-    nothing = torch.full((5,), torch.nan)  # of a network that diverged
-    shift_figure(['a'], [(layer, nothing, nothing)]).canvas.draw()
 
 
 @pytest.fixture
@@ -227,9 +196,7 @@ def finished(tiny_devkit, tmp_path, monkeypatch):
     write_config(tiny_devkit(), work_dir / 'mine.py')
     content = dict(state_dict=detector().state_dict())
     torch.save(content, work_dir / 'epoch_1.pth')
-    # More than tensors, which only who trusts the file will load.
-    evil = dict(content, meta=dict(options=argparse.Namespace()))
-    torch.save(evil, tmp_path / 'evil.pth')
+    torch.save(argparse.Namespace(), tmp_path / 'evil.pth')
     # As it was where the network was trained.
     (work_dir / 'last_checkpoint').write_text('elsewhere/run/epoch_1.pth')
     return work_dir
@@ -246,13 +213,9 @@ def test_a_trained_network_is_found_and_drawn(finished, tmp_path):
     assert sample.img_path.endswith('d.jpg')
     assert loaded['inputs'][0].shape == (3, SIDE, SIDE)
 
-    evil = str(tmp_path / 'evil.pth')
-    with pytest.raises(UserInputError, match='--trust-checkpoint'):
-        load_trained(finished, evil)
     moved = (tmp_path / 'devkit').rename(tmp_path / 'moved')
     with pytest.raises(UserInputError, match='not found'):
         load_trained(finished)
-    load_trained(finished, evil, data_root=str(moved), trust=True)
     file = plot_shift([str(finished)], data_root=str(moved))
     assert file == finished / 'shift.png'
     assert Image.open(file).size[1] > 500
@@ -271,6 +234,8 @@ def test_what_is_missing_of_a_training_is_named(finished, tmp_path):
     fails('for a single work', finished, finished, checkpoint='x.pth')
     fails('neck is no layer with attention', finished, layer='neck')
     fails('mine.pth does not exist', finished, checkpoint='mine.pth')
+    evil = str(tmp_path / 'evil.pth')
+    fails('--trust-checkpoint', finished, checkpoint=evil)
     (finished / 'epoch_1.pth').unlink()
     fails('elsewhere/run/epoch_1.pth', finished)
     (finished / 'last_checkpoint').unlink()
