@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from sb_mm.errors import UserInputError, first_line
+
 # Of what a process that was killed leaves behind.
 DRAFT_SUFFIX = '.partial'
 
@@ -30,6 +32,22 @@ def find_config(name: str) -> str:
     """
     own = product_root() / name.replace('sb_mm::', 'configs/', 1)
     return str(own) if own.is_file() and not Path(name).is_file() else name
+
+
+def check_writable(file: Path, *suffixes: str) -> None:
+    """Raise UserInputError unless ``--out`` can be written, as it will be."""
+    try:
+        if file.is_dir() or file.suffix not in suffixes:
+            raise ValueError(f'no name of a file in {" or ".join(suffixes)}')
+        draft = file.with_name(f'.{file.name}.{os.getpid()}{DRAFT_SUFFIX}')
+        draft.touch()
+        draft.unlink()
+    except (OSError, ValueError) as error:
+        raise UserInputError(
+            f"--out '{file}' cannot be written ({first_line(error)}): give "
+            f'the name of a file in {" or ".join(suffixes)}, in a folder that '
+            'is there.'
+        ) from error
 
 
 def write_in_one_step(file: Path, content: str | bytes) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import json
-import os
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,8 +21,8 @@ from sb_mm.engine.build import build_loader, build_model
 from sb_mm.engine.checkpoints import check_checkpoint
 from sb_mm.engine.checks import check_data
 from sb_mm.engine.quiet import quiet_logger
-from sb_mm.errors import UserInputError, first_line
-from sb_mm.files import DRAFT_SUFFIX, write_in_one_step
+from sb_mm.errors import UserInputError
+from sb_mm.files import check_writable, write_in_one_step
 from sb_mm.version import __version__
 
 from .agreement import compare
@@ -68,7 +67,7 @@ def export(
     require_packages()
     check_number('--check-images', check_images, 1, integer=True)
     out = Path(out)
-    _check_writable(out)
+    check_writable(out, '.onnx')
     model = _build(cfg, nms, evaluate)
     check_data(cfg, ('test_dataloader',))
     evaluator = Evaluator(cfg.test_evaluator) if evaluate else None
@@ -101,21 +100,6 @@ def export(
             yield f'{name}: {shown}'
     write_in_one_step(out, file)
     yield f'{out}: {len(file) / 2**20:.1f} MiB'
-
-
-def _check_writable(path: Path) -> None:
-    """Raise unless a file can be written there, as it will be."""
-    try:
-        if path.is_dir() or path.suffix != '.onnx':
-            raise ValueError('no name of a file in .onnx')
-        draft = path.with_name(f'.{path.name}.{os.getpid()}{DRAFT_SUFFIX}')
-        draft.touch()
-        draft.unlink()
-    except (OSError, ValueError) as error:
-        raise UserInputError(
-            f"--out '{path}' cannot be written ({first_line(error)}): give "
-            'the name of a file in .onnx, in a folder that is there.'
-        ) from error
 
 
 def _build(cfg: Config, nms: bool, evaluate: bool) -> BaseModel:

@@ -44,13 +44,25 @@ def check_start(cfg: Config, trust: bool = False) -> None:
         return
     # Fine-tuning: another head is what the user wants, so only that the files
     # can be loaded is checked; MMEngine logs what does not fit.
-    files = [path] + [
-        node['checkpoint']
-        for _, node in nodes(cfg.model)
-        if node.get('type') == 'Pretrained'
-    ]
-    for file in filter(None, files):
-        load_checkpoint_file(file, trust=trust)
+    for _, node in nodes(cfg.model):
+        if node.get('type') == 'Pretrained' and node['checkpoint']:
+            load_checkpoint_file(node['checkpoint'], trust=trust)
+    if path is not None:
+        _check_fits(cfg, path, load_checkpoint_file(path, trust=trust))
+
+
+def _check_fits(cfg: Config, path: str, content: dict) -> None:
+    """Raise if a training would start from none of a file's tensors."""
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    own = _skeleton(cfg).state_dict()
+    if not any(
+        name in own and own[name].shape == tensor.shape
+        for name, tensor in state_dict_of(content).items()
+    ):
+        raise UserInputError(
+            f'No tensor of {path} fits the network: use a checkpoint of it, '
+            "or, for a backbone's weights, backbone.init_cfg."
+        )
 
 
 def check_checkpoint(cfg: Config, path: str, trust: bool = False) -> dict:

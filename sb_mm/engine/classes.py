@@ -112,10 +112,25 @@ def check_class_count(cfg: Config, classes: Sequence[str]) -> None:
                 f'{len(classes)} classes ({first_few(list(classes))}): set '
                 f'{setting} to that number.'
             )
+    _check_soft_labels(cfg, len(classes))
     if options := _topk_options(cfg, len(classes)):
         raise UserInputError(
             f'The dataset has {len(classes)} classes, fewer than topk of the '
             f'metric or the head: add `--cfg-options {options}`.'
+        )
+
+
+def _check_soft_labels(cfg: Config, count: int) -> None:
+    """Raise if Mixup or CutMix mixes labels that the head cannot take."""
+    loss = (cfg.model.get('head') or {}).get('loss') or {}
+    mixed = (cfg.model.get('train_cfg') or {}).get('augments')
+    sized = (cfg.get('data_preprocessor') or {}).get('num_classes', count)
+    hard = loss.get('type') == 'CrossEntropyLoss' and not loss.get('use_soft')
+    if mixed and (hard or sized != count):
+        raise UserInputError(
+            'model.train_cfg.augments mixes labels: add `--cfg-options '
+            'model.head.loss.use_soft=True '
+            f'data_preprocessor.num_classes={count}`.'
         )
 
 
@@ -182,6 +197,8 @@ def check_class_names(cfg: Config, dataset: BaseDataset) -> None:
             f'{name}_dataloader.dataset.metainfo.classes=classes.txt'
             for name in ('train', 'val', 'test')
         ]
+        if 'num_classes' in (cfg.get('data_preprocessor') or {}):
+            options.append(f'data_preprocessor.num_classes={len(folders)}')
         options.append(_topk_options(cfg, len(folders)))
         raise UserInputError(
             f'{root} holds {len(folders)} class folders '

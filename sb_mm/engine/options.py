@@ -25,7 +25,7 @@ from mmengine.runner import (
 )
 from torch.utils.data import DataLoader
 
-from sb_mm.arguments import check_number
+from sb_mm.arguments import check_choice, check_number
 from sb_mm.errors import UserInputError, first_few
 
 from .build import scope_of
@@ -50,6 +50,18 @@ _READERS: dict[str, list[Callable]] = {
 }
 # What it reads of others, such as auto_scale_lr.get('enable').
 _WORDS = set(re.findall(r"'(\w+)'", getsource(Runner)))
+# The least that whole numbers can be.
+_LEAST = {
+    **{
+        f'train_cfg.{key}': 1
+        for key in ('max_epochs', 'max_iters', 'val_begin', 'val_interval')
+    },
+    'optim_wrapper.accumulative_counts': 1,
+    'default_hooks.logger.interval': 1,
+    'default_hooks.checkpoint.max_keep_ckpts': -1,
+    'randomness.seed': 0,
+}
+_LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')
 # Arguments that are configs: what is new there must say what it configures.
 _TYPED = ('attention', 'attention_conv_cfg', 'conv_cfg', 'norm_cfg', 'act_cfg')
 
@@ -98,13 +110,20 @@ def check_values(cfg: Config, loaders: Sequence[str]) -> None:
         loaders: Names of the dataloaders that are used.
 
     Raises:
-        UserInputError: If a hook is unknown, or the length of the training or
-            a dataloader's settings are not possible.
+        UserInputError: If a hook is unknown, or a number is not possible.
     """
     _check_hooks(cfg)
-    for key, value in (cfg.get('train_cfg') or {}).items():
-        if key in ('max_epochs', 'max_iters'):
-            check_number(f'train_cfg.{key}', value, 1, integer=True)
+    least = dict(_LEAST)
+    for name in loaders:
+        least |= {f'{name}.batch_size': 1, f'{name}.num_workers': 0}
+    for path, low in least.items():
+        if (value := _value(cfg, path)) is not None:
+            check_number(path, value, low, integer=True)
+    if (lr := _value(cfg, 'optim_wrapper.optimizer.lr')) is not None:
+        check_number('optim_wrapper.optimizer.lr', lr, 0)
+    level = cfg.get('log_level') or 'INFO'
+    if not isinstance(level, int):
+        check_choice('log_level', level, _LEVELS)
     for name in loaders:
         loader = cfg.get(name) or {}
         for key in ('prefetch_factor', 'persistent_workers'):
@@ -113,6 +132,14 @@ def check_values(cfg: Config, loaders: Sequence[str]) -> None:
                     f'{name}.{key}={loader[key]} needs dataloader workers: '
                     f'set {name}.{key}=None, or num_workers above 0.'
                 )
+
+
+def _value(cfg: Config, path: str) -> object:
+    """Return what a config has at a dotted path, or None."""
+    node: object = cfg._cfg_dict
+    for key in path.split('.'):
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
 
 
 def _check_hooks(cfg: Config) -> None:
@@ -124,6 +151,10 @@ def _check_hooks(cfg: Config) -> None:
         )
     default = cfg.get('default_hooks') or {}
     for hook in (*custom, *default.values()):
+        if isinstance(hook, str):
+            raise UserInputError(
+                f"The hook {hook!r} must be written dict(type='{hook}')."
+            )
         kind = hook.get('type') if isinstance(hook, dict) else hook
         with scope_of(cfg):
             cls = _find_class(kind)

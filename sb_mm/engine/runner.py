@@ -5,8 +5,9 @@
 
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -17,6 +18,7 @@ from mmengine.runner import Runner
 
 from sb_mm.checkpoint import weights_only
 from sb_mm.errors import UserInputError, first_line
+from sb_mm.files import check_writable
 
 from .checkpoints import check_checkpoint, check_start, newest_checkpoint
 from .checks import check_data
@@ -123,10 +125,10 @@ def test(
         UserInputError: Before the model is built, if anything that the test
             needs is missing or does not fit.
     """
-    if out is not None and not out.endswith(('.pkl', '.pickle')):
-        raise UserInputError(
-            f'--out must end in .pkl or .pickle, but got {out}.'
-        )
+    if out is not None:
+        with suppress(OSError):  # which the next line explains
+            Path(out).parent.mkdir(parents=True, exist_ok=True)
+        check_writable(Path(out), '.pkl', '.pickle')
     cfg.load_from = checkpoint
     if show or show_dir:
         _show(cfg, show, show_dir, wait_time)
@@ -202,8 +204,15 @@ def _check_device(cfg: Config) -> None:
             "MMEngine's AmpOptimWrapper (--amp) needs a GPU: leave it out on "
             'this machine.'
         )
+    detects = cfg.get('default_scope') == 'mmdet'  # its metrics need float32
+    for name in ('val_cfg', 'test_cfg') if detects else ():
+        if (cfg.get(name) or {}).get('fp16'):
+            raise UserInputError(
+                f'{name}.fp16 needs a GPU: leave it out on this machine.'
+            )
     synchronised = cfg.get('sync_bn') or 'SyncBN' in str(cfg.model)
-    if cfg.launcher != 'none' and synchronised:
+    alone = cfg.launcher == 'none' and 'MMSyncBN' not in str(cfg.model)
+    if synchronised and not alone:
         raise UserInputError(
             'SyncBN in several processes needs GPUs: use one process, or '
             "norm_cfg=dict(type='BN') and no sync_bn on this machine."
