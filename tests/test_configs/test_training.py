@@ -116,7 +116,7 @@ def write_coco(root, file, images, classes, count=2):
     content = dict(
         images=[dict(sizes, id=i, file_name=n) for i, n in enumerate(names)],
         annotations=[
-            dict(box, id=i, image_id=i, category_id=10 * i + 3)
+            dict(box, id=i + 1, image_id=i, category_id=10 * i + 3)
             for i in range(count)
         ],
         categories=[
