@@ -54,8 +54,9 @@ _WORDS = set(re.findall(r"'(\w+)'", getsource(Runner)))
 _LEAST = {
     **{
         f'train_cfg.{key}': 1
-        for key in ('max_epochs', 'max_iters', 'val_begin', 'val_interval')
+        for key in ('max_epochs', 'max_iters', 'val_interval')
     },
+    'train_cfg.val_begin': 0,
     'optim_wrapper.accumulative_counts': 1,
     'default_hooks.logger.interval': 1,
     'default_hooks.checkpoint.max_keep_ckpts': -1,

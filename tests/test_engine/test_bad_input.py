@@ -116,10 +116,11 @@ SYNC_BN = ('--launcher', 'pytorch', '--cfg-options')
     [
         (['--amp'], ['--amp', 'GPU']),
         (['--cfg-options', *BFLOAT16], ['AmpOptimWrapper', 'needs a GPU']),
+        (['--cfg-options', 'val_cfg.fp16=True'], ['val_cfg.fp16', 'a GPU']),
         ([*SYNC_BN, 'sync_bn=torch'], ['SyncBN', 'needs GPUs']),
         ([*SYNC_BN, 'model.backbone.norm_cfg.type=SyncBN'], ['needs GPUs']),
     ],
-    ids=['--amp', 'bfloat16', 'sync_bn', 'norm_cfg'],
+    ids=['--amp', 'bfloat16', 'fp16', 'sync_bn', 'norm_cfg'],
 )
 @pytest.mark.usefixtures('broken')
 def test_what_needs_a_gpu_is_refused_before_the_data_are_looked_at(
@@ -166,3 +167,13 @@ def test_the_exit_code_reaches_the_shell(tmp_path):
 
 def test_a_work_dir_that_is_a_file(tool, config):
     _one_sentence(tool('train', config, '--work-dir', config), 'is a file')
+
+
+@pytest.mark.parametrize('out', ['file/x.pkl', 'x.json'])
+@pytest.mark.usefixtures('broken')
+def test_predictions_that_cannot_be_written_are_refused_first(
+    tool, config, tmp_path, out
+):
+    (tmp_path / 'file').touch()
+    argv = ('test', config, 'x.pth', '--out', tmp_path / out)
+    _one_sentence(tool(*argv), '--out', 'cannot be written')

@@ -115,6 +115,15 @@ def test_a_checkpoint_with_code_is_refused_until_it_is_trusted(cfg, save):
         check_start(start, trust=True)
 
 
+def test_a_training_starts_from_something_that_fits(cfg, save, tmp_path):
+    cfg.load_from = save()
+    check_start(cfg)
+    cfg.load_from = str(tmp_path / 'other.pth')
+    torch.save(dict(state_dict=dict(a=torch.ones(1))), cfg.load_from)
+    with pytest.raises(UserInputError, match='No tensor of .*other.pth fits'):
+        check_start(cfg)
+
+
 @pytest.mark.parametrize('command', ['test', 'train', 'load_from', 'resume'])
 def test_the_tools_trust_nothing_by_themselves(
     command, tool, config, tmp_path

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import subprocess
+from ast import literal_eval
 
 import numpy as np
 import pytest
@@ -115,6 +116,7 @@ def test_a_subset_of_imagenet_names_the_commands_that_help(
     root, tmp_path, monkeypatch
 ):
     cfg = imagenet(root, num_classes=1000)
+    cfg.data_preprocessor = dict(num_classes=1000)
     message = error_of(cfg)
     assert_says(message, '3 class folders (ant, bee, cow)', 'has 1000 names')
     monkeypatch.chdir(tmp_path)
@@ -126,9 +128,10 @@ def test_a_subset_of_imagenet_names_the_commands_that_help(
     assert first == '--cfg-options'
     pairs = dict(option.split('=', 1) for option in options)
     assert pairs.pop('model.head.num_classes') == '3'
+    assert pairs['data_preprocessor.num_classes'] == '3'
     assert [pairs.pop(f'{e}.topk') for e in ('val_evaluator',
             'test_evaluator.0')] == ['1', '1']  # fmt: skip
-    assert len(pairs) == 3
+    assert len(pairs) == 4
     cfg.merge_from_dict(pairs)
     assert '(ant, bee, cow): set model.head.num_classes' in error_of(cfg)
     cfg.model.head.num_classes = 3
@@ -249,6 +252,18 @@ def test_a_head_that_computes_accuracy_needs_as_many_classes(root):
     cfg = custom(root)
     cfg.model.head.update(topk=(1, 5), cal_acc=True)
     assert '`--cfg-options model.head.topk=1`' in error_of(cfg)
+
+
+def test_mixed_labels_need_a_loss_for_them(root):
+    cfg = custom(root)
+    cfg.data_preprocessor = dict(num_classes=1000)
+    cfg.model.head.loss = dict(type='CrossEntropyLoss')
+    check_data(cfg, TRAINING)
+    cfg.model.train_cfg = dict(augments=dict(type='Mixup', alpha=0.2))
+    _, options, _ = error_of(cfg).split('`')
+    pairs = (option.split('=') for option in options.split()[1:])
+    cfg.merge_from_dict({key: literal_eval(value) for key, value in pairs})
+    check_data(cfg, TRAINING)
 
 
 @pytest.mark.parametrize('kind', ['ConcatDataset', 'RepeatDataset'])

@@ -156,6 +156,12 @@ def test_a_misspelt_argument_in_a_config_is_named():
         ('default_hooks.mine', dict(type='SSDHead'), 'hook SSDHead is unkno'),
         ('train_cfg.max_epochs', 0, r'train_cfg.max_epochs must be an int'),
         ('train_dataloader.num_workers', 0, 'persistent_workers=True needs'),
+        ('train_dataloader.num_workers', -1, 'num_workers must be an integ'),
+        ('train_dataloader.batch_size', 'x', 'batch_size must be an integer'),
+        ('optim_wrapper.optimizer.lr', float('nan'), 'lr must be a number'),
+        ('randomness.seed', -3, 'seed must be an integer'),
+        ('log_level', 'NOPE', "log_level must be one of 'DEBUG'"),
+        ('custom_hooks', ['EMAHook'], 'must be written dict'),
     ],
 )
 def test_a_value_that_mmengine_would_stop_at_later(key, value, message):
