@@ -17,6 +17,13 @@ def repository() -> Path | None:
     return None if _WHEEL.is_dir() else _PACKAGE.parent
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, 'sched_getaffinity'):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def product_root() -> Path:
     """Return the folder of ``configs/`` and ``tools/``, which is read only."""
     return repository() or _WHEEL

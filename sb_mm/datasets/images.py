@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from PIL import Image
 
 from sb_mm.errors import FileFault, first_few, first_line, raise_faults
+from sb_mm.files import cores
 
 T = TypeVar('T')
 
@@ -181,7 +182,7 @@ def collect(function: Callable[[Any], T], items: Sequence) -> list[T]:
         except FileFault as fault:
             return fault
 
-    threads = min(2 * len(os.sched_getaffinity(0)), 16)
+    threads = min(2 * cores(), 16)
     # Large images are left to our own limit, which can be lifted.
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from sb_mm.errors import UserInputError
+from sb_mm.files import cores
 
 from .cells import Cell
 from .job import Job
@@ -85,7 +86,7 @@ def _places(count: int | None) -> list[dict[str, str]]:
     gpus = torch.cuda.device_count()
     count = count or max(1, gpus)
     if not gpus:
-        threads = max(1, len(os.sched_getaffinity(0)) // count)
+        threads = max(1, cores() // count)
         return [dict(OMP_NUM_THREADS=str(threads)) for _ in range(count)]
     given = os.environ.get('CUDA_VISIBLE_DEVICES')
     names = given.split(',') if given else [str(i) for i in range(gpus)]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sb_mm.errors import UserInputError
+from sb_mm.files import cores
 from sb_mm.paper import cluster, train
 from sb_mm.paper.cells import select_cells
 from sb_mm.paper.cluster import run_on_ray, slurm_array
@@ -59,7 +60,7 @@ def test_no_more_than_the_given_number_run_at_a_time(jobs):
     words = [job.log.read_text().split() for job in jobs]
     begins, ends = (sorted(float(w[i]) for w in words) for i in (0, 1))
     assert begins[2] >= ends[0]
-    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    share = max(1, cores() // 2)
     assert {event.text.split()[1] for event in ended} == {str(share)}
 
 
