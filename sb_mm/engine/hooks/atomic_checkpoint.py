@@ -56,7 +56,9 @@ class AtomicCheckpointHook(CheckpointHook):
         for draft in Path(self.out_dir).glob(f'.*{DRAFT_SUFFIX}'):
             draft.unlink(missing_ok=True)
         hub = runner.message_hub
-        self.file_backend.outdated += hub.get_info(_OUTDATED, [])
+        listed = hub.get_info(_OUTDATED)
+        names = listed if isinstance(listed, list) else []
+        self.file_backend.outdated += [n for n in names if isinstance(n, str)]
         # The list itself: each checkpoint gets what it holds at the time.
         hub.update_info(_OUTDATED, self.file_backend.outdated)
         self._remove_outdated(runner)

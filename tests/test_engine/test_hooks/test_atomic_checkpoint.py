@@ -132,15 +132,16 @@ def test_a_best_checkpoint_of_the_same_name_is_kept(tmp_path):
     assert checkpoints(tmp_path) == LEFT
 
 
-@pytest.mark.parametrize('listed', ['victim.pth', '../victim.pth', '..'])
+@pytest.mark.parametrize('listed', ['victim.pth', '../victim.pth', '..', 5])
 def test_a_checkpoint_names_no_file_elsewhere_to_delete(tmp_path, listed):
     victim = tmp_path / 'victim.pth'
     victim.touch()
     train(tmp_path / 'work')
     path = newest_checkpoint(tmp_path / 'work')
     content = load_checkpoint_file(path)
-    listed = [str(victim) if listed == victim.name else listed]
-    content['message_hub']['runtime_info']['outdated_ckpts'] = listed
+    names = [str(victim) if listed == victim.name else listed, 5]
+    names = 5 if listed == 5 else names
+    content['message_hub']['runtime_info']['outdated_ckpts'] = names
     torch.save(content, path)
     train(tmp_path / 'work', resume=True)
     assert victim.exists()
