@@ -86,6 +86,8 @@ def train(
             _load_or_say_why, runner.load_or_resume, cfg.get('load_from')
         )
         runner.train()
+        # A circle, in which the dataloader workers would outlive the runner.
+        del runner.load_or_resume
     _leave_processes()
     scalars = runner.message_hub.log_scalars
     return {
