@@ -86,8 +86,10 @@ def train(
             _load_or_say_why, runner.load_or_resume, cfg.get('load_from')
         )
         runner.train()
-        # A circle, in which the dataloader workers would outlive the runner.
-        del runner.load_or_resume
+        # The runner and its loops hold each other: Python would end the
+        # dataloader workers at any time and in any order.
+        for loop in filter(None, (runner.train_loop, runner.val_loop)):
+            loop.dataloader._iterator = None
     _leave_processes()
     scalars = runner.message_hub.log_scalars
     return {
