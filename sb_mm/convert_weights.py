@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from .checkpoint import load_checkpoint_file, shape_conflicts, state_dict_of
 from .errors import UserInputError, first_few
 from .files import write_in_one_step
 from .models.backbones import (
@@ -18,6 +17,7 @@ from .models.backbones import (
     AttentionShuffleNetV2,
 )
 from .models.backbones.base import AttentionBackbone
+from .weights import load_checkpoint_file, shape_conflicts, state_dict_of
 
 
 @dataclass(frozen=True)

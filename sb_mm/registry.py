@@ -46,5 +46,5 @@ HOOKS = _child(
     root.HOOKS,
     'engine.hooks',
     'paper.job_hook',
-    detection='visualization.drawing_hook',
+    detection='engine.hooks.drawing',
 )

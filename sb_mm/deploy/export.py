@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sb_mm.arguments import check_number
-from sb_mm.checkpoint import state_dict_of
 from sb_mm.engine.build import build_loader, build_model
-from sb_mm.engine.checkpoints import check_checkpoint
-from sb_mm.engine.checks import check_data
+from sb_mm.engine.checks.checkpoint import check_checkpoint
+from sb_mm.engine.checks.data import check_data
 from sb_mm.engine.quiet import quiet_logger
 from sb_mm.errors import UserInputError
 from sb_mm.files import check_writable, write_in_one_step
 from sb_mm.version import __version__
+from sb_mm.weights import state_dict_of
 
 from .agreement import compare
 from .fold import fold

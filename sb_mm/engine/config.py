@@ -12,7 +12,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from sb_mm.errors import UserInputError, first_line, root_cause
 from sb_mm.files import find_config, product_root
 
-from .options import apply_options, check_own_arguments
+from .checks.options import apply_options, check_own_arguments
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 

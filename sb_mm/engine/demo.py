@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sb_mm.arguments import check_number
-from sb_mm.checkpoint import load_checkpoint_file, weights_only
 from sb_mm.datasets.synthetic_voc import make_synthetic_voc
 from sb_mm.visualization.detections import draw_sheet, plot_curves
+from sb_mm.weights import load_checkpoint_file, weights_only
 
 from .config import load_config
 from .runner import build_runner, train

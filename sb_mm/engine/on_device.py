@@ -4,7 +4,7 @@ from mmengine.config import Config, ConfigDict
 
 from sb_mm.errors import UserInputError
 
-from .options import check_own_arguments
+from .checks.options import check_own_arguments
 
 _READING = ('LoadImageFromFile', 'Resize', 'CenterCrop')
 

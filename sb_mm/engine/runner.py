@@ -16,15 +16,15 @@ from mmengine.evaluator import DumpResults
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from sb_mm.checkpoint import weights_only
 from sb_mm.errors import UserInputError, first_line
 from sb_mm.files import check_writable
+from sb_mm.weights import weights_only
 
-from .checkpoints import check_checkpoint, check_start, newest_checkpoint
-from .checks import check_data
+from .checks.checkpoint import check_checkpoint, check_start, newest_checkpoint
+from .checks.data import check_data
+from .checks.options import check_values
 from .hooks import ResumedScheduleHook
 from .memory import keep_freed_memory
-from .options import check_values
 from .work_dir import lock_work_dir
 
 # What MMEngine raises at a checkpoint of another form than its own.

@@ -14,8 +14,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from sb_mm.engine.checks.options import apply_options
 from sb_mm.engine.config import read_config
-from sb_mm.engine.options import apply_options
 from sb_mm.errors import UserInputError, first_few
 from sb_mm.files import product_root
 

@@ -12,7 +12,7 @@ from rich.progress import track
 from rich.table import Table
 
 from sb_mm.arguments import check_number
-from sb_mm.engine.checks import check_data
+from sb_mm.engine.checks.data import check_data
 from sb_mm.errors import UserInputError, first_few
 from sb_mm.files import repository
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from mmengine.model import BaseModel
 
-from sb_mm.checkpoint import state_dict_of
 from sb_mm.engine.build import build_loader, build_model
-from sb_mm.engine.checkpoints import check_checkpoint, newest_checkpoint
-from sb_mm.engine.checks import check_data
+from sb_mm.engine.checks.checkpoint import check_checkpoint, newest_checkpoint
+from sb_mm.engine.checks.data import check_data
 from sb_mm.engine.config import load_config
 from sb_mm.errors import UserInputError
+from sb_mm.weights import state_dict_of
 
 
 def load_trained(

@@ -197,7 +197,7 @@ def data_config(
 
 def error_of(cfg: Config) -> str:
     """What the check of the data says."""
-    from sb_mm.engine.checks import check_data
+    from sb_mm.engine.checks.data import check_data
     from sb_mm.errors import UserInputError
 
     with pytest.raises(UserInputError) as caught:

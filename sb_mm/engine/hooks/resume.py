@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import _ParamScheduler
 from mmengine.runner import EpochBasedTrainLoop, Runner, set_random_seed
 
-from sb_mm.engine.options import arguments_of
+from sb_mm.engine.checks.options import arguments_of
 from sb_mm.errors import UserInputError, first_few
 from sb_mm.registry import HOOKS
 

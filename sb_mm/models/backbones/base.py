@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sb_mm.arguments import check_number
-from sb_mm.checkpoint import load_pretrained
+from sb_mm.weights import load_pretrained
 
 from ..layers import ConvNormAct
 from .blocks import AttentionModule
@@ -44,7 +44,7 @@ class AttentionBackbone(AttentionModule):
         norm_eval: Keep batch normalisation on its running statistics.
         init_cfg: Initialisation; ``default_init_cfg`` if None.
             ``type='Pretrained'`` loads the trunk and reports what it loaded,
-            see :func:`sb_mm.checkpoint.load_pretrained`; what it lacks is
+            see :func:`sb_mm.weights.load_pretrained`; what it lacks is
             initialised as without it.
         **kwargs: See :class:`~.blocks.AttentionModule`.
     """

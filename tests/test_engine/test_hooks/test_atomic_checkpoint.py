@@ -13,9 +13,9 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.model import BaseModel
 from torch import nn
 
-from sb_mm.checkpoint import load_checkpoint_file, weights_only
-from sb_mm.engine.checkpoints import newest_checkpoint
+from sb_mm.engine.checks.checkpoint import newest_checkpoint
 from sb_mm.engine.hooks import AtomicCheckpointHook, ValidateResumedHook
+from sb_mm.weights import load_checkpoint_file, weights_only
 
 from ..conftest import tiny_runner
 

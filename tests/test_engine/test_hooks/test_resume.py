@@ -13,13 +13,13 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
 from torch.optim import SGD
 
-from sb_mm.checkpoint import weights_only
 from sb_mm.engine.hooks import (
     ResumedScheduleHook,
     ValidateResumedHook,
     resume,
 )
 from sb_mm.errors import UserInputError
+from sb_mm.weights import weights_only
 
 from ..conftest import tiny_runner
 

@@ -20,13 +20,13 @@ pytest.importorskip('mmdet')
 
 from mmpretrain.datasets import CIFAR10  # noqa: E402
 
-from sb_mm.engine.checkpoints import check_checkpoint  # noqa: E402
-from sb_mm.engine.checks import check_data  # noqa: E402
+from sb_mm.engine.checks.checkpoint import check_checkpoint  # noqa: E402
+from sb_mm.engine.checks.data import check_data  # noqa: E402
 from sb_mm.engine.cli import run_tool  # noqa: E402
 from sb_mm.engine.runner import train  # noqa: E402
 from sb_mm.errors import UserInputError  # noqa: E402
 
-from .conftest import (  # noqa: E402
+from ..conftest import (  # noqa: E402
     TRAINING,
     assert_says,
     data_config,

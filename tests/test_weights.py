@@ -14,15 +14,15 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from sb_mm.checkpoint import (
+from sb_mm.errors import UserInputError
+from sb_mm.models.layers import DynamicConv2d, ShiftBalance
+from sb_mm.weights import (
     load_checkpoint_file,
     load_pretrained,
     shape_conflicts,
     state_dict_of,
     weights_only,
 )
-from sb_mm.errors import UserInputError
-from sb_mm.models.layers import DynamicConv2d, ShiftBalance
 
 
 @pytest.fixture(autouse=True)
@@ -300,7 +300,7 @@ def save_conv(path, **extra):
 def test_loading_says_what_came_in_and_what_did_not(tmp_path, monkeypatch):
     log = []
     monkeypatch.setattr(
-        'sb_mm.checkpoint.print_log', lambda text, **_: log.append(text)
+        'sb_mm.weights.print_log', lambda text, **_: log.append(text)
     )
     path = save_conv(tmp_path / 'a.pth', **{'net.fc': torch.ones(1)})
     network = Network()

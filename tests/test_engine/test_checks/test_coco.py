@@ -10,9 +10,9 @@ from PIL import Image
 
 pytest.importorskip('mmdet')
 
-from sb_mm.engine.checks import check_data  # noqa: E402
+from sb_mm.engine.checks.data import check_data  # noqa: E402
 
-from .conftest import TRAINING, assert_says, error_of  # noqa: E402
+from ..conftest import TRAINING, assert_says, error_of  # noqa: E402
 
 
 @pytest.fixture

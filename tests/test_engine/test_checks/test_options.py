@@ -8,15 +8,15 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from sb_mm.engine.cli import Options
-from sb_mm.engine.options import (
+from sb_mm.engine.checks.options import (
     apply_options,
     check_own_arguments,
     check_values,
 )
+from sb_mm.engine.cli import Options
 from sb_mm.errors import UserInputError
 
-from .conftest import CUSTOM, MAIN, REPOSITORY
+from ..conftest import CUSTOM, MAIN, REPOSITORY
 
 VOC = Config.fromfile(MAIN)
 

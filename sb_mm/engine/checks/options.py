@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from sb_mm.arguments import check_choice, check_number
 from sb_mm.errors import UserInputError, first_few
 
-from .build import scope_of
+from ..build import scope_of
 
 # What MMEngine takes out of a config before a constructor sees the rest.
 _TAKEN_OUT = {

@@ -26,6 +26,7 @@ from sb_mm.datasets.images import (
 )
 from sb_mm.errors import UserInputError, first_few, first_line
 
+from ..config import dataset_configs
 from .classes import (
     build_dataset,
     check_class_count,
@@ -38,8 +39,7 @@ from .classes import (
     metrics_of,
     open_dataset,
 )
-from .coco_file import box_notes, check_categories, read_coco
-from .config import dataset_configs
+from .coco import box_notes, check_categories, read_coco
 
 # Images that are decoded of a class folder, and of a list of images.
 _PER_FOLDER, _PER_LIST = 2, 1000

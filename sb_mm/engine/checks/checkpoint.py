@@ -9,19 +9,19 @@ from mmengine.fileio import list_from_file
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from sb_mm.checkpoint import (
+from sb_mm.datasets.annotation import nfc
+from sb_mm.datasets.images import open_regular
+from sb_mm.errors import UserInputError, first_few
+from sb_mm.weights import (
     load_checkpoint_file,
     refuse_conflicts,
     shape_conflicts,
     state_dict_of,
 )
-from sb_mm.datasets.annotation import nfc
-from sb_mm.datasets.images import open_regular
-from sb_mm.errors import UserInputError, first_few
 
-from .build import build_model
+from ..build import build_model
+from ..config import dataset_configs
 from .classes import dataset_class
-from .config import dataset_configs
 from .options import nodes
 
 

@@ -12,7 +12,7 @@ from mmdet.structures import DetDataSample  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
 from mmengine.visualization import Visualizer  # noqa: E402
 
-from sb_mm.visualization.drawing_hook import DrawingHook  # noqa: E402
+from sb_mm.engine.hooks.drawing import DrawingHook  # noqa: E402
 
 COLOURS = ((255, 0, 0), (0, 0, 255))
 

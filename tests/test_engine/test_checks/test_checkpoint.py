@@ -12,15 +12,16 @@ from mmengine.model import BaseModel
 from tiny_detector import cut_networks, detector, model_config
 from torch import nn
 
-from sb_mm.engine import checkpoints, runner, work_dir
-from sb_mm.engine.checkpoints import (
+from sb_mm.engine import runner, work_dir
+from sb_mm.engine.checks import checkpoint as checkpoints
+from sb_mm.engine.checks.checkpoint import (
     check_checkpoint,
     check_start,
     newest_checkpoint,
 )
 from sb_mm.errors import UserInputError
 
-from .conftest import tiny_runner
+from ..conftest import tiny_runner
 
 pytest.importorskip('mmdet')
 
