@@ -1,14 +1,14 @@
 """Checks of constructor arguments, and the channel rounding rule."""
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from sb_mm.errors import UserInputError
 
 
 def check_choice(name: str, value: object, allowed: Collection) -> None:
     """Raise UserInputError unless ``value`` is one of ``allowed``."""
-    if not any(value == item for item in allowed):
+    if value not in list(allowed):
         raise UserInputError(
             f'{name} must be one of {_listed(allowed)}, but got {value!r}.'
         )
@@ -20,7 +20,7 @@ def check_subset(name: str, values: Sequence, allowed: Collection) -> None:
     At least one, and none twice.
     """
     listed = isinstance(values, Sequence) and not isinstance(values, str)
-    chosen = [item for item in allowed if item in values] if listed else []
+    chosen = [item for item in allowed if listed and item in values]
     # Fewer: an item stands twice, or is none of the allowed ones.
     if not chosen or len(chosen) < len(values):
         raise UserInputError(
@@ -74,5 +74,5 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-def _listed(allowed: Iterable) -> str:
-    return ', '.join(repr(item) for item in allowed)
+def _listed(allowed: Collection) -> str:
+    return ', '.join(map(repr, allowed))

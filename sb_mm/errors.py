@@ -81,12 +81,11 @@ def first_line(error: Exception) -> str:
 
 def chain(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and what it was raised for, down to the root cause."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
+    yield error
+    if cause := error.__cause__ or error.__context__:
+        yield from chain(cause)
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return what an error was raised for, of a chain of errors."""
-    return list(chain(error))[-1]
+    """Return the first of a chain of errors."""
+    return [*chain(error)][-1]

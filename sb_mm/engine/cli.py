@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
@@ -22,10 +23,8 @@ except ModuleNotFoundError as error:
 
 from sb_mm.errors import DivergedError, UserInputError, chain, root_cause
 
-_DIVERGED = 4
-# Shell convention: 128 + the signal.
-_INTERRUPTED = 128 + signal.SIGINT
-_TERMINATED = 128 + signal.SIGTERM
+_SIGTERM = {signal.SIGTERM}
+_TERMINATED = 128 + signal.SIGTERM  # as shells say it
 # How MMEngine says that a config's type is unknown.
 _UNREGISTERED = re.compile(r'[\w.]+ is not in the \S+ registry')
 # How mmcv says that it could not decode an image, also in a worker.
@@ -45,14 +44,14 @@ class Options(DictAction):
     def _parse_iterable(val: str) -> Any:
         if 'dict(' not in val and '{' not in val:
             return DictAction._parse_iterable(val)
-        tree = _DictCalls().visit(ast.parse(val.strip(), mode='eval'))
-        return ast.literal_eval(tree)
+        tree = ast.parse(val.strip(), mode='eval')
+        return ast.literal_eval(_DictCalls().visit(tree))
 
     def __call__(self, *args) -> None:
         """Add what was given to the namespace."""
         try:
             super().__call__(*args)
-        except (SyntaxError, ValueError) as error:
+        except (AssertionError, SyntaxError, ValueError) as error:
             raise argparse.ArgumentError(
                 self, 'write key=value, in the words of Python'
             ) from error
@@ -63,13 +62,10 @@ class _DictCalls(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        names = [keyword.arg for keyword in node.keywords]
-        if ast.unparse(node.func) != 'dict' or node.args or None in names:
+        if ast.unparse(node.func) != 'dict' or node.args:
             return node
-        return ast.Dict(
-            [ast.Constant(name) for name in names],
-            [keyword.value for keyword in node.keywords],
-        )
+        names = [k.arg and ast.Constant(k.arg) for k in node.keywords]
+        return ast.Dict(names, [k.value for k in node.keywords])
 
 
 def add_common_options(
@@ -120,40 +116,30 @@ def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def exit_on_sigterm() -> None:
-    """Let SIGTERM end this process as Ctrl-C does, with all cleaning up."""
+    """Let SIGTERM end this process as Ctrl-C does, with all cleaning up.
+
+    The workers of a pool may wait for a lock, and end at once.
+    """
     signal.signal(signal.SIGTERM, _terminate)
+    # Python forgets a signal that comes before a child's first line.
+    os.register_at_fork(
+        before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, _SIGTERM),
+        after_in_parent=_unblock,
+        after_in_child=_forget,
+    )
 
 
 def _terminate(*_) -> NoReturn:
     sys.exit(_TERMINATED)
 
 
-def _block_sigterm() -> None:
-    """Let a fork's SIGTERM wait until the child has no handler for it.
-
-    Python forgets the signals that reach a handler before its first line.
-    """
-    if signal.getsignal(signal.SIGTERM) is _terminate:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGTERM)
 
 
-def _unblock_sigterm() -> None:
-    if signal.getsignal(signal.SIGTERM) is _terminate:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-def _forget_sigterm() -> None:
-    """End a pool's workers at once, which may wait for a lock."""
-    if signal.getsignal(signal.SIGTERM) is _terminate:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-os.register_at_fork(
-    before=_block_sigterm,
-    after_in_parent=_unblock_sigterm,
-    after_in_child=_forget_sigterm,
-)
+def _forget() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _unblock()
 
 
 def run_tool(main: Callable[[], None]) -> NoReturn:
@@ -168,10 +154,7 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        # MMEngine's Config.pretty_text takes a signal for an error of syntax.
-        signals = (KeyboardInterrupt, SystemExit)
-        ended = [e for e in chain(error) if isinstance(e, signals)]
-        text, code = _last_words((ended or [error])[0])
+        text, code = _last_words(error)
         if text is None:
             raise
         print(text, file=sys.stderr)
@@ -181,22 +164,21 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
 
 def _last_words(error: BaseException) -> tuple[str | None, int]:
     """Return what a tool ends with, and its exit code."""
-    match error:
-        case KeyboardInterrupt():
-            return 'interrupted', _INTERRUPTED
-        case SystemExit() if error.code == _TERMINATED:
+    # MMEngine's Config.pretty_text takes a signal for an error of syntax.
+    for cause in chain(error):
+        if isinstance(cause, KeyboardInterrupt):
+            return 'interrupted', 128 + signal.SIGINT
+        if isinstance(cause, SystemExit) and cause.code == _TERMINATED:
             return 'terminated', _TERMINATED
-        case DivergedError():
-            return f'error: {error}', _DIVERGED
     sentence = _sentence(error)
-    return sentence and f'error: {sentence}', 2
+    code = 4 if isinstance(error, DivergedError) else 2
+    return sentence and f'error: {sentence}', code
 
 
 def _sentence(error: BaseException) -> str | None:
     """Return what was wrong and what to do; None if only a traceback can."""
     root = root_cause(error)
-    # mmpretrain sets classes of transformers that are gone to None, and
-    # inherits them.
+    # mmpretrain inherits classes that newer transformers do not have.
     if 'NoneType takes no arguments' in str(root):
         with contextlib.suppress(PackageNotFoundError):
             return (
@@ -205,7 +187,7 @@ def _sentence(error: BaseException) -> str | None:
                 'pip install "transformers<5".'
             )
     match error:
-        case UserInputError():
+        case UserInputError() | DivergedError():
             return str(error)
         case OSError() if error.errno in _UNWRITABLE:
             return (

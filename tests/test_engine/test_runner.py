@@ -1,7 +1,11 @@
 """Networks are trained, tested and resumed through the tools."""
 
+import multiprocessing
+import os
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ from mmengine.fileio import load
 
 from sb_mm.engine import runner
 from sb_mm.engine.config import load_config
+from sb_mm.errors import UserInputError
 from sb_mm.visualization.detections import read_scalars
 
 from .conftest import REPOSITORY, SHORT, classifier
@@ -188,6 +193,36 @@ def test_shown_predictions_are_in_the_words_of_the_host(
         runner.test(cfg, 'x.pth', show_dir='painted', check=False)
     hook = built[0].default_hooks.visualization
     assert (hook[enabled], hook[folder]) == (True, 'painted')
+
+
+def test_dataloader_workers_end_with_their_training(images, tmp_path):
+    pytest.importorskip('mmpretrain')
+    cfg = classifier(images, launcher='none', work_dir=str(tmp_path))
+    for split in ('train', 'val'):
+        loader = cfg[f'{split}_dataloader']
+        loader.update(num_workers=1, persistent_workers=True)
+    before = multiprocessing.active_children()
+    runner.train(cfg, check=False)
+    assert not {*multiprocessing.active_children()} - {*before}
+
+
+def test_one_training_a_work_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, '_WAIT_SECONDS', 0.1)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        with runner.lock_work_dir(tmp_path):
+            os.write(write, b'held')
+            time.sleep(600)
+    os.read(read, 4)
+    try:
+        with pytest.raises(UserInputError, match='Another training goes on'):
+            runner.lock_work_dir(tmp_path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with runner.lock_work_dir(tmp_path):
+        pass
 
 
 LAUNCHERS = {

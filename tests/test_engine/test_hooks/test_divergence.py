@@ -151,6 +151,6 @@ def test_the_loss_of_another_process_stops_this_one(monkeypatch):
 def test_a_test_without_a_training_is_left_alone():
     weights = nn.Linear(1, 1)
     weights.weight.data.fill_(math.nan)
-    DivergenceHook().before_val(SimpleNamespace(model=weights))
+    DivergenceHook().before_val(SimpleNamespace(model=weights, iter=0))
     with pytest.raises(UserInputError, match='interval must be an integer'):
         DivergenceHook(0)
