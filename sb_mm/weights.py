@@ -251,9 +251,10 @@ def load_pretrained(
     unused = sum(k.startswith(start) for k in state) - len(matched)
     print_log(
         f'{checkpoint}: loaded {len(matched)} of {len(own)} tensors; '
-        f'{len(gates)} attention tensors keep their start values'
-        f'{_listing(gates)}; {len(trunk)} trunk tensors were not in the file'
-        f'{_listing(trunk)}; {unused} tensors of the file were not used.',
+        f'{len(gates)} attention tensors keep their start values '
+        f'({first_few(gates) or "none"}); {len(trunk)} trunk tensors were not '
+        f'in the file ({first_few(trunk) or "none"}); {unused} tensors of the '
+        'file were not used.',
         logger='current',
     )
 
@@ -269,7 +270,3 @@ def refuse_conflicts(
             f'network ({first_few(shown, "; ")}): use the config that it was '
             'trained with, or weights of the same width.'
         )
-
-
-def _listing(names: list[str]) -> str:
-    return f' ({first_few(names)})' if names else ''

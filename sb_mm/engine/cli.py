@@ -23,7 +23,6 @@ except ModuleNotFoundError as error:
 
 from sb_mm.errors import DivergedError, UserInputError, chain, root_cause
 
-_SIGTERM = {signal.SIGTERM}
 _TERMINATED = 128 + signal.SIGTERM  # as shells say it
 # How MMEngine says that a config's type is unknown.
 _UNREGISTERED = re.compile(r'[\w.]+ is not in the \S+ registry')
@@ -73,9 +72,7 @@ def add_common_options(
 ) -> None:
     """Add the options of both mmdet's ``train.py`` and ``test.py``.
 
-    Args:
-        parser: Gets them.
-        check: Add ``--no-check`` as well.
+    And ours: ``--no-check`` only if ``check``.
     """
     add = parser.add_argument
     add('--work-dir', help='folder for logs and checkpoints')
@@ -96,8 +93,8 @@ def add_common_options(
     )
     launchers = ['none', 'pytorch', 'slurm', 'mpi']
     add('--launcher', choices=launchers, default='none', help='job launcher')
-    # torchrun sets LOCAL_RANK; torch.distributed.launch passes the option.
-    add('--local_rank', '--local-rank', type=int, default=0)
+    # torch.distributed.launch passes it, and sets LOCAL_RANK as well.
+    add('--local_rank', '--local-rank', help=argparse.SUPPRESS)
     if check:
         add(
             '--no-check',
@@ -108,38 +105,21 @@ def add_common_options(
         )
 
 
-def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse, and export the local rank as the launchers expect it."""
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
-
-
 def exit_on_sigterm() -> None:
     """Let SIGTERM end this process as Ctrl-C does, with all cleaning up.
 
-    The workers of a pool may wait for a lock, and end at once.
+    Workers of a pool, which may wait for a lock, end at once. Python forgets
+    a signal that comes before a new process's first line: it has to wait.
     """
-    signal.signal(signal.SIGTERM, _terminate)
-    # Python forgets a signal that comes before a child's first line.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+    mask, term = signal.pthread_sigmask, signal.SIGTERM
+    unblock = partial(mask, signal.SIG_UNBLOCK, {term})
     os.register_at_fork(
-        before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, _SIGTERM),
-        after_in_parent=_unblock,
-        after_in_child=_forget,
+        before=partial(mask, signal.SIG_BLOCK, {term}),
+        after_in_parent=unblock,
+        after_in_child=partial(signal.signal, term, signal.SIG_DFL),
     )
-
-
-def _terminate(*_) -> NoReturn:
-    sys.exit(_TERMINATED)
-
-
-def _unblock() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGTERM)
-
-
-def _forget() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _unblock()
+    os.register_at_fork(after_in_child=unblock)
 
 
 def run_tool(main: Callable[[], None]) -> NoReturn:
