@@ -124,9 +124,12 @@ def test_getattr_in_a_checkpoint_is_no_way_to_run_code(tmp_path):
     torch.save({'state_dict': {}, 'method': Method()}, path)
     # The maintained MMEngine allows getattr while it loads.
     both = [getattr, (getattr, 'builtins.getattr')]
-    with weights_only(), torch.serialization.safe_globals(both):
-        with pytest.raises(UserInputError, match='getattr of'):
-            CheckpointLoader.load_checkpoint(path)
+    with (
+        weights_only(),
+        torch.serialization.safe_globals(both),
+        pytest.raises(UserInputError, match='getattr of'),
+    ):
+        CheckpointLoader.load_checkpoint(path)
 
 
 @pytest.mark.parametrize('text', [b'', b'no checkpoint\n' * 99, None])
