@@ -41,14 +41,7 @@ def check_number(
 ) -> None:
     """Raise UserInputError unless ``value`` is finite and in an interval.
 
-    Args:
-        name: The argument's name, for the message.
-        value: What the user gave.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        open_low: Exclude ``low`` itself.
-        open_high: Exclude ``high`` itself.
-        integer: Accept whole numbers of type ``int`` only.
+    Its ends are in it unless they are open; ``integer`` excludes floats.
     """
     kind = int if integer else (int, float)
     if isinstance(value, kind) and not isinstance(value, bool):

@@ -50,8 +50,7 @@ def train(
         amp: Automatic mixed precision.
         auto_scale_lr: Scale the learning rate with the total batch size.
         trust: Run the code that a checkpoint may bring with it.
-        check: Look at data and checkpoint before the model is built; without
-            it at the lists of classes only.
+        check: Look at data and checkpoint first; else at the classes only.
 
     Returns:
         The last validation's metrics, if any.
@@ -149,9 +148,6 @@ def lock_work_dir(work_dir: str) -> AcquireReturnProxy:
     """Keep other trainings out of the work directory, as a context.
 
     The lock ends with the process, however that ends.
-
-    Args:
-        work_dir: Work directory; made if it is not there.
 
     Raises:
         UserInputError: If another training goes on there.
