@@ -7,14 +7,10 @@ import time
 from unittest.mock import Mock
 
 import pytest
-from mmengine.config import config
 from mmengine.registry import MODELS
-from yapf.yapflib import yapf_api
 
 from sb_mm.engine.cli import exit_on_sigterm, run_tool
 from sb_mm.errors import DivergedError, UserInputError
-
-from .conftest import MAIN
 
 
 @pytest.fixture(autouse=True)
@@ -59,23 +55,18 @@ def test_a_worker_of_a_pool_ends_at_once():
         (signal.SIGINT, (130, 'interrupted')),
     ],
 )
-def test_a_signal_that_mmengine_takes_for_an_error_of_syntax(
-    end, monkeypatch, number, expected
-):
-    """It comes while MMEngine formats a config, as before each training."""
-    real = yapf_api.FormatCode
+@pytest.mark.parametrize('formatting', [False, True])
+def test_a_signal_ends_a_tool(end, number, expected, formatting):
+    def main():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        except BaseException as error:
+            if formatting:  # as MMEngine's Config.pretty_text does
+                raise SyntaxError('Failed to format') from error
+            raise
 
-    def format_code(*args, **kwargs):
-        os.kill(os.getpid(), number)
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(yapf_api, 'FormatCode', format_code)
-    # Where MMEngine has imported it already.
-    monkeypatch.setattr(config, 'FormatCode', format_code, raising=False)
-    cfg = config.Config.fromfile(MAIN)
-    with pytest.raises(SyntaxError, match='Failed to format'):
-        cfg.pretty_text  # noqa: B018
-    assert end(lambda: cfg.pretty_text) == expected
+    assert end(main) == expected
 
 
 def failing(error):
