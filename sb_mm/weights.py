@@ -5,6 +5,7 @@ import os.path as osp
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pickle import UnpicklingError
 from typing import Any
 from unittest.mock import patch
@@ -70,13 +71,9 @@ def load_checkpoint_file(
             if it needs more than tensors and MMEngine's classes.
     """
     trust = trust or _trusted
-
-    def read(file: Any, map_location: Any = None, **_) -> object:
-        return _read(path, file, map_location, trust)
-
     try:
         # MMEngine finds or fetches the file, by the scheme of its address.
-        with patch.object(torch, 'load', read):
+        with patch.object(torch, 'load', partial(_read, path, trust)):
             content = _host_load(path, map_location, logger)
     except UserInputError:
         raise
@@ -99,7 +96,9 @@ def load_checkpoint_file(
     return content
 
 
-def _read(path: str, file: Any, map_location: Any, trust: bool) -> object:
+def _read(
+    path: str, trust: bool, file: Any, map_location: Any = None, **_
+) -> object:
     """Stand in for ``torch.load`` where MMEngine loads a checkpoint."""
     if torch.__version__ < '2.6':
         raise UserInputError(
