@@ -184,24 +184,19 @@ def _check(
 
 def _check_device(cfg: Config) -> None:
     """Raise if the config needs a GPU and there is none."""
-    model, scope = str(cfg.model), cfg.get('default_scope')
-    several = cfg.launcher != 'none' or 'MMSyncBN' in model
-    faults = {
-        "MMEngine's AmpOptimWrapper (--amp) needs a GPU": (
-            'AmpOptimWrapper' in str(cfg.get('optim_wrapper'))
-        ),
-        "SyncBN in several processes needs GPUs (norm_cfg=dict(type='BN') and "
-        'no sync_bn do not)': (
-            several and (cfg.get('sync_bn') or 'SyncBN' in model)
-        ),
-    }
+    model, fault = str(cfg.model), None
+    if 'AmpOptimWrapper' in str(cfg.get('optim_wrapper')):
+        fault = "MMEngine's AmpOptimWrapper (--amp) needs a GPU: leave it out"
     for name in ('val_cfg', 'test_cfg'):
         half = (cfg.get(name) or {}).get('fp16')
-        # The metrics of mmdet need float32.
-        faults[f'{name}.fp16 needs a GPU'] = half and scope == 'mmdet'
-    for fault, found in faults.items():
-        if found and get_device() == 'cpu':
-            raise UserInputError(f'{fault}: leave it out on this machine.')
+        if half and cfg.get('default_scope') == 'mmdet':  # metrics in float32
+            fault = f'{name}.fp16 needs a GPU: leave it out'
+    several = cfg.launcher != 'none' or 'MMSyncBN' in model
+    if several and (cfg.get('sync_bn') or 'SyncBN' in model):
+        fault = 'SyncBN in several processes needs GPUs: use one process, or '
+        fault += "norm_cfg=dict(type='BN') and no sync_bn"
+    if fault and get_device() == 'cpu':
+        raise UserInputError(f'{fault} on this machine.')
 
 
 def _scale_lr(cfg: Config) -> None:
