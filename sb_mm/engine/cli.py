@@ -77,32 +77,23 @@ def add_common_options(
     add = parser.add_argument
     add('--work-dir', help='folder for logs and checkpoints')
     add('--data-root', help='folder of the data, for every loader at once')
-    add(
-        '--trust-checkpoint',
-        action='store_true',
-        help='load a checkpoint even if it needs more than tensors and '
-        "MMEngine's records; this can run code from the file",
+    text = (
+        "load a checkpoint even if it needs more than tensors and MMEngine's "
     )
-    add(
-        '--cfg-options',
-        nargs='+',
-        action=Options,
-        help='override settings of the config: key=value, with lists as '
-        'key="[a,b]" or key=a,b and no white space, or as in a config, '
-        'key="[dict(type=\'A\')]"',
-    )
+    text += 'records; this can run code from the file'
+    add('--trust-checkpoint', action='store_true', help=text)
+    text = 'override settings of the config: key=value, with lists as '
+    text += 'key="[a,b]" or key=a,b and no white space, or as in a config, '
+    text += 'key="[dict(type=\'A\')]"'
+    add('--cfg-options', nargs='+', action=Options, help=text)
     launchers = ['none', 'pytorch', 'slurm', 'mpi']
     add('--launcher', choices=launchers, default='none', help='job launcher')
     # torch.distributed.launch passes it, and sets LOCAL_RANK as well.
     add('--local_rank', '--local-rank', help=argparse.SUPPRESS)
     if check:
-        add(
-            '--no-check',
-            dest='check',
-            action='store_false',
-            help='start at once, without a look at every file of the data '
-            'and at the checkpoint',
-        )
+        text = 'start at once, without a look at every file of the data and '
+        text += 'at the checkpoint'
+        add('--no-check', dest='check', action='store_false', help=text)
 
 
 def exit_on_sigterm() -> None:
