@@ -77,10 +77,8 @@ def add_common_options(
     add = parser.add_argument
     add('--work-dir', help='folder for logs and checkpoints')
     add('--data-root', help='folder of the data, for every loader at once')
-    text = (
-        "load a checkpoint even if it needs more than tensors and MMEngine's "
-    )
-    text += 'records; this can run code from the file'
+    text = 'load a checkpoint even if it needs more than tensors and records '
+    text += 'of MMEngine; this can run code from the file'
     add('--trust-checkpoint', action='store_true', help=text)
     text = 'override settings of the config: key=value, with lists as '
     text += 'key="[a,b]" or key=a,b and no white space, or as in a config, '
