@@ -16,11 +16,10 @@ from sb_mm.registry import HOOKS
 class DivergenceHook(Hook):
     """Stop at a loss or at weights that are not finite.
 
-    A loss does not become finite again, so it is enough to look at it every
-    ``interval`` iterations and at the end of an epoch: a look waits for the
-    device, and several processes tell each other, as they stop together. The
-    weights are looked at before they are validated or saved: the last step
-    may have spoiled them after a finite loss.
+    A look waits for the device and for the other processes, and a loss does
+    not become finite again: one every ``interval`` iterations and at the end
+    of an epoch is enough. The weights are looked at before they are validated
+    or saved: the last step may have spoiled them after a finite loss.
 
     Args:
         interval: Iterations between two looks at the loss.
@@ -46,7 +45,6 @@ class DivergenceHook(Hook):
         if due or self.end_of_epoch(runner.train_dataloader, batch_idx):
             losses = [v for k, v in (outputs or {}).items() if 'loss' in k]
             _look(runner, 'loss', losses, done)
-        # Of these hooks, those that save by iterations.
         hooks = [h for h in runner.hooks if isinstance(h, CheckpointHook)]
         if any(
             self.every_n_train_iters(runner, h.interval, h.save_begin)

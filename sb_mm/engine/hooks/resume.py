@@ -65,9 +65,8 @@ class ValidateResumedHook(Hook):
 class ResumedScheduleHook(Hook):
     """Compare the schedules of a checkpoint with those of the config.
 
-    MMEngine goes on with the checkpoint's, whatever the config says: a
-    training that is resumed with more epochs than before keeps the last
-    learning rate of the old schedule, without a word.
+    MMEngine goes on with the checkpoint's, whatever the config says: with
+    more epochs than before, at the last learning rate, without a word.
 
     Raises:
         UserInputError: Before the training, if they differ.
