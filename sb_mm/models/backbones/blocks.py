@@ -61,8 +61,7 @@ class AttentionModule(BaseModule):
         if chosen != LAYERS and not (attention or attention_conv_cfg):
             raise UserInputError(
                 f'attention_layers={chosen} has no effect without attention '
-                'or attention_conv_cfg: give one of them, or leave '
-                'attention_layers out.'
+                'or attention_conv_cfg: give one, or leave it out.'
             )
         self.with_cp = with_cp
         self._attention_layers = chosen

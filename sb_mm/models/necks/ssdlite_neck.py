@@ -42,10 +42,9 @@ class SSDLiteNeck(BaseModule):
         self.in_channels = tuple(in_channels)
         self.extra_layers = ModuleList()
         channels = in_channels[-1]
+        cfgs = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
         for out, hidden in zip(out_channels, hidden_channels, strict=True):
-            block = InvertedResidual(
-                channels, out, 2, hidden, norm_cfg=norm_cfg, act_cfg=act_cfg
-            )
+            block = InvertedResidual(channels, out, 2, hidden, **cfgs)
             self.extra_layers.append(block)
             channels = out
 
