@@ -125,11 +125,12 @@ def test_the_block_attention_acts_before_the_addition(out_channels, randomise):
     x = torch.randn(3, 8, 6, 6)
     y = block.conv(x)
     gates = block.attention.gate(y).sigmoid()[:, :, None, None]
+    added = x
     if out_channels != 8:
         shortcut = block.shortcut
-        x = shortcut.bn(F.conv2d(x, shortcut.conv.weight))
-        assert x.min() < 0  # not activated
-    torch.testing.assert_close(block(x), x + y * gates)
+        added = shortcut.bn(F.conv2d(x, shortcut.conv.weight))
+        assert added.min() < 0  # not activated
+    torch.testing.assert_close(block(x), added + y * gates)
 
 
 # ---- start values ------------------------------------------------------
