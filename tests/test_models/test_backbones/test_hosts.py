@@ -28,11 +28,9 @@ HOSTS = {
 def weights_of(host):
     state = host.state_dict()
     if isinstance(host, MnasNet):
-        start = 'backbone.'
-        converted = convert(state).state_dict.items()
-        state = {k: v for k, v in converted if k.startswith(start)}
-        state = {k.removeprefix(start): v for k, v in state.items()}
-    return state
+        state = convert(state).state_dict
+    trunk = {k: v for k, v in state.items() if not k.startswith('head.')}
+    return {k.removeprefix('backbone.'): v for k, v in trunk.items()}
 
 
 def norms(model):

@@ -1,5 +1,6 @@
 """The head of SSDLite: layers, loss and prediction."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -145,14 +146,13 @@ def test_the_loss_is_the_one_written_out_here(head, chosen):
 # ---- prediction --------------------------------------------------------
 
 
-def quiet_outputs(found):
-    """Background everywhere but at (level, row, column, prior, label)."""
+def quiet_outputs(*found):
+    """Background everywhere but at level 2's (column, prior, label, logit)."""
     scores = [torch.zeros(1, 24, s, s) for s in SIDES]
     for level in scores:
         level.view(1, 6, 4, *level.shape[2:])[:, :, 3] = 20
-    for level, row, column, prior, label, logit in found:
-        view = scores[level].view(1, 6, 4, SIDES[level], SIDES[level])
-        view[0, prior, label, row, column] = logit
+    for column, prior, label, logit in found:
+        scores[1].view(6, 4, 10, 10)[prior, label, 4, column] = logit
     return scores, [torch.zeros(1, 24, s, s) for s in SIDES]
 
 
@@ -163,7 +163,7 @@ def predict(head, scores, boxes, scale=(1.0, 1.0), rescale=False):
 
 
 def test_a_prior_with_zero_offsets_is_predicted_as_it_is(head):
-    found = predict(head, *quiet_outputs([(1, 4, 6, 0, 2, 21.0)]))
+    found = predict(head, *quiet_outputs((6, 0, 2, 21.0)))
     # level 2: centre (6.5, 4.5) * 32 = (208, 144), square of 105
     expected = [[155.5, 91.5, 260.5, 196.5]]
     torch.testing.assert_close(found.bboxes, torch.tensor(expected))
@@ -175,7 +175,7 @@ def test_a_prior_with_zero_offsets_is_predicted_as_it_is(head):
 @pytest.mark.parametrize('limit', [None, 200])
 def test_no_detection_at_all_is_an_empty_result(limit):
     head = build(candidates_per_class=limit)
-    found = predict(head, *quiet_outputs([]))
+    found = predict(head, *quiet_outputs())
     assert found.bboxes.shape == (0, 4)
     assert found.scores.shape == found.labels.shape == (0,)
 
@@ -196,34 +196,22 @@ def test_the_best_candidates_of_each_class_are_kept():
 
 
 @pytest.mark.parametrize('rescale', [False, True])
-def test_boxes_are_clipped_to_the_image(head, rescale):
-    # At the left border and half outside: 105 px around x = 16 of level 2.
-    scores, deltas = quiet_outputs([(1, 4, 0, 0, 2, 22.0)])
-    # To the left by 0.6 of a width, 63 px.
-    deltas[1].view(6, 4, 10, 10)[0, 0, 4, 0] = -0.6 / STDS[0]
+def test_boxes_are_clipped_to_the_image_after_the_suppression(head, rescale):
+    # Squares of 105 px around (16, 144) and (48, 144): one moved by -60 px,
+    # one stretched to 300 px and its right side put on the other's.
+    scores, deltas = quiet_outputs((0, 0, 2, 22.0), (1, 0, 2, 21.0))
+    x, _, w, _ = deltas[1].view(6, 4, 10, 10)[0, :, 4]
+    x[0], x[1], w[1] = -60 / 10.5, -189.5 / 10.5, math.log(300 / 105) / 0.2
     scale = (0.5, 0.25)
-    out = predict(head, scores, deltas, scale, rescale)
-    # -47 +- 52.5
-    first = torch.tensor([[0.0, 91.5, 5.5, 196.5]])
+    found = predict(head, scores, deltas, scale, rescale)
+    # IoU 0.35, clipped 1: one would suppress the other.
+    expected = torch.tensor([[0, 91.5, 8.5, 196.5]] * 2)
     if rescale:
-        first *= torch.tensor([2, 4, 2, 4])
-    torch.testing.assert_close(out.bboxes, first)
-    everything = predict(head, *outputs(spread=2.0), scale, rescale).bboxes
+        expected *= torch.tensor([2, 4, 2, 4])
+    torch.testing.assert_close(found.bboxes, expected, rtol=0, atol=1e-3)
     side = torch.tensor([600.0, 1200.0] if rescale else [300.0, 300.0])
-    assert everything.min() == 0
-    torch.testing.assert_close(everything[:, 2:].amax(0), side)
-
-
-def test_suppression_sees_boxes_that_are_not_clipped(head):
-    # Squares of 105 and 125.5 px around (16, 144), both moved by -60 px.
-    scores, deltas = quiet_outputs(
-        [(1, 4, 0, 0, 2, 22.0), (1, 4, 0, 1, 2, 21.0)]
-    )
-    view = deltas[1].view(6, 4, 10, 10)
-    view[0, 0, 4, 0], view[1, 0, 4, 0] = -60 / 10.5, 10 / 12.55
-    # IoU 0.31 as they are; what is left in the image does not overlap it at
-    # all, and clipped to it they would.
-    assert len(predict(head, scores, deltas)) == 2
+    boxes = predict(head, *outputs(spread=2.0), scale, rescale).bboxes
+    torch.testing.assert_close(boxes[:, 2:].amax(0), side)
 
 
 def test_settings_of_the_hosts_configs_are_taken(parameter_count):
