@@ -37,15 +37,13 @@ class AttentionBackbone(AttentionModule):
         out_indices: Stages whose output is returned, from 0.
         frozen_stages: Freezes the stem and as many stages; -1 nothing.
         norm_eval: Keep batch normalisation on its running statistics.
-        init_cfg: Initialisation; ``default_init_cfg`` if None.
-            ``type='Pretrained'`` loads the trunk by
-            :func:`sb_mm.weights.load_pretrained`; what it lacks is
-            initialised as without it.
+        init_cfg: ``default_init_cfg`` if None. ``type='Pretrained'`` loads
+            the trunk by :func:`sb_mm.weights.load_pretrained`; what it lacks
+            is initialised as without it.
         **kwargs: See :class:`~.blocks.AttentionModule`.
     """
 
-    # Shallow to deep, without the stem.
-    stages: list[nn.Module]
+    stages: list[nn.Module]  # shallow to deep, without the stem
     # Stages of whose first block the expanded features are returned as well.
     expand_indices: Sequence[int] = ()
     default_init_cfg = HE_INIT
@@ -132,5 +130,4 @@ class AttentionBackbone(AttentionModule):
     def _freeze_stages(self) -> None:
         parts = [self.conv1, *self.stages]
         for part in parts[: self.frozen_stages + 1]:
-            part.eval()
-            part.requires_grad_(False)
+            part.eval().requires_grad_(False)

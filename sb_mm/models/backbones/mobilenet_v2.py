@@ -32,9 +32,8 @@ class AttentionMobileNetV2(AttentionBackbone):
         **kwargs: These and others: see :class:`~.base.AttentionBackbone`.
     """
 
-    # Per stage: expansion (None for no expand convolution), channels at width
-    # 1, blocks, stride of the first block, kernel size of the depthwise
-    # convolutions.
+    # Per stage: expansion (None: no such convolution), channels at width 1,
+    # blocks, stride of the first, kernel size of the depthwise convolutions.
     arch_settings = (
         (None, 16, 1, 1, 3),
         (6, 24, 2, 2, 3),
@@ -175,8 +174,7 @@ class SEMobileNetV2(AttentionMobileNetV2):
     Args:
         *args: See :class:`AttentionMobileNetV2`.
         attention_layers: ``('block',)``, the output of every block, is the
-            form of the paper's Table 1; ``('expand', 'depthwise',
-            'project')`` and its subsets are those of Tables 2 and 4.
+            form of the paper's Table 1; the layers are of Tables 2 and 4.
         hidden_multiplier: See :class:`SBMobileNetV2`.
         dropout: See :class:`SBMobileNetV2`.
         fused: See :class:`SBMobileNetV2`.

@@ -28,12 +28,10 @@ class SSDLiteHead(SSDHead):
         num_classes: Classes without the background.
         in_channels: Channels of the levels.
         use_depthwise: True, as mmdet's own SSDLite configs say.
-        norm_cfg: Config of the normalisation; by default one for a level of
-            one cell and a small batch. None for none.
+        norm_cfg: Config of the normalisation; None for none.
         act_cfg: Config of the activation; None for none.
         test_cfg: mmdet's, plus ``candidates_per_class``: how many of the best
-            boxes of a class enter its non-maximum suppression (all if
-            absent).
+            boxes of a class enter its suppression; None for all.
         **kwargs: See mmdet's ``SSDHead``.
     """
 
@@ -70,8 +68,7 @@ class SSDLiteHead(SSDHead):
         convs = nn.ModuleList()
         levels = zip(self.in_channels, self.num_base_priors, strict=True)
         for channels, priors in levels:
-            # Not a ConvModule, which warns of the bias that the paper's counts
-            # need.
+            # A ConvModule would warn of the bias, which the paper counts.
             depthwise = nn.Sequential(
                 nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
                 build_norm_layer(norm, channels)[1] if norm else nn.Identity(),
