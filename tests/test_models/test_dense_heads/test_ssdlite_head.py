@@ -11,6 +11,8 @@ from mmengine.structures import InstanceData
 from torch import nn
 from torchvision.ops import box_convert, box_iou
 
+from sb_mm import models
+
 MODELS = pytest.importorskip('mmdet.registry').MODELS
 CONFIGS = Path(__file__).parents[3] / 'configs'
 MODEL = Config.fromfile(CONFIGS / '_base_/models/ssdlite_mobilenetv2.py').model
@@ -215,7 +217,8 @@ def test_boxes_are_clipped_to_the_image_after_the_suppression(head, rescale):
 
 
 def test_settings_of_the_hosts_configs_are_taken(parameter_count):
-    head = build(20, (576, 1280, 512, 256, 256, 64))
+    priors = MODEL.bbox_head.anchor_generator
+    head = models.SSDLiteHead(anchor_generator=priors)
     assert parameter_count(head.cls_convs) == 406260
     assert parameter_count(head.reg_convs) == 105360
     bare = build(
