@@ -10,25 +10,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sb_mm.models import AttentionMobileNetV2, AttentionShuffleNetV2
 
+CONFIG = Path(__file__).parents[1] / 'configs/voc/ssd_sb_custom.py'
+CLASSES = ('square', 'disc')
 SIDE = 48  # pixels
 TEST_CFG = dict(
-    nms_pre=60000,
+    Config.fromfile(CONFIG).to_dict()['model']['test_cfg'],
     score_thr=0.05,
     candidates_per_class=30,
-    nms=dict(type='nms', iou_threshold=0.45),
-    min_bbox_size=0,
-    max_per_img=4000,
 )
 
 
 def cut_networks(monkeypatch):
     """Leave two stages of MobileNetV2, and four blocks of ShuffleNetV2."""
-    two = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3))
+    two = AttentionMobileNetV2.arch_settings[:2]
     monkeypatch.setattr(AttentionMobileNetV2, 'arch_settings', two)
-    monkeypatch.setattr(AttentionMobileNetV2, 'num_stages', 3)
-    monkeypatch.setattr(
-        AttentionMobileNetV2, 'last_channels', staticmethod(lambda _: 24)
-    )
+    monkeypatch.setattr(AttentionMobileNetV2, 'last_channels', 24)
     monkeypatch.setattr(AttentionShuffleNetV2, 'stage_blocks', (2, 1, 1))
 
 
@@ -48,47 +44,27 @@ def trained(model):
 
 
 def model_config(test_cfg=TEST_CFG):
-    return dict(
-        type='SingleStageDetector',
-        data_preprocessor=dict(
-            type='DetDataPreprocessor',
-            mean=[127, 120, 110],
-            std=[128, 120, 110],
-            bgr_to_rgb=True,
-        ),
-        backbone=dict(
-            type='sb_mm.SBMobileNetV2',
-            widen_factor=0.5,
-            expand_indices=(1,),
-            out_indices=(2,),
-        ),
-        neck=dict(
-            type='sb_mm.SSDLiteNeck',
-            in_channels=(48, 24),
-            out_channels=(16,),
-            hidden_channels=(16,),
-        ),
-        bbox_head=dict(
-            type='sb_mm.SSDLiteHead',
-            num_classes=2,
-            in_channels=(48, 24, 16),
-            anchor_generator=dict(
-                type='sb_mm.SSDLitePriorGenerator',
-                scale_major=False,
-                input_size=SIDE,
-                strides=[2, 4, 8],
-                min_sizes=[8, 16, 24],
-                max_sizes=[16, 24, 40],
-                ratios=[[2, 3]] * 3,
-            ),
-            bbox_coder=dict(
-                type='DeltaXYWHBBoxCoder',
-                target_means=[0.0] * 4,
-                target_stds=[0.1, 0.1, 0.2, 0.2],
-            ),
-        ),
-        test_cfg=dict(test_cfg),
+    """Return the model of the configs, with other sizes."""
+    cfg = Config.fromfile(CONFIG).to_dict()['model']
+    # Another of every channel, which tells RGB from BGR.
+    cfg['data_preprocessor'].update(mean=[127, 120, 110], std=[128, 120, 110])
+    cfg['backbone'].update(
+        widen_factor=0.5, expand_indices=(1,), out_indices=(2,)
     )
+    cfg['neck'].update(
+        in_channels=(48, 24), out_channels=(16,), hidden_channels=(16,)
+    )
+    cfg['bbox_head'].update(num_classes=2, in_channels=(48, 24, 16))
+    cfg['bbox_head']['anchor_generator'].update(
+        input_size=SIDE,
+        strides=[2, 4, 8],
+        min_sizes=[8, 16, 24],
+        max_sizes=[16, 24, 40],
+        ratios=[[2, 3]] * 3,
+    )
+    # Clipped alike, boxes are told apart by agreement.py no more.
+    cfg['bbox_head']['bbox_coder']['clip_border'] = True
+    return dict(cfg, test_cfg=dict(test_cfg))
 
 
 def detector(test_cfg=TEST_CFG, **preprocessing):
@@ -106,34 +82,15 @@ def detector(test_cfg=TEST_CFG, **preprocessing):
 
 def write_config(devkit: Path, path: Path) -> Path:
     """Write a config that validates and tests on the devkit's ``test``."""
-    keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
-    loader = dict(
-        batch_size=2,
-        num_workers=2,
-        persistent_workers=True,
-        sampler=dict(type='DefaultSampler', shuffle=False),
-        dataset=dict(
-            type='sb_mm.VOCDevkitDataset',
-            data_root=str(devkit),
-            data_prefix=dict(sub_data_root=''),
-            ann_file='ImageSets/Main/test.txt',
-            metainfo=dict(classes=('square', 'disc')),
-            test_mode=True,
-            pipeline=[
-                dict(type='LoadImageFromFile'),
-                dict(type='Resize', scale=(SIDE, SIDE), keep_ratio=False),
-                dict(type='LoadAnnotations', with_bbox=True),
-                dict(type='PackDetInputs', meta_keys=keys),
-            ],
-        ),
+    cfg = Config.fromfile(CONFIG)
+    cfg.model = model_config()
+    cfg.val_dataloader.update(batch_size=2, num_workers=2)
+    cfg.val_dataloader.dataset.update(
+        data_root=str(devkit),
+        ann_file='ImageSets/Main/test.txt',
+        metainfo=dict(classes=CLASSES),
     )
-    Config(
-        dict(
-            default_scope='mmdet',
-            model=model_config(),
-            val_dataloader=loader,
-            test_dataloader=loader,
-            test_evaluator=dict(type='sb_mm.PascalVOCMetric'),
-        )
-    ).dump(path)
+    cfg.val_dataloader.dataset.pipeline[1].scale = (SIDE, SIDE)
+    cfg.test_dataloader = cfg.val_dataloader
+    cfg.dump(path)
     return path

@@ -3,28 +3,24 @@
 from importlib import import_module
 from typing import Any
 
-_CLASSES = {
-    'backbones': (
-        'AttentionMnasNet',
-        'AttentionMobileNetV2',
-        'AttentionMobileNetV2CIFAR',
-        'AttentionShuffleNetV2',
-        'DyConvMobileNetV2',
-        'SBMobileNetV2',
-        'SEMobileNetV2',
-    ),
-    'data_preprocessors': ('OnDeviceAugmentation',),
-    'dense_heads': ('SSDLiteHead',),
-    'layers': (
-        'AttentionConvModule',
-        'DynamicConv2d',
-        'ShiftBalance',
-        'SqueezeExcite',
-    ),
-    'necks': ('AveragePoolDropout', 'SSDLiteNeck'),
-    'task_modules': ('SSDLitePriorGenerator',),
+_FOLDERS = {
+    'AttentionMnasNet': 'backbones',
+    'AttentionMobileNetV2': 'backbones',
+    'AttentionMobileNetV2CIFAR': 'backbones',
+    'AttentionShuffleNetV2': 'backbones',
+    'DyConvMobileNetV2': 'backbones',
+    'SBMobileNetV2': 'backbones',
+    'SEMobileNetV2': 'backbones',
+    'OnDeviceAugmentation': 'data_preprocessors',
+    'SSDLiteHead': 'dense_heads',
+    'AttentionConvModule': 'layers',
+    'DynamicConv2d': 'layers',
+    'ShiftBalance': 'layers',
+    'SqueezeExcite': 'layers',
+    'AveragePoolDropout': 'necks',
+    'SSDLiteNeck': 'necks',
+    'SSDLitePriorGenerator': 'task_modules',
 }
-_FOLDERS = {name: part for part, names in _CLASSES.items() for name in names}
 __all__ = sorted(_FOLDERS)
 
 

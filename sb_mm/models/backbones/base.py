@@ -6,27 +6,22 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sb_mm.arguments import check_number
+from sb_mm.arguments import check_number, check_subset
 from sb_mm.weights import load_pretrained
 
 from ..layers import ConvNormAct
 from .blocks import AttentionModule
 
-NORM_INIT = dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm'])
 # He, fan-out, as torchvision draws MobileNetV2 and MnasNet.
-HE_INIT = (dict(type='Kaiming', layer=['Conv2d']), NORM_INIT)
+HE_INIT = dict(type='Kaiming', layer='Conv2d')
 # PyTorch's default for convolutions: uniform in +-1 / sqrt(fan-in). Networks
 # whose source code leaves the weights as they are start so.
-TORCH_INIT = (
-    dict(
-        type='Kaiming',
-        layer=['Conv2d'],
-        a=5**0.5,
-        mode='fan_in',
-        nonlinearity='leaky_relu',
-        distribution='uniform',
-    ),
-    NORM_INIT,
+TORCH_INIT = dict(
+    HE_INIT,
+    a=5**0.5,
+    mode='fan_in',
+    nonlinearity='leaky_relu',
+    distribution='uniform',
 )
 
 
@@ -35,24 +30,23 @@ class AttentionBackbone(AttentionModule):
 
     Attention sits in the blocks, never in the stem or the last convolution,
     which counts as a stage. Without attention it is the static network. A
-    subclass builds the stem ``conv1`` and its :attr:`stages`, the blocks with
-    ``layer_cfgs``, then calls :meth:`_freeze_stages`.
+    subclass builds the stem ``conv1`` and :attr:`stages`, the blocks with
+    ``layer_cfgs``, then calls :meth:`_finish`.
 
     Args:
         out_indices: Stages whose output is returned, from 0.
         frozen_stages: Freezes the stem and as many stages; -1 nothing.
         norm_eval: Keep batch normalisation on its running statistics.
-        init_cfg: Initialisation; ``default_init_cfg`` if None.
-            ``type='Pretrained'`` loads the trunk and reports what it loaded,
-            see :func:`sb_mm.weights.load_pretrained`; what it lacks is
-            initialised as without it.
+        init_cfg: ``default_init_cfg`` if None. ``type='Pretrained'`` loads
+            the trunk by :func:`sb_mm.weights.load_pretrained`; what it lacks
+            is initialised as without it.
         **kwargs: See :class:`~.blocks.AttentionModule`.
     """
 
-    num_stages: int
+    stages: list[nn.Module]  # shallow to deep, without the stem
     # Stages of whose first block the expanded features are returned as well.
-    expand_indices: tuple[int, ...] = ()
-    default_init_cfg: tuple[dict, ...] = HE_INIT
+    expand_indices: Sequence[int] = ()
+    default_init_cfg = HE_INIT
 
     def __init__(
         self,
@@ -65,27 +59,22 @@ class AttentionBackbone(AttentionModule):
     ) -> None:
         given = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
         random = [c for c in given if c['type'] != 'Pretrained']
-        super().__init__(
-            init_cfg=random or list(self.default_init_cfg), **kwargs
-        )
+        super().__init__(init_cfg=random or self.default_init_cfg, **kwargs)
         self.pretrained = [c for c in given if c['type'] == 'Pretrained']
-        if any('checkpoint' not in cfg for cfg in self.pretrained):
-            raise ValueError(
-                "init_cfg=dict(type='Pretrained') needs checkpoint=<file or "
-                'URL>.'
-            )
-        # Not the last convolution, as in mmpretrain.
-        most = self.num_stages - 1
-        check_number('frozen_stages', frozen_stages, -1, most, integer=True)
-        self.out_indices = tuple(out_indices)
+        self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.layer_cfgs = kwargs
 
-    @property
-    def stages(self) -> list[nn.Module]:
-        """The stages, shallow to deep, without the stem."""
-        raise NotImplementedError
+    def _finish(self) -> None:
+        """Check the indices of stages, and freeze."""
+        count, frozen = len(self.stages), self.frozen_stages
+        if self.out_indices or not self.expand_indices:
+            check_subset('out_indices', self.out_indices, range(count))
+        # Not the last convolution, as in mmpretrain.
+        check_number('frozen_stages', frozen, -1, count - 1, integer=True)
+        # Now too, not only in train(): a distributed wrapper looks before.
+        self._freeze_stages()
 
     def _plain_conv(self, *sizes: int, **kwargs: Any) -> ConvNormAct:
         return ConvNormAct(*sizes, **{**self._plain, **kwargs})
@@ -119,21 +108,16 @@ class AttentionBackbone(AttentionModule):
         """Initialise at random, then load published weights if asked to."""
         super().init_weights()
         for cfg in self.pretrained:
-            load_pretrained(
-                self,
-                cfg['checkpoint'],
-                prefix=cfg.get('prefix'),
-                map_location=cfg.get('map_location', 'cpu'),
-            )
+            options = {k: v for k, v in cfg.items() if k != 'type'}
+            load_pretrained(self, **options)
 
     def train(self, mode: bool = True) -> 'AttentionBackbone':
         """Set the mode; frozen stages stay frozen and in evaluation mode."""
         super().train(mode)
         self._freeze_stages()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+        for module in self.modules():
+            if self.norm_eval and isinstance(module, _BatchNorm):
+                module.eval()
         return self
 
     def switch_to_deploy(self) -> None:
@@ -144,8 +128,6 @@ class AttentionBackbone(AttentionModule):
         fold(self.eval())
 
     def _freeze_stages(self) -> None:
-        if self.frozen_stages < 0:
-            return
-        for stage in [self.conv1, *self.stages[: self.frozen_stages]]:
-            stage.eval()
-            stage.requires_grad_(False)
+        parts = [self.conv1, *self.stages]
+        for part in parts[: self.frozen_stages + 1]:
+            part.eval().requires_grad_(False)

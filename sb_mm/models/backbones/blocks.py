@@ -9,7 +9,7 @@ import torch.utils.checkpoint as cp
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 
-from sb_mm.arguments import check_number, check_subset
+from sb_mm.arguments import check_subset
 from sb_mm.errors import UserInputError
 
 from ..layers import AttentionConvModule, build_attention
@@ -34,12 +34,11 @@ class AttentionModule(BaseModule):
         norm_cfg: Config of the normalisation; None for none.
         act_cfg: Config of the activation; None for none.
         with_cp: Recompute blocks in the backward pass to save memory.
-        init_cfg: Initialisation, see mmengine's ``BaseModule``.
+        init_cfg: See mmengine's ``BaseModule``.
     """
 
-    attention_places: tuple[str, ...] = LAYERS
-    # See AttentionConvModule.
-    reduce_depthwise = True
+    attention_places: tuple[str, ...] = (*LAYERS, 'block')
+    reduce_depthwise = True  # see AttentionConvModule
 
     def __init__(
         self,
@@ -58,16 +57,14 @@ class AttentionModule(BaseModule):
         only_conv = attention_conv_cfg and not attention
         places = LAYERS if only_conv else self.attention_places
         check_subset('attention_layers', attention_layers, places)
-        if tuple(attention_layers) != LAYERS and not (
-            attention or attention_conv_cfg
-        ):
+        chosen = tuple(attention_layers)
+        if chosen != LAYERS and not (attention or attention_conv_cfg):
             raise UserInputError(
-                f'attention_layers={tuple(attention_layers)} has no effect '
-                'without attention or attention_conv_cfg: give one of them, '
-                'or leave attention_layers out.'
+                f'attention_layers={chosen} has no effect without attention '
+                'or attention_conv_cfg: give one, or leave it out.'
             )
         self.with_cp = with_cp
-        self._attention_layers = attention_layers
+        self._attention_layers = chosen
         self._plain = dict(
             conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg
         )
@@ -97,24 +94,21 @@ class InvertedResidual(AttentionModule):
     """Expand (1x1), depthwise, project (1x1, no activation), add.
 
     The ``state_dict`` keys are those of mmpretrain's block (``conv.0.*``,
-    ...), plus ``conv.<i>.attention.*``, ``attention.*`` of the block, and
-    ``shortcut.*``. The attention may stand at the ``'block'`` as well: at the
-    output of the last norm, before the addition.
+    ...), plus ``conv.<i>.attention.*``, ``shortcut.*``, and ``attention.*`` of
+    the ``'block'``: at the output of the last norm, before the addition.
 
     Args:
         in_channels: Input channels.
         out_channels: Output channels.
-        stride: 1 or 2 pixels, of the depthwise convolution. The input is
-            added to the output where the stride is 1 and the channels agree.
+        stride: Of the depthwise convolution, in pixels. The input is added to
+            the output where the stride is 1 and the channels agree.
         hidden_channels: Channels between expand and project; None for no
             expand convolution.
-        kernel_size: 3 or 5 pixels, of the depthwise convolution.
+        kernel_size: Of the depthwise convolution, in pixels; odd.
         shortcut: Where the stride is 1 and the channels differ, add the input
             too, through a 1x1 convolution with norm (the CIFAR-10 network).
         **kwargs: See :class:`AttentionModule`.
     """
-
-    attention_places = (*LAYERS, 'block')
 
     def __init__(
         self,
@@ -128,16 +122,14 @@ class InvertedResidual(AttentionModule):
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        expand = hidden_channels is not None
-        hidden = hidden_channels if expand else in_channels
-        check_number('hidden_channels', hidden, 1, integer=True)
+        hidden = hidden_channels or in_channels
         shape = dict(stride=stride, padding=kernel_size // 2, groups=hidden)
         depthwise = self._conv(
             'depthwise', hidden, hidden, kernel_size, **shape
         )
         project = self._conv('project', hidden, out_channels, 1, act_cfg=None)
         self.conv = Sequential(depthwise, project)
-        if expand:
+        if hidden_channels:
             self.conv.insert(0, self._conv('expand', in_channels, hidden, 1))
         same_channels = in_channels == out_channels
         self.use_res_connect = stride == 1 and (same_channels or shortcut)
@@ -172,12 +164,9 @@ class ShuffleBlock(AttentionModule):
 
     With stride 1, one half of the channels passes unchanged and the other
     goes through pointwise (``'expand'``), depthwise and pointwise
-    (``'project'``) convolutions. With stride 2 (down-sampling), both branches
-    see all channels, and the first has a depthwise and a pointwise
-    convolution, with attention by the same names. Behind a depthwise
-    convolution the gate has as many hidden units as elsewhere.
-
-    The ``state_dict`` keys are those of mmpretrain's block
+    (``'project'``) convolutions. With stride 2, both branches see all
+    channels, and the first has a depthwise and a pointwise convolution of the
+    same names. The ``state_dict`` keys are those of mmpretrain's block
     (``branch2.0.conv.*``, ...), plus ``branch<i>.<j>.attention.*``.
 
     Args:
@@ -187,6 +176,7 @@ class ShuffleBlock(AttentionModule):
         **kwargs: See :class:`AttentionModule`.
     """
 
+    attention_places = LAYERS
     reduce_depthwise = False
 
     def __init__(

@@ -4,24 +4,22 @@ from mmengine.model import Sequential
 
 from sb_mm.registry import MODELS
 
-from .mobilenet_v2 import InvertedResidualNet
+from .mobilenet_v2 import AttentionMobileNetV2
 
 
 @MODELS.register_module()
-class AttentionMnasNet(InvertedResidualNet):
+class AttentionMnasNet(AttentionMobileNetV2):
     """MnasNet-B1 (arXiv:1807.11626) with any attention at any layer.
 
     Layers, widths and the slow batch normalisation (momentum 0.0003) are those
     of torchvision's ``mnasnet``; its weights load after
     ``tools/convert_weights.py``. The first stage is a depthwise separable
-    convolution and has no attention.
-
-    See :class:`~.mobilenet_v2.InvertedResidualNet` for the arguments;
-    ``expand_indices`` are from 1-6.
+    convolution and has no attention. See :class:`.AttentionMobileNetV2` for
+    the arguments.
     """
 
     arch_settings = (
-        (1, 16, 1, 1, 3),
+        (None, 16, 1, 1, 3),
         (3, 24, 3, 2, 3),
         (3, 40, 3, 2, 5),
         (6, 80, 3, 2, 5),
@@ -29,6 +27,7 @@ class AttentionMnasNet(InvertedResidualNet):
         (6, 192, 4, 2, 5),
         (6, 320, 1, 1, 3),
     )
+    last_channels = 1280
 
     def __init__(
         self,
@@ -41,11 +40,6 @@ class AttentionMnasNet(InvertedResidualNet):
         **kwargs,
     ) -> None:
         super().__init__(*args, norm_cfg=norm_cfg, act_cfg=act_cfg, **kwargs)
-
-    @staticmethod
-    def last_channels(widen_factor: float) -> int:
-        """Return the channels of the last convolution, 1280 at any width."""
-        return 1280
 
     def _make_stage(
         self, index: int, in_channels: int, out_channels: int

@@ -12,11 +12,13 @@ from .base import TORCH_INIT, AttentionBackbone
 from .blocks import InvertedResidual
 
 
-class InvertedResidualNet(AttentionBackbone):
-    """A stem, seven stages of inverted residual blocks, a last convolution.
+@MODELS.register_module()
+class AttentionMobileNetV2(AttentionBackbone):
+    """MobileNetV2 (arXiv:1801.04381) with any attention at any layer.
 
-    A subclass gives the table of its stages and the class-level settings
-    below.
+    Widths, strides and ``state_dict`` keys of the trunk are those of
+    mmpretrain's ``MobileNetV2``, so published weights load with
+    ``init_cfg=dict(type='Pretrained', prefix='backbone.', checkpoint=...)``.
 
     Args:
         widen_factor: Multiplies the channels of every stage; rounded to
@@ -24,24 +26,28 @@ class InvertedResidualNet(AttentionBackbone):
         out_indices: 0-6 for ``layer1`` to ``layer7`` and 7 for the last
             convolution.
         expand_indices: Stages of whose first block the expand convolution's
-            activated output is returned as well. SSDLite taps stage 5 so.
+            activated output is returned as well, from 1-6: the first has no
+            expand convolution. SSDLite taps stage 5 so.
         frozen_stages: -1 to 7.
         **kwargs: These and others: see :class:`~.base.AttentionBackbone`.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
-    # Per stage: expansion, channels at width 1, blocks, stride of the first
-    # block, kernel size of the depthwise convolutions.
-    arch_settings: tuple[tuple[int, int, int, int, int], ...]
-    num_stages = 8
-    attention_places = InvertedResidual.attention_places
+    # Per stage: expansion (None: no such convolution), channels at width 1,
+    # blocks, stride of the first, kernel size of the depthwise convolutions.
+    arch_settings = (
+        (None, 16, 1, 1, 3),
+        (6, 24, 2, 2, 3),
+        (6, 32, 3, 2, 3),
+        (6, 64, 4, 2, 3),
+        (6, 96, 3, 1, 3),
+        (6, 160, 3, 2, 3),
+        (6, 320, 1, 1, 3),
+    )
+    # Channels at every width; None: 32 times the width, and 1280 at least.
+    stem_channels: int | None = None
+    last_channels: int | None = None
     stem_stride = 2
-    # Whether a block whose expansion is 1 has an expand convolution too.
-    always_expand = False
-    # See InvertedResidual.
-    shortcut = False
+    shortcut = False  # see InvertedResidual
 
     def __init__(
         self,
@@ -52,13 +58,12 @@ class InvertedResidualNet(AttentionBackbone):
         **kwargs,
     ) -> None:
         check_number('widen_factor', widen_factor, 0, open_low=True)
-        if out_indices or not expand_indices:
-            check_subset('out_indices', out_indices, range(self.num_stages))
         if expand_indices:
-            check_subset('expand_indices', expand_indices, self._expanded())
+            expanded = [i for i, s in enumerate(self.arch_settings) if s[0]]
+            check_subset('expand_indices', expand_indices, expanded)
         super().__init__(out_indices, frozen_stages, **kwargs)
-        self.expand_indices = tuple(expand_indices)
-        channels = self.stem_channels(widen_factor)
+        self.expand_indices = expand_indices
+        channels = self.stem_channels or make_divisible(32 * widen_factor)
         self.conv1 = self._plain_conv(
             3, channels, 3, stride=self.stem_stride, padding=1
         )
@@ -67,20 +72,9 @@ class InvertedResidualNet(AttentionBackbone):
             stage = self._make_stage(i, channels, out_channels)
             self.add_module(f'layer{i + 1}', stage)
             channels = out_channels
-        last = self.last_channels(widen_factor)
+        last = self.last_channels or int(1280 * max(1.0, widen_factor))
         self.conv2 = self._plain_conv(channels, last, 1)
-        # Now too, not only in train(): a distributed wrapper looks before.
-        self._freeze_stages()
-
-    @staticmethod
-    def stem_channels(widen_factor: float) -> int:
-        """Return the channels of the stem."""
-        return make_divisible(32 * widen_factor)
-
-    @staticmethod
-    def last_channels(widen_factor: float) -> int:
-        """Return the channels of the last convolution."""
-        return int(1280 * max(1.0, widen_factor))
+        self._finish()
 
     @property
     def stages(self) -> list[nn.Module]:
@@ -88,26 +82,17 @@ class InvertedResidualNet(AttentionBackbone):
         numbers = range(1, len(self.arch_settings) + 1)
         return [*(getattr(self, f'layer{i}') for i in numbers), self.conv2]
 
-    def _expanded(self) -> list[int]:
-        """Return the stages whose first block has an expand convolution."""
-        return [
-            i
-            for i, (expansion, *_) in enumerate(self.arch_settings)
-            if expansion > 1 or self.always_expand
-        ]
-
     def _make_stage(
         self, index: int, in_channels: int, out_channels: int
     ) -> Sequential:
         expansion, _, blocks, stride, kernel = self.arch_settings[index]
         stage = Sequential()
         for _ in range(blocks):
-            hidden = in_channels * expansion
             block = InvertedResidual(
                 in_channels,
                 out_channels,
                 stride,
-                hidden if index in self._expanded() else None,
+                expansion and in_channels * expansion,
                 kernel_size=kernel,
                 shortcut=self.shortcut,
                 **self.layer_cfgs,
@@ -118,30 +103,7 @@ class InvertedResidualNet(AttentionBackbone):
 
 
 @MODELS.register_module()
-class AttentionMobileNetV2(InvertedResidualNet):
-    """MobileNetV2 (arXiv:1801.04381) with any attention at any layer.
-
-    Widths, strides and ``state_dict`` keys of the trunk are those of
-    mmpretrain's ``MobileNetV2``, so published weights load with
-    ``init_cfg=dict(type='Pretrained', prefix='backbone.', checkpoint=...)``.
-
-    See :class:`InvertedResidualNet` for the arguments; ``expand_indices`` are
-    from 1-6, the first block has no expand convolution.
-    """
-
-    arch_settings = (
-        (1, 16, 1, 1, 3),
-        (6, 24, 2, 2, 3),
-        (6, 32, 3, 2, 3),
-        (6, 64, 4, 2, 3),
-        (6, 96, 3, 1, 3),
-        (6, 160, 3, 2, 3),
-        (6, 320, 1, 1, 3),
-    )
-
-
-@MODELS.register_module()
-class AttentionMobileNetV2CIFAR(InvertedResidualNet):
+class AttentionMobileNetV2CIFAR(AttentionMobileNetV2):
     """The MobileNetV2 of the paper's CIFAR-10 tables, for 32x32 pixels.
 
     That of the kuangliu/pytorch-cifar recipe: a stem of stride 1 with 16
@@ -149,13 +111,17 @@ class AttentionMobileNetV2CIFAR(InvertedResidualNet):
     the first block too, ReLU, and a 1x1 convolution with BN as the shortcut
     where a block of stride 1 changes the channels. The output is 4x4.
 
-    See :class:`InvertedResidualNet` for the arguments.
+    See :class:`AttentionMobileNetV2` for the arguments; ``expand_indices`` are
+    from 0-6.
     """
 
-    first, _, *others = AttentionMobileNetV2.arch_settings
-    arch_settings = (first, (6, 24, 2, 1, 3), *others)
+    arch_settings = (
+        (1, 16, 1, 1, 3),
+        (6, 24, 2, 1, 3),
+        *AttentionMobileNetV2.arch_settings[2:],
+    )
+    stem_channels = 16
     stem_stride = 1
-    always_expand = True
     shortcut = True
     default_init_cfg = TORCH_INIT
 
@@ -163,11 +129,6 @@ class AttentionMobileNetV2CIFAR(InvertedResidualNet):
         self, *args, act_cfg: dict | None = dict(type='ReLU'), **kwargs
     ) -> None:
         super().__init__(*args, act_cfg=act_cfg, **kwargs)
-
-    @staticmethod
-    def stem_channels(widen_factor: float) -> int:
-        """Return the channels of the stem, the same at every width."""
-        return 16
 
 
 @MODELS.register_module()
@@ -212,13 +173,11 @@ class SEMobileNetV2(AttentionMobileNetV2):
 
     Args:
         *args: See :class:`AttentionMobileNetV2`.
-        attention_layers: ``('block',)`` is the form of the paper's Table 1,
-            at the output of every block; ``('expand', 'depthwise',
-            'project')`` and its subsets are the layer-wise forms of Tables 2
-            and 4.
-        hidden_multiplier: Factor on the gate's hidden units.
-        dropout: Probability of dropping a hidden unit of the gate.
-        fused: See :class:`.ChannelAttention`.
+        attention_layers: ``('block',)``, the output of every block, is the
+            form of the paper's Table 1; the layers are of Tables 2 and 4.
+        hidden_multiplier: See :class:`SBMobileNetV2`.
+        dropout: See :class:`SBMobileNetV2`.
+        fused: See :class:`SBMobileNetV2`.
         **kwargs: See :class:`AttentionMobileNetV2`.
     """
 

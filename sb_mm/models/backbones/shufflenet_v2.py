@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mmengine.model import ModuleList, Sequential
 from torch import Tensor, nn
 
-from sb_mm.arguments import check_choice, check_subset
+from sb_mm.arguments import check_choice
 from sb_mm.registry import MODELS
 
 from .base import TORCH_INIT, AttentionBackbone
@@ -28,9 +28,6 @@ class AttentionShuffleNetV2(AttentionBackbone):
         frozen_stages: -1 to 3.
         act_cfg: Config of the activation; None for none.
         **kwargs: These and others: see :class:`~.base.AttentionBackbone`.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     # Channels of the stages and of the last convolution, by width.
@@ -41,7 +38,6 @@ class AttentionShuffleNetV2(AttentionBackbone):
         2.0: (244, 488, 976, 2048),
     }
     stage_blocks = (4, 8, 4)
-    num_stages = 4
     default_init_cfg = TORCH_INIT
 
     def __init__(
@@ -54,7 +50,6 @@ class AttentionShuffleNetV2(AttentionBackbone):
         **kwargs,
     ) -> None:
         check_choice('widen_factor', widen_factor, self.widths)
-        check_subset('out_indices', out_indices, range(self.num_stages))
         super().__init__(out_indices, frozen_stages, act_cfg=act_cfg, **kwargs)
         *widths, last = self.widths[widen_factor]
         channels = 24
@@ -70,8 +65,7 @@ class AttentionShuffleNetV2(AttentionBackbone):
             self.layers.append(Sequential(down, *others))
             channels = width
         self.layers.append(self._plain_conv(channels, last, 1))
-        # Now too, not only in train(): a distributed wrapper looks before.
-        self._freeze_stages()
+        self._finish()
 
     @property
     def stages(self) -> list[nn.Module]:

@@ -21,24 +21,18 @@ class SSDLiteHead(SSDHead):
     convolution on every level but the last, which has a 1x1 convolution only.
     Assignment, loss (cross entropy with 3:1 hard negatives and smooth L1, both
     over the number of positives) and decoding are mmdet's ``SSDHead``'s.
-
-    As in that project, suppression sees boxes that are not clipped to the
-    image, if ``bbox_coder`` has ``clip_border=False``. What is reported is.
+    Boxes are reported clipped to the image; with ``clip_border=False`` of the
+    ``bbox_coder``, suppression sees them unclipped, as in that project.
 
     Args:
         num_classes: Classes without the background.
         in_channels: Channels of the levels.
         use_depthwise: True, as mmdet's own SSDLite configs say.
-        norm_cfg: Config of the normalisation; by default one for a level of
-            one cell and a small batch. None for none.
+        norm_cfg: Config of the normalisation; None for none.
         act_cfg: Config of the activation; None for none.
         test_cfg: mmdet's, plus ``candidates_per_class``: how many of the best
-            boxes of a class enter its non-maximum suppression (all if
-            absent).
+            boxes of a class enter its suppression; None for all.
         **kwargs: See mmdet's ``SSDHead``.
-
-    Raises:
-        ValueError: If ``use_depthwise`` is not True.
     """
 
     def __init__(
@@ -70,30 +64,24 @@ class SSDLiteHead(SSDHead):
 
     def _predictors(self, outputs: int) -> nn.ModuleList:
         """Return per level what predicts ``outputs`` numbers a prior."""
+        norm, act = self.norm_cfg, self.act_cfg
+        convs = nn.ModuleList()
         levels = zip(self.in_channels, self.num_base_priors, strict=True)
-        convs = [
-            nn.Sequential(self._depthwise(c), nn.Conv2d(c, n * outputs, 1))
-            for c, n in levels
-        ]
+        for channels, priors in levels:
+            # A ConvModule would warn of the bias, which the paper counts.
+            depthwise = nn.Sequential(
+                nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
+                build_norm_layer(norm, channels)[1] if norm else nn.Identity(),
+                build_activation_layer(act) if act else nn.Identity(),
+            )
+            pointwise = nn.Conv2d(channels, priors * outputs, 1)
+            convs.append(nn.Sequential(depthwise, pointwise))
         # The last level is a single cell.
         convs[-1] = convs[-1][1:]
-        return nn.ModuleList(convs)
-
-    def _depthwise(self, channels: int) -> nn.Sequential:
-        # Not a ConvModule, which warns of the bias that the paper's counts
-        # need.
-        layers = [nn.Conv2d(channels, channels, 3, padding=1, groups=channels)]
-        if self.norm_cfg is not None:
-            layers.append(build_norm_layer(self.norm_cfg, channels)[1])
-        if self.act_cfg is not None:
-            layers.append(build_activation_layer(self.act_cfg))
-        return nn.Sequential(*layers)
+        return convs
 
     def get_targets(self, *args, **kwargs) -> tuple:
-        """Return mmdet's targets, divided by the number of positives.
-
-        mmdet counts an image without objects as one.
-        """
+        """Return mmdet's; an image without objects counts as 0, not 1."""
         *targets, _ = super().get_targets(*args, **kwargs)
         positives = sum((t < self.num_classes).sum() for t in targets[0])
         return (*targets, positives.clamp(min=1))
@@ -128,7 +116,7 @@ def best_of_each_class(scores: Tensor, labels: Tensor, limit: int) -> Tensor:
     """
     order = scores.argsort(descending=True)
     order = order[labels[order].argsort(stable=True)]
-    counts = labels.bincount()
-    first = (counts.cumsum(0) - counts)[labels[order]]
+    ranked = labels[order]
+    first = torch.searchsorted(ranked, ranked)
     rank = torch.arange(len(order), device=order.device) - first
     return order[rank < limit]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor
 
-from sb_mm.arguments import check_number
+from sb_mm.errors import UserInputError
 from sb_mm.registry import MODELS
 
 from ..backbones.blocks import InvertedResidual
@@ -22,13 +22,9 @@ class SSDLiteNeck(BaseModule):
         in_channels: Channels of the backbone's outputs, passed through.
         out_channels: Channels of the extra levels.
         hidden_channels: Channels of their depthwise convolutions.
-        norm_cfg: Config of the normalisation; by default one for a level of
-            one cell and a small batch. None for none.
+        norm_cfg: Config of the normalisation; None for none.
         act_cfg: Config of the activation; None for none.
         init_cfg: Initialisation; Xavier if None.
-
-    Raises:
-        ValueError: If the two lists differ in length.
     """
 
     def __init__(
@@ -42,19 +38,12 @@ class SSDLiteNeck(BaseModule):
     ) -> None:
         xavier = dict(type='Xavier', distribution='uniform', layer='Conv2d')
         super().__init__(init_cfg or xavier)
-        check_number('len(in_channels)', len(in_channels), 1, integer=True)
-        if len(out_channels) != len(hidden_channels):
-            raise ValueError(
-                'out_channels and hidden_channels must be equally long, but '
-                f'got {out_channels!r} and {hidden_channels!r}.'
-            )
         self.in_channels = tuple(in_channels)
         self.extra_layers = ModuleList()
         channels = in_channels[-1]
+        cfgs = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
         for out, hidden in zip(out_channels, hidden_channels, strict=True):
-            block = InvertedResidual(
-                channels, out, 2, hidden, norm_cfg=norm_cfg, act_cfg=act_cfg
-            )
+            block = InvertedResidual(channels, out, 2, hidden, **cfgs)
             self.extra_layers.append(block)
             channels = out
 
@@ -62,11 +51,11 @@ class SSDLiteNeck(BaseModule):
         """Return the inputs, then the extra levels, each ``(N, C, H, W)``.
 
         Raises:
-            ValueError: If the inputs' channels are not ``in_channels``.
+            UserInputError: If the inputs' channels are not ``in_channels``.
         """
         channels = tuple(x.size(1) for x in inputs)
         if channels != self.in_channels:
-            raise ValueError(
+            raise UserInputError(
                 f'SSDLiteNeck has in_channels={self.in_channels}, but the '
                 f'backbone gave {channels} channels: set in_channels of the '
                 'neck and of the head to these.'

@@ -19,17 +19,17 @@ class SSDLitePriorGenerator(SSDAnchorGenerator):
     stick out of the image.
 
     Args:
-        *args: See mmdet's ``SSDAnchorGenerator``.
+        *args: These and others: see mmdet's ``SSDAnchorGenerator``.
         input_size: Width and height of the image in pixels.
-        **kwargs: See mmdet's ``SSDAnchorGenerator``.
+        **kwargs: As ``args``.
     """
 
     def __init__(self, *args, input_size: int = 300, **kwargs) -> None:
         super().__init__(*args, input_size=input_size, **kwargs)
-        self.max_side = input_size
+        self.input_size = input_size  # mmdet's forgets it
 
     def single_level_grid_priors(self, *args, **kwargs) -> Tensor:
         """Return the ``(H * W * 6, 4)`` boxes (x1, y1, x2, y2) of a level."""
         boxes = super().single_level_grid_priors(*args, **kwargs)
-        boxes = bbox_xyxy_to_cxcywh(boxes).clamp(0, self.max_side)
+        boxes = bbox_xyxy_to_cxcywh(boxes).clamp(0, self.input_size)
         return bbox_cxcywh_to_xyxy(boxes)

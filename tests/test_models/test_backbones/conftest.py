@@ -18,12 +18,6 @@ KINDS = {
     'se': dict(attention=dict(type='sb_mm.SqueezeExcite')),
     'dyconv': dict(attention_conv_cfg=dict(type='sb_mm.DynamicConv2d')),
 }
-FIRST = (1, 16, 1, 1, 3)
-SHORT = {
-    'mobilenet': (FIRST, (6, 24, 2, 2, 3)),
-    'cifar': (FIRST, (6, 24, 2, 2, 3)),
-    'mnasnet': (FIRST, (3, 24, 2, 2, 5)),
-}
 
 
 @pytest.fixture(params=list(NETWORKS))
@@ -50,16 +44,22 @@ def build():
 
 @pytest.fixture
 def short(monkeypatch):
-    """Leave every kind of block of every network, but few of them.
+    """Leave stages 0 and 1 and the last convolution; few blocks of Shuffle."""
+    for backbone, _ in NETWORKS.values():
+        if backbone is models.AttentionShuffleNetV2:
+            monkeypatch.setattr(backbone, 'stage_blocks', (2, 1, 1))
+        else:
+            two = backbone.arch_settings[:2]
+            monkeypatch.setattr(backbone, 'arch_settings', two)
 
-    Without expand, of stride 2, with a plain addition, with a convolution as
-    its shortcut. Stages 0 and 1 and the last convolution, 2, are left, of
-    ShuffleNetV2 all.
-    """
-    for network, settings in SHORT.items():
-        monkeypatch.setattr(NETWORKS[network][0], 'arch_settings', settings)
-    blocks = (2, 1, 1)
-    monkeypatch.setattr(models.AttentionShuffleNetV2, 'stage_blocks', blocks)
+
+@pytest.fixture
+def taps(network):
+    """Return what to take out of any network, the short ones included."""
+    if network == 'shufflenet':
+        return dict(out_indices=(0, 2, 3))
+    first = () if network != 'cifar' else (0,)
+    return dict(out_indices=(1, 2), expand_indices=(*first, 1))
 
 
 def _images(n=2, size=32, seed=1):
