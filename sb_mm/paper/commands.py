@@ -17,13 +17,7 @@ from sb_mm.errors import UserInputError
 from sb_mm.files import repository
 
 from .cells import REPOSITORY, Cell, select_cells
-from .records import (
-    NOT_RUN,
-    Record,
-    full_trainings,
-    read_records,
-    summary,
-)
+from .records import Record, full_trainings, read_records, summary
 
 # Of records: the clone's, or that of who installed a wheel.
 RESULTS = (repository() or Path()) / 'results'
@@ -36,7 +30,8 @@ def list_cells(args: Namespace) -> None:
     for cell in _selected(args):
         # Lists of layers look like rich's markup.
         config, runs = escape(cell.experiment), full_trainings(cell, records)
-        here = f'{summary(runs)} (runs: {len(runs)})' if runs else NOT_RUN
+        count = f' (runs: {len(runs)})' if runs else ''
+        here = f'{summary(runs)}{count}'
         shown.add_row(cell.id, config, cell.result_text, here)
     _print(shown)
 

@@ -188,7 +188,8 @@ class JobHook(Hook):
 
     def _write(self) -> None:
         before, self.clock = self.clock, time.monotonic()
-        self.record.hours += (self.clock - before) / 3600
+        hours = self.record.hours + (self.clock - before) / 3600
+        self.record.hours = round(hours, 5)
         write_job(self.folder, self.record)
 
 

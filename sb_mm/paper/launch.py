@@ -158,14 +158,8 @@ def run_on_ray(
     """Train jobs as tasks of a Ray cluster; yield as :func:`run_locally`.
 
     Every node needs this environment. A task whose node dies is started again
-    and goes on from the newest checkpoint.
-
-    Args:
-        jobs: To be trained.
-        results: Folder of the records.
-        address: ``'auto'``, ``'local'`` for a new cluster here, or of one.
-        cpus: Cores of a job, also the threads of its training.
-        gpus: Of a job; None for one where the cluster has any.
+    and goes on from the newest checkpoint. ``cpus`` are also the threads of a
+    job; ``gpus`` of None are one, if the cluster has any.
     """
     ray = _connected(address)
     if gpus is None:

@@ -74,12 +74,11 @@ def _counted(cell: Cell) -> Iterator[str]:
 
 def _measured(cell: Cell, records: Sequence[Record]) -> list[str]:
     runs = full_trainings(cell, records)
-    if not runs:
-        return [cell.result_text, NOT_RUN, '', '']
-    difference, finals = '', results_of(runs)
+    finals, difference = results_of(runs), ''
     if finals and cell.result is not None:
         difference = f'{fmean(finals) - cell.result:+.3f}'
-    return [cell.result_text, summary(runs), difference, _origin(runs)]
+    origin = _origin(runs) if runs else ''
+    return [cell.result_text, summary(runs), difference, origin]
 
 
 def _origin(records: Sequence[Record]) -> str:

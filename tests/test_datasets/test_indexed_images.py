@@ -33,8 +33,8 @@ class Images(BaseDataset):
         return [dict(img=image, gt_label=label) for image, label in pairs]
 
 
-def indexed(**kwargs):
-    return IndexedImages(dict(type=Images, **kwargs))
+def indexed(count=None, **kwargs):
+    return IndexedImages(dict(type=Images, **kwargs), count)
 
 
 def loader(dataset=None, seed=0, collate='sb_mm.whole_batch'):
@@ -99,6 +99,24 @@ def test_a_part_of_the_dataset_is_numbered_from_0():
     assert part.metainfo['classes'] == tuple('abcdefghij')
 
 
+@pytest.mark.parametrize(
+    ('count', 'places'),
+    [(1, [0]), (3, [0, 3, 6]), (5, [0, 2, 4, 6, 8]), (10, range(10))],
+)
+def test_so_many_images_are_spread_over_the_dataset(count, places):
+    part = indexed(count)
+    assert len(part) == count
+    batch = part[0]
+    assert batch['labels'].tolist() == [LABELS[i] for i in places]
+    np.testing.assert_array_equal(batch['images'], IMAGES[[*places]])
+
+
+@pytest.mark.parametrize('count', [0, 11, 2.5, [1, 2]])
+def test_a_number_of_images_that_are_not_there_is_refused(count):
+    with pytest.raises(UserInputError, match=r'indices must be .*\[1, 10\]'):
+        indexed(count)
+
+
 # When it reads
 
 
@@ -139,7 +157,8 @@ def test_a_batch_that_is_collated_says_what_it_needs():
 def test_a_loader_with_workers_says_how_to_do_without():
     batches = DataLoader(indexed(), 4, num_workers=1, collate_fn=whole_batch)
     batches = iter(batches)
-    with pytest.raises(UserInputError, match='set num_workers=0'):
+    # The worker's traceback is left out.
+    with pytest.raises(UserInputError, match=r'^sb_mm.* set num_workers=0'):
         next(batches)
     # Left to the garbage collector, it waits for five seconds.
     batches._shutdown_workers()

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sb_mm.errors import UserInputError
-from sb_mm.paper.cells import find_cell, load_cells, select_cells
-from sb_mm.paper.datasets import DATASETS
+from sb_mm.paper.cells import DATASETS, find_cell, load_cells, select_cells
 
 CELLS = load_cells()
 

@@ -4,9 +4,8 @@ import pytest
 from scipy import stats
 
 from sb_mm.paper import report
-from sb_mm.paper.cells import REPOSITORY, find_cell
+from sb_mm.paper.cells import REPOSITORY, TABLES, find_cell
 from sb_mm.paper.cost import Cost
-from sb_mm.paper.datasets import TABLES
 from sb_mm.paper.records import read_records
 from sb_mm.paper.report import (
     CONTRADICTED,
@@ -33,7 +32,7 @@ def _no_counting(monkeypatch):
     def count(cell):
         row = _row(PAGE, f'`{cell.id}`')
         adds = float(row[4]) * 1e6 if 'madds_m' in cell.printed else 0
-        return Cost(int(row[2].replace(',', '')), adds)
+        return Cost(int(row[2].replace(',', '')), adds, {})
 
     monkeypatch.setattr(report, 'count', count)
 

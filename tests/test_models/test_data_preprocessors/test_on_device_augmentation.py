@@ -239,13 +239,21 @@ def test_arguments_out_of_range_name_what_is_allowed(kwargs, message):
         augmentation(**kwargs)
 
 
-@pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize(
-    'data', [dict(inputs=[torch.zeros(3, 4, 4)]), [], None], ids=type
-)
-def test_a_batch_of_another_data_set_is_refused(data, training):
+def test_a_batch_of_the_host_can_be_tested_and_not_trained_on():
+    images = random_images(3)
+    data = dict(
+        inputs=list(torch.tensor(images).movedim(-1, 1)),
+        data_samples=[DataSample().set_gt_label(n) for n in range(3)],
+    )
+    own = batch_of(images, range(3))
+    for to_rgb in (False, True):
+        preprocessor = augmentation(to_rgb=to_rgb)
+        found, expected = preprocessor(data), preprocessor(own)
+        assert found['inputs'].equal(expected['inputs'])
+        labels = [s.gt_label.item() for s in found['data_samples']]
+        assert labels == [0, 1, 2]
     with pytest.raises(UserInputError, match='wrap .*sb_mm.IndexedImages'):
-        augmentation()(data, training)
+        augmentation()(data, True)
 
 
 @pytest.mark.parametrize(
