@@ -113,6 +113,8 @@ def train_cells(args: Namespace) -> int:
         f'jobs: {len(jobs)}, recorded in {args.results}: '
         f'{len(jobs) - len(todo)}, to do: {len(todo)}'
     )
+    if not todo:
+        return 0
     if args.ray is not None:
         events = run_on_ray(todo, results, args.ray, *share)
     else:
