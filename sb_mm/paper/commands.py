@@ -94,9 +94,6 @@ def train_cells(args: Namespace) -> int:
     if args.slurm:
         print(slurm_array(sys.argv[1:], len(jobs), *share))
         return 0
-    if args.only is not None:
-        print(train_job(jobs[args.only], results))
-        return 0
     recorded = {record.identity for record in read_records(results)}
     todo = {j: n for n, j in enumerate(jobs) if j.identity not in recorded}
     if args.dry_run:
@@ -107,6 +104,9 @@ def train_cells(args: Namespace) -> int:
     # Before long work, that no record can be written.
     results.mkdir(parents=True, exist_ok=True)
     (results / '.lock').touch()
+    if args.only is not None:
+        print(train_job(jobs[args.only], results))
+        return 0
     for job in {j.cell.dataset: j for j in todo}.values():
         check_data(job.config(), ('train_dataloader', 'val_dataloader'))
     print(

@@ -165,14 +165,8 @@ class JobHook(Hook):
                 f'{self.folder} holds another training ({old}, now {new}): '
                 'delete that folder, or give another --out.'
             )
-        record.starts += [s for s in before.starts if s['epoch'] < epoch]
-        record.history += [e for e in before.history if e[0] <= epoch]
-        record.hours = before.hours
-
-    @master_only
-    def after_train_epoch(self, runner: Runner) -> None:
-        """Write the hours."""
-        self._write()
+        record.history = [e for e in before.history if e[0] <= epoch]
+        record.starts, record.hours = before.starts, before.hours
 
     @master_only
     def after_val_epoch(
