@@ -82,18 +82,21 @@ class Job:
             data_root=self.data_root,
             work_dir=str(self.folder),
         )
-        if 'work_dir' in self.options:
+        if self.options.keys() & {'launcher', 'work_dir'}:
             raise UserInputError(
-                '--cfg-options work_dir has no effect here: use --out.'
+                '--cfg-options launcher and work_dir have no effect here: '
+                'leave them out; --out is the folder of the jobs.'
             )
-        if self.cell.dataset == 'cifar10':
-            cfg.data_preprocessor.channels_last = self.channels_last
-            _read_folders(cfg)
-        elif self.channels_last:
+        is_cifar = self.cell.dataset == 'cifar10'
+        if self.channels_last and not is_cifar:
             raise UserInputError(
                 f'--channels-last is for CIFAR-10, not for {self.cell.id}: '
                 'leave it out.'
             )
+        if self.channels_last:
+            cfg.data_preprocessor.channels_last = True
+        if is_cifar:
+            _read_folders(cfg)
         cfg.custom_hooks = [*cfg.get('custom_hooks', []), *self._hooks()]
         return cfg
 

@@ -72,7 +72,7 @@ def test_images_of_files_have_their_colours(make_job, loader):
     ('cell', 'options', 'settings', 'message'),
     [
         ('t6-x0.35-sb', {'model.backbone.attention.lamda_init': 1}, {}, 'lam'),
-        ('t6-x0.35-sb', {'work_dir': 'x'}, {}, 'no effect here: use --out'),
+        ('t6-x0.35-sb', {'work_dir': 'x'}, {}, 'have no effect here'),
         ('t1-sb-x0.35', {}, dict(channels_last=True), '--channels-last is'),
     ],
 )

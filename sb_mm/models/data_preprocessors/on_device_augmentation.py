@@ -76,6 +76,7 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
                 "mmpretrain's ClsDataPreprocessor for Mixup and its like."
             )
         self.padding = padding
+        self._border = [0, 0] + 4 * [padding]  # for F.pad
         self.crop_size = crop_size
         self.flip_prob = flip_prob
         self.to_rgb = to_rgb
@@ -134,7 +135,7 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
     def _cut(self, padded: Tensor, indices: Tensor, random: bool) -> Tensor:
         """Return windows ``(B, h, w, C)`` of the padded images."""
         if not random:
-            return F.pad(padded[indices], self._borders(-1))
+            return F.pad(padded[indices], [-side for side in self._border])
         count = len(indices)
         flip = torch.rand(count, 1, device=self.device) < self.flip_prob
         rows, columns = (self._crop(n, count) for n in padded.shape[1:3])
@@ -142,10 +143,6 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         return padded[
             indices[:, None, None], rows[:, :, None], columns[:, None]
         ]
-
-    def _borders(self, sign: int) -> tuple[int, ...]:
-        """Return what to add (1) or to take away (-1), for ``F.pad``."""
-        return (0, 0, *[sign * self.padding] * 4)
 
     def _crop(self, side: int, count: int) -> Tensor:
         """Draw the rows or the columns of windows, ``(B, h)``."""
@@ -161,19 +158,21 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
 
     def _store(self, data: dict) -> tuple[Tensor, Tensor]:
         """Return the padded images and the labels on the device."""
-        key = data['images'].data_ptr(), self.device
+        images, labels = data['images'], data['labels']
+        key = images.data_ptr(), self.device
         if key not in self._stores:
-            self._stores[key] = (data['images'], *self._move(data))
+            self._check_images(images)
+            padded = F.pad(images.to(self.device), self._border)
+            self._stores[key] = images, padded, labels.to(self.device)
         return self._stores[key][1:]
 
-    def _move(self, data: dict) -> tuple[Tensor, Tensor]:
+    def _check_images(self, images: Tensor) -> None:
         # A copy for each batch, none of which would ever be given back.
-        if data['images'].is_pinned():
+        if images.is_pinned():
             raise UserInputError(
                 'sb_mm.IndexedImages must not be pinned: set '
                 'pin_memory=False in its loader.'
             )
-        images = data['images'].to(self.device)
         channels = len(self.mean)
         if images.shape[-1] != channels:
             raise UserInputError(
@@ -181,4 +180,3 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
                 f'mean of OnDeviceAugmentation has {channels} numbers: give '
                 'mean and std one number for each channel.'
             )
-        return F.pad(images, self._borders(1)), data['labels'].to(self.device)
