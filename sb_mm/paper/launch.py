@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -161,7 +160,16 @@ def run_on_ray(
     and goes on from the newest checkpoint. ``cpus`` are also the threads of a
     job; ``gpus`` of None are one, if the cluster has any.
     """
-    ray = _connected(address)
+    try:
+        import ray
+
+        ray.init(address, log_to_driver=False, ignore_reinit_error=True)
+    except (ImportError, ConnectionError, ValueError) as error:
+        raise UserInputError(
+            f'--ray {address} finds no Ray ({first_line(error)}): pip install '
+            "'sb_mm[cluster]', and start a cluster with `ray start --head`, "
+            'or give --ray local.'
+        ) from error
     if gpus is None:
         gpus = float('GPU' in ray.cluster_resources())
     task = ray.remote(
@@ -185,23 +193,6 @@ def run_on_ray(
                 reason = getattr(error, 'cause', error)
                 yield Ended(job, False, first_line(reason))
         yield None
-
-
-def _connected(address: str) -> ModuleType:
-    try:
-        import ray
-    except ImportError as error:
-        raise UserInputError(
-            "--ray needs Ray: pip install 'sb_mm[cluster]'."
-        ) from error
-    try:
-        ray.init(address, log_to_driver=False, ignore_reinit_error=True)
-    except (ConnectionError, ValueError) as error:
-        raise UserInputError(
-            f'No Ray cluster answers at {address!r} ({first_line(error)}): '
-            'start one with `ray start --head`, or give --ray local.'
-        ) from error
-    return ray
 
 
 def slurm_array(
