@@ -87,6 +87,11 @@ class Job:
                 '--cfg-options launcher and work_dir have no effect here: '
                 'leave them out; --out is the folder of the jobs.'
             )
+        if cfg.train_cfg.get('val_begin', 1) > cfg.train_cfg.max_epochs:
+            raise UserInputError(
+                'train_cfg.val_begin comes after the last epoch, whose metric '
+                'is the result: set a smaller one.'
+            )
         is_cifar = self.cell.dataset == 'cifar10'
         if self.channels_last and not is_cifar:
             raise UserInputError(

@@ -73,6 +73,7 @@ def test_images_of_files_have_their_colours(make_job, loader):
     [
         ('t6-x0.35-sb', {'model.backbone.attention.lamda_init': 1}, {}, 'lam'),
         ('t6-x0.35-sb', {'work_dir': 'x'}, {}, 'have no effect here'),
+        ('t6-x0.35-sb', {'train_cfg.val_begin': 2}, {}, 'val_begin comes aft'),
         ('t1-sb-x0.35', {}, dict(channels_last=True), '--channels-last is'),
     ],
 )

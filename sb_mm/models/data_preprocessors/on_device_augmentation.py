@@ -72,8 +72,8 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
             check_number('std', value, 0, open_low=True)
         if batch_augments is not None:
             raise UserInputError(
-                'OnDeviceAugmentation has no batch_augments: use '
-                "mmpretrain's ClsDataPreprocessor for Mixup and its like."
+                'OnDeviceAugmentation has no batch_augments: for Mixup and '
+                "its like, use mmpretrain's ClsDataPreprocessor and datasets."
             )
         self.padding = padding
         self._border = [0, 0] + 4 * [padding]  # for F.pad
