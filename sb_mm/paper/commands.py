@@ -4,6 +4,7 @@
 import sys
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
@@ -87,11 +88,11 @@ def train_cells(args: Namespace) -> int:
     from sb_mm.engine.checks.data import check_data
 
     from .job import train_job
-    from .launch import follow, run_locally, run_on_ray, slurm_array
+    from .launch import follow, slurm_array
 
     jobs, results = _planned(args), args.results.resolve()
-    share = args.cpus_per_job, args.gpus_per_job
     if args.slurm:
+        share = args.cpus_per_job, args.gpus_per_job
         print(slurm_array(sys.argv[1:], len(jobs), *share))
         return 0
     recorded = {record.identity for record in read_records(results)}
@@ -115,18 +116,23 @@ def train_cells(args: Namespace) -> int:
     )
     if not todo:
         return 0
-    if args.ray is not None:
-        events = run_on_ray(todo, results, args.ray, *share)
-    else:
-        tool = [sys.executable, str(REPOSITORY / 'tools/paper.py')]
-        only = [*tool, *sys.argv[1:], '--only']
-        commands = {job: [*only, str(n)] for job, n in todo.items()}
-        events = run_locally(commands, args.jobs)
-    with closing(events):
+    with closing(_started(args, todo, results)) as events:
         failed = follow(todo, events)
     if failed:
         print(f'failed: {len(failed)}; the same command tries them again')
     return int(bool(failed))
+
+
+def _started(args: Namespace, todo: dict, results: Path) -> Generator:
+    from .launch import run_locally, run_on_ray
+
+    if args.ray is not None:
+        share = args.cpus_per_job, args.gpus_per_job
+        return run_on_ray(todo, results, args.ray, *share)
+    tool = [sys.executable, str(REPOSITORY / 'tools/paper.py')]
+    only = [*tool, *sys.argv[1:], '--only']
+    commands = {job: [*only, str(number)] for job, number in todo.items()}
+    return run_locally(commands, args.jobs)
 
 
 def _planned(args: Namespace) -> list:

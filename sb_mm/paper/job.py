@@ -82,6 +82,15 @@ class Job:
             data_root=self.data_root,
             work_dir=str(self.folder),
         )
+        self._check(cfg)
+        if self.channels_last:
+            cfg.data_preprocessor.channels_last = True
+        if self.cell.dataset == 'cifar10':
+            _read_folders(cfg)
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), *self._hooks()]
+        return cfg
+
+    def _check(self, cfg: Config) -> None:
         if self.options.keys() & {'launcher', 'work_dir'}:
             raise UserInputError(
                 '--cfg-options launcher and work_dir have no effect here: '
@@ -92,18 +101,11 @@ class Job:
                 'train_cfg.val_begin comes after the last epoch, whose metric '
                 'is the result: set a smaller one.'
             )
-        is_cifar = self.cell.dataset == 'cifar10'
-        if self.channels_last and not is_cifar:
+        if self.channels_last and self.cell.dataset != 'cifar10':
             raise UserInputError(
                 f'--channels-last is for CIFAR-10, not for {self.cell.id}: '
                 'leave it out.'
             )
-        if self.channels_last:
-            cfg.data_preprocessor.channels_last = True
-        if is_cifar:
-            _read_folders(cfg)
-        cfg.custom_hooks = [*cfg.get('custom_hooks', []), *self._hooks()]
-        return cfg
 
     def _hooks(self) -> list[dict]:
         how = dict(channels_last=self.channels_last, compile=self.compile)
