@@ -17,7 +17,9 @@ class UserInputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(shorten(message, _MESSAGE))
+        # That of a dataloader worker comes behind its traceback.
+        _, _, sentence = message.rpartition('UserInputError: ')
+        super().__init__(shorten(sentence, _MESSAGE))
 
 
 class FileFault(UserInputError):

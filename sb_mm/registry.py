@@ -42,6 +42,6 @@ METRICS = _child(root.METRICS, detection='evaluation.voc_metric')
 HOOKS = _child(
     root.HOOKS,
     'engine.hooks',
-    'paper.job_hook',
+    'paper.job',
     detection='engine.hooks.drawing',
 )

@@ -225,6 +225,6 @@ def test_mmdet_alone_trains_and_predicts(venv, configs, tmp_path):
 
 def test_mmpretrain_alone_has_the_classifiers(venv, configs, tmp_path):
     pytest.importorskip('mmpretrain')
-    config = configs / 'cifar10/mobilenetv2-sb-w0.35_on-device.py'
+    config = configs / 'cifar10/mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py'
     command = (venv.bin / 'python', '-c', CLASSIFICATION, config)
     run(*command, cwd=tmp_path)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The paper's tables: list, show, check and train the cells, and report."""
+"""The paper's tables: list, check and train the cells, and report."""
 
 import argparse
 import sys
@@ -27,10 +27,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         verb.set_defaults(run=run)
 
     cells, results = _add_selection, _add_results
-    text = 'the cells and their results'
+    text = 'the cells, their configs and results'
     add('list', commands.list_cells, text, cells, results)
-    text = "a cell's config, and the command that trains it"
-    add('show', commands.show_cell, text, _add_shown)
     text = 'parameters and multiply-adds beside the printed ones'
     add('check', commands.check_cells, text, cells)
     text = 'train cells and record the results'
@@ -38,12 +36,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     text = 'write docs/results.md, or a page beside other records'
     add('report', commands.report, text, results)
     return parser.parse_args(argv)
-
-
-def _add_shown(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('cell', help='id, as "list" prints it')
-    text = 'overhead of SB in every layer'
-    parser.add_argument('--layers', action='store_true', help=text)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
@@ -66,51 +58,32 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+    add, flag = parser.add_argument, dict(action='store_true')
     add('--seeds', type=int, nargs='+', default=[0])
     add('--epochs', type=int, help="instead of the paper's")
-    add(
-        '--cfg-options', nargs='+', action=Options, default={},
-        help='settings that differ from the paper, key=value',
-    )  # fmt: skip
+    text = 'settings that differ from the paper, key=value'
+    add('--cfg-options', nargs='+', action=Options, default={}, help=text)
     add('--data-root', type=Path, help='folder of the data')
-    add(
-        '--host-loader', action='store_true',
-        help="read CIFAR-10 with mmpretrain's loader, not on the device",
-    )  # fmt: skip
-    add(
-        '--channels-last', action='store_true',
-        help='memory format of batches of CIFAR-10 on the device',
-    )  # fmt: skip
+    add('--channels-last', help="memory format of CIFAR-10's batches", **flag)
     add(
         '--compile', nargs='?', const='default', metavar='MODE',
         choices=['default', 'reduce-overhead', 'max-autotune'],
         help='torch.compile; reduce-overhead is with CUDA graphs',
     )  # fmt: skip
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        '--jobs', type=int, help='at a time; one a GPU if left out'
-    )
-    where.add_argument(
+    where = parser.add_mutually_exclusive_group().add_argument
+    where('--jobs', type=int, help='at a time; one a GPU if left out')
+    where(
         '--ray', nargs='?', const='auto', metavar='ADDRESS',
         help='as tasks of this Ray cluster; auto: the one of this machine',
     )  # fmt: skip
-    where.add_argument(
-        '--slurm', action='store_true', help='print the command for Slurm'
-    )
-    where.add_argument(
-        '--dry-run', action='store_true', help='list the jobs, train nothing'
-    )
+    where('--slurm', help='print the command for Slurm', **flag)
+    where('--dry-run', help='list the jobs, train nothing', **flag)
     add('--only', type=int, metavar='N', help='only job N, from 0')
     add('--cpus-per-job', type=int, default=1, help='of --ray, --slurm')
-    add(
-        '--gpus-per-job', type=float,
-        help='of --ray, --slurm; if left out 1, but 0 if Ray has none',
-    )  # fmt: skip
-    add(
-        '--out', type=Path, default=Path('work_dirs/paper'),
-        help='folder of logs and checkpoints (%(default)s)',
-    )  # fmt: skip
+    text = 'of --ray, --slurm; if left out 1, but 0 if Ray has none'
+    add('--gpus-per-job', type=float, help=text)
+    text = 'folder of logs and checkpoints (%(default)s)'
+    add('--out', type=Path, default=Path('work_dirs/paper'), help=text)
 
 
 def main() -> None:

@@ -18,10 +18,11 @@ from statistics import mean
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from rich.progress import track
 
+from sb_mm.engine.build import build_model
 from sb_mm.engine.cli import run_tool
 from sb_mm.engine.environment import commit, hardware, versions
 from sb_mm.models.layers import ChannelAttention
@@ -71,7 +72,7 @@ def first_gradient(job: Job) -> tuple[float, float | None]:
     cfg = job.config()
     init_default_scope(cfg.default_scope)
     torch.manual_seed(job.seed)
-    model = MODELS.build(cfg.model)
+    model = build_model(cfg)
     model.init_weights()
     loader = Runner.build_dataloader(cfg.train_dataloader, job.seed)
     model.train()

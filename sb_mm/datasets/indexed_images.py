@@ -8,6 +8,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from sb_mm.arguments import check_number
 from sb_mm.errors import UserInputError
 from sb_mm.registry import DATASETS, FUNCTIONS
 
@@ -28,15 +29,22 @@ class IndexedImages(Dataset):
             or ``(H, W, C)``, uint8, and ``gt_label``. Its pipeline runs once
             for each image: reading and resizing belong there, random
             transforms do not.
+        indices: How many images, evenly spread over the dataset, so that
+            folders sorted by class give some of each; None for all.
 
     Raises:
         UserInputError: If an image differs in size or type from the first,
-            the pipeline leaves no image or no label, or a loader's worker
-            reads the data.
+            the pipeline leaves no image or no label, there are fewer images
+            than ``indices``, or a loader's worker reads the data.
     """
 
-    def __init__(self, dataset: dict) -> None:
+    def __init__(self, dataset: dict, indices: int | None = None) -> None:
         self.dataset = MMENGINE_DATASETS.build(dataset)
+        total = len(self.dataset)
+        if indices is not None:
+            check_number('indices', indices, 1, total, integer=True)
+        count = total if indices is None else indices
+        self._places = [i * total // count for i in range(count)]
         self._tensors: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -52,7 +60,7 @@ class IndexedImages(Dataset):
     def _load(self) -> tuple[Tensor, Tensor]:
         arrays: list[np.ndarray] = []
         labels = []
-        for index in range(len(self.dataset)):
+        for index in self._places:
             sample = self.dataset[index]
             if not {'img', 'gt_label'} <= sample.keys():
                 raise UserInputError(
@@ -61,14 +69,14 @@ class IndexedImages(Dataset):
                     'and nothing else (no PackInputs).'
                 )
             arrays.append(np.asarray(sample['img']))
-            _check_image(index, arrays[index], arrays[0])
+            _check_image(index, arrays[-1], arrays[0])
             labels.append(int(sample['gt_label']))
         images = torch.from_numpy(np.stack(arrays))
         images = images[..., None] if images.ndim == 3 else images
         return images, torch.tensor(labels)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> dict:
         return self.__getitems__([index])
@@ -96,8 +104,9 @@ class _Batch(dict):
     def __missing__(self, key: object) -> None:
         raise UserInputError(
             f'A batch of sb_mm.IndexedImages has no {key!r}: give its '
-            "loader collate_fn=dict(type='sb_mm.whole_batch'), and the model "
-            'sb_mm.OnDeviceAugmentation as data_preprocessor.'
+            "loader collate_fn=dict(type='sb_mm.whole_batch'), the model "
+            'sb_mm.OnDeviceAugmentation as data_preprocessor, and what '
+            "draws or exports single images the host's own dataset."
         )
 
 

@@ -4,24 +4,23 @@ Configs exist for network x width x attention; the ablations differ from one
 by an argument or two.
 """
 
-import copy
+import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from mmengine.config import Config
 
-from sb_mm.engine.checks.options import apply_options
-from sb_mm.engine.config import read_config
 from sb_mm.errors import UserInputError, first_few
 from sb_mm.files import product_root
 
-from .datasets import DATASETS, TABLES, DatasetSpec
-
 REPOSITORY = product_root()
+# Titles, datasets, rows and claims of the ten tables.
+TABLES = json.loads(files(__package__).joinpath('tables.json').read_text())
 
 _EVERYWHERE = 'all three layers of a block'
 # The paper's words in those of the backbones.
@@ -38,33 +37,42 @@ _DEFAULTS = dict(
 _NUMBERS = ('params_m', 'madds_m', 'top1', 'map_percent', 'std', 'runs')
 
 
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A dataset of the paper, and how it is trained on."""
+
+    folder: str  # of its configs, in configs/
+    suffix: str  # of the configs' names: batch, epochs and dataset
+    image_size: int  # pixels of a side of the network's input
+    train_images: int
+    val_images: int
+    classes: int
+    printed: str = 'top1'  # the result's name in tables.json
+    title: str = 'top-1'  # in text
+    metric: str = 'accuracy/top1'  # in MMEngine
+    factor: float = 1.0  # from that to percent
+
+
+DATASETS = {
+    name: DatasetSpec(**fields) for name, fields in TABLES['datasets'].items()
+}
+
+
 # By identity: each is made once, and what is known of it is kept.
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A row of one of the paper's tables.
+    """A row of one of the paper's tables."""
 
-    Attributes:
-        table: 1-10.
-        row: The row's label in the paper.
-        dataset: ``'imagenet'``, ``'cifar10'`` or ``'voc0712'``.
-        network: Such as ``'mobilenet_v2_cifar'``.
-        width: Factor on the channels.
-        attention: ``'static'``, ``'SE'``, ``'SB'`` or ``'DyConv'``.
-        placement: Where in a block, in the paper's words; None for static.
-        settings: The ablated arguments of the attention.
-        printed: The paper's numbers: ``params_m`` and ``madds_m`` in
-            millions, ``top1`` or ``map_percent`` in percent with ``std`` over
-            ``runs``. A result of None is the paper's "/", a failed training.
-    """
-
-    table: int
-    row: str
-    dataset: str
-    network: str
-    width: float
-    attention: str
-    placement: str | None
-    settings: dict[str, Any]
+    table: int  # 1-10
+    row: str  # its label in the paper
+    dataset: str  # imagenet, cifar10 or voc0712
+    network: str  # such as mobilenet_v2_cifar
+    width: float  # factor on the channels
+    attention: str  # static, SE, SB or DyConv
+    placement: str | None  # in a block, in the paper's words
+    settings: dict[str, Any]  # the ablated arguments of the attention
+    # The paper's numbers: params_m and madds_m in millions, top1 or
+    # map_percent in percent with std over runs.
     printed: dict[str, Any]
 
     @property
@@ -82,6 +90,14 @@ class Cell:
     def result(self) -> float | None:
         """The paper's result in percent, None for "/", a failed training."""
         return self.printed[self.spec.printed]
+
+    @property
+    def result_text(self) -> str:
+        """The paper's result as it prints it."""
+        if self.result is None:
+            return '/'
+        std = self.printed.get('std')
+        return f'{self.result:.3f}' + ('' if std is None else f' ± {std:.3f}')
 
     @property
     def config(self) -> str:
@@ -113,19 +129,14 @@ class Cell:
         return ' '.join([self.config, *as_options(self.overrides)])
 
     def resolve(self) -> Config:
-        """Return the config with the overrides merged in.
+        """Return the config with the overrides merged in."""
+        # With torch, which takes seconds: tables and records need none.
+        from sb_mm.engine.checks.options import apply_options
+        from sb_mm.engine.config import read_config
 
-        Raises:
-            UserInputError: If an override names nothing in it.
-        """
-        cfg = copy.deepcopy(_read_leaf(self.config))
+        cfg = read_config(str(REPOSITORY / self.config))
         apply_options(cfg, self.overrides)
         return cfg
-
-
-@cache
-def _read_leaf(config: str) -> Config:
-    return read_config(str(REPOSITORY / config))
 
 
 def as_options(overrides: Mapping[str, Any]) -> list[str]:
@@ -152,11 +163,7 @@ def load_cells() -> dict[str, Cell]:
 
 
 def find_cell(cell_id: str) -> Cell:
-    """Return the cell of that id.
-
-    Raises:
-        UserInputError: Names the closest ids.
-    """
+    """Return the cell of that id, or raise with the closest ones."""
     cells = load_cells()
     if cell_id in cells:
         return cells[cell_id]
@@ -175,8 +182,7 @@ def select_cells(
 ) -> list[Cell]:
     """Return the cells, given by their ids, that fit all else that is given.
 
-    Raises:
-        UserInputError: If an id is unknown, or a value that nothing fits.
+    Raise if an id is unknown, or nothing fits a value.
     """
     selected = [find_cell(name) for name in cells] or [*load_cells().values()]
     given = dict(table=table, width=width, attention=attention)

@@ -2,63 +2,56 @@
 
 import hashlib
 import json
-import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch.utils.data import Dataset
 
 from sb_mm.engine.config import dataset_configs, load_config
-from sb_mm.engine.on_device import use_device_data
+from sb_mm.engine.environment import commit, hardware, versions
 from sb_mm.engine.runner import train
 from sb_mm.errors import DivergedError, UserInputError
+from sb_mm.registry import HOOKS
 
-from .cells import REPOSITORY, Cell
-from .job_hook import read_job, read_record, write_job
-from .records import Record, append_record, identity, read_records
+from .cells import REPOSITORY, Cell, find_cell
+from .records import (
+    Record,
+    append_record,
+    find_record,
+    identity,
+    read_job,
+    write_job,
+)
 
-# A training that is cut loses at most that part of its epochs.
-_LOST = 20
-# Iterations between two lines of the log.
-_LOG_INTERVAL = 20
-# Divides the images, so that all batches are of one size to a compiler.
-_VAL_BATCH = 500
-# Settings that a job sets, and those that images on the device leave unread.
-_OWN = r'(compile|custom_hooks|default_hooks|launcher|randomness|work_dir)\b'
-_OF_HOST = re.compile(
-    r'(train|val|test)_dataloader\.(collate_fn|num_workers|pin_memory|'
-    r'persistent_workers|prefetch_factor)\b'
+# What is the same whenever a job is started.
+_FIXED = attrgetter(
+    *('cell', 'seed', 'options', 'train', 'val'),
+    *('epochs', 'batch', 'parameters'),
 )
 
 
 # By identity: two jobs are never equal.
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A training.
-
-    Attributes:
-        cell: What is trained.
-        seed: Of weights and images.
-        options: What differs from the cell's config, by dotted keys; empty
-            for the paper's recipe.
-        out: Folder of all jobs.
-        data_root: Folder of the data; None for the config's.
-        host_loader: Read CIFAR-10 with mmpretrain's loader, instead of keeping
-            it on the device, where batches are cut out.
-        channels_last: Memory format of the batches on the device.
-        compile: Mode of ``torch.compile``; None for none.
-    """
+    """A training; without options, it is the paper's."""
 
     cell: Cell
-    seed: int = 0
+    seed: int = 0  # of weights and images
+    # What differs from the cell's config, by dotted keys.
     options: Mapping[str, Any] = field(default_factory=dict)
-    out: Path = Path('work_dirs/paper')
-    data_root: str | None = None
-    host_loader: bool = False
-    channels_last: bool = False
-    compile: str | None = None
+    out: Path = Path('work_dirs/paper')  # folder of all jobs
+    data_root: str | None = None  # that of the config if None
+    channels_last: bool = False  # memory format of CIFAR-10's batches
+    compile: str | None = None  # mode of torch.compile
 
     @property
     def name(self) -> str:
@@ -71,11 +64,6 @@ class Job:
         return identity(self.cell, self.seed, self.options)
 
     @property
-    def on_device(self) -> bool:
-        """Whether the images are kept there."""
-        return self.cell.dataset == 'cifar10' and not self.host_loader
-
-    @property
     def folder(self) -> Path:
         """Folder of its log and checkpoints: other options have another."""
         # As other data may.
@@ -85,68 +73,45 @@ class Job:
         name = f'seed{self.seed}' + (f'-{digest}' if any(kind) else '')
         return self.out / self.cell.id / name
 
-    @property
-    def log(self) -> Path:
-        """What the training printed."""
-        return self.folder / 'train.log'
-
     def config(self) -> Config:
-        """Return what is trained.
-
-        Raises:
-            UserInputError: If an option names nothing in the cell's config, or
-                has no effect.
-        """
-        self._check_options()
+        """Return what is trained; raise if an option has no effect."""
+        seed = {'randomness.seed': self.seed}
         cfg = load_config(
             str(REPOSITORY / self.cell.config),
-            {**self.cell.overrides, **self.options},
+            {**seed, **self.cell.overrides, **self.options},
             data_root=self.data_root,
             work_dir=str(self.folder),
         )
-        cfg.randomness = dict(seed=self.seed)
+        self._check(cfg)
+        if self.channels_last:
+            cfg.data_preprocessor.channels_last = True
         if self.cell.dataset == 'cifar10':
             _read_folders(cfg)
-        if self.on_device:
-            use_device_data(cfg, self.channels_last)
-            if 'val_dataloader.batch_size' not in self.options:
-                cfg.val_dataloader.batch_size = _VAL_BATCH
-        if cfg.optim_wrapper.optimizer.type == 'SGD':
-            # One kernel for all weights: equal up to rounding.
-            cfg.optim_wrapper.optimizer.setdefault('fused', True)
-        _set_hooks(cfg)
-        cfg.custom_hooks = self._hooks()
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), *self._hooks()]
         return cfg
 
-    def _check_options(self) -> None:
-        for key in self.options:
-            of_host = self.on_device and _OF_HOST.match(key)
-            if of_host or re.match(_OWN, key):
-                keep = ', or add --host-loader' if of_host else ''
-                raise UserInputError(
-                    f'--cfg-options {key} has no effect, as this tool sets it '
-                    f'itself: leave it out{keep}.'
-                )
-        if self.channels_last and not self.on_device:
+    def _check(self, cfg: Config) -> None:
+        if self.options.keys() & {'launcher', 'work_dir'}:
             raise UserInputError(
-                '--channels-last is for batches of CIFAR-10 on the device, '
-                f'and those of {self.cell.id} are not: leave it out.'
+                '--cfg-options launcher and work_dir have no effect here: '
+                'leave them out; --out is the folder of the jobs.'
+            )
+        if cfg.train_cfg.get('val_begin', 1) > cfg.train_cfg.max_epochs:
+            raise UserInputError(
+                'train_cfg.val_begin comes after the last epoch, whose metric '
+                'is the result: set a smaller one.'
+            )
+        if self.channels_last and self.cell.dataset != 'cifar10':
+            raise UserInputError(
+                f'--channels-last is for CIFAR-10, not for {self.cell.id}: '
+                'leave it out.'
             )
 
     def _hooks(self) -> list[dict]:
-        options, spec = dict(self.options), self.cell.spec
-        how = ('on_device', 'channels_last', 'compile')
-        hooks = [
-            dict(
-                type='sb_mm.JobHook',
-                job=dict(cell=self.cell.id, seed=self.seed, options=options),
-                execution={name: getattr(self, name) for name in how},
-                metric=spec.metric,
-                factor=spec.factor,
-            ),
-            # With the images on the device, a resumed job is the uncut one.
-            dict(type='sb_mm.EpochSeedHook'),
-        ]
+        how = dict(channels_last=self.channels_last, compile=self.compile)
+        options = dict(self.options)
+        job = dict(cell=self.cell.id, seed=self.seed, options=options)
+        hooks = [dict(type='sb_mm.JobHook', job=job, execution=how)]
         if self.compile:
             hooks.append(dict(type='sb_mm.CompileHook', mode=self.compile))
         return hooks
@@ -158,53 +123,94 @@ def _read_folders(cfg: Config) -> None:
     Files have blue first, and mmpretrain's ``CIFAR10`` red.
     """
     for _, dataset in dataset_configs(cfg):
-        folder = Path(dataset.data_root, dataset.get('split') or '')
-        if dataset.type != 'CIFAR10' or not folder.is_dir():
-            continue
-        dataset.type = 'CustomDataset'
-        dataset.data_prefix = dataset.pop('split')
-        dataset.pipeline.insert(0, ConfigDict(type='LoadImageFromFile'))
-        cfg.data_preprocessor.to_rgb = True
-        if isinstance(dataset.get('indices'), int):
-            dataset.indices = _spread(dataset.indices, folder)
+        if Path(dataset.data_root, dataset.get('split') or '-').is_dir():
+            dataset.type = 'CustomDataset'
+            dataset.data_prefix = dataset.pop('split')
+            dataset.pipeline.insert(0, ConfigDict(type='LoadImageFromFile'))
+            cfg.data_preprocessor.to_rgb = True
 
 
-def _spread(count: int, folder: Path) -> range:
-    """Return indices of images in folders, which are sorted by class."""
-    images = sum(1 for _ in folder.glob('*/*'))
-    if count < 1 or images % count:
-        raise UserInputError(
-            f'dataset.indices={count} must divide the {images} images in '
-            f'{folder}, of which every n-th is taken: choose another number.'
+@HOOKS.register_module()
+class JobHook(Hook):
+    """Write ``job.json``: what is trained, before it is, and how it goes.
+
+    Args:
+        job: Cell, seed and options.
+        execution: How it is computed.
+    """
+
+    def __init__(self, job: dict[str, Any], execution: dict[str, Any]) -> None:
+        # As they are read back: JSON knows no tuples.
+        self.job = json.loads(json.dumps(job))
+        self.execution = dict(execution)
+        self.spec = find_cell(job['cell']).spec
+
+    @master_only
+    def before_train(self, runner: Runner) -> None:
+        """Write what is launched; raise if the folder is another job's."""
+        self.folder, self.clock = Path(runner.work_dir), time.monotonic()
+        self.record = Record(
+            **self.job,
+            train=_size(runner.train_dataloader.dataset),
+            val=_size(runner.val_dataloader.dataset),
+            epochs=runner.max_epochs,
+            batch=runner.train_dataloader.batch_size,
+            parameters=sum(p.numel() for p in runner.model.parameters()),
         )
-    return range(0, images, images // count)
+        if before := read_job(self.folder):
+            self._go_on(before, runner.epoch)
+        start = dict(
+            epoch=runner.epoch,
+            date=datetime.now().astimezone().isoformat(timespec='seconds'),
+            execution=self.execution,
+            environment=dict(versions(), hardware=hardware(), commit=commit()),
+        )
+        self.record.starts.append(start)
+        self._write()
+
+    def _go_on(self, before: Record, epoch: int) -> None:
+        record, old, new = self.record, _FIXED(before), _FIXED(self.record)
+        if old != new:
+            raise UserInputError(
+                f'{self.folder} holds another training ({old}, now {new}): '
+                'delete that folder, or give another --out.'
+            )
+        record.history = [e for e in before.history if e[0] <= epoch]
+        record.starts, record.hours = before.starts, before.hours
+
+    @master_only
+    def after_val_epoch(
+        self, runner: Runner, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Write the metric, again where a resumed job validates again."""
+        epoch, record = runner.epoch, self.record
+        percent = round(metrics[self.spec.metric] * self.spec.factor, 3)
+        before = [e for e in record.history if e[0] < epoch]
+        record.history = [*before, [epoch, percent]]
+        record.final = percent if epoch == record.epochs else None
+        self._write()
+
+    def _write(self) -> None:
+        before, self.clock = self.clock, time.monotonic()
+        hours = self.record.hours + (self.clock - before) / 3600
+        self.record.hours = round(hours, 5)
+        write_job(self.folder, self.record)
 
 
-def _set_hooks(cfg: Config) -> None:
-    """Set what is written while it trains."""
-    checkpoint = cfg.default_hooks.checkpoint
-    # The best of many validations on the test data is no result.
-    checkpoint.pop('save_best', None)
-    checkpoint.pop('rule', None)
-    checkpoint.interval = max(1, cfg.train_cfg.max_epochs // _LOST)
-    checkpoint.max_keep_ckpts = 2
-    cfg.default_hooks.logger.interval = _LOG_INTERVAL
-    cfg.log_processor.window_size = _LOG_INTERVAL
-    cfg.visualizer.vis_backends = [ConfigDict(type='LocalVisBackend')]
+def _size(dataset: Dataset) -> dict[str, int]:
+    classes = dataset.metainfo.get('classes') or ()
+    return dict(images=len(dataset), classes=len(classes))
 
 
 def train_job(job: Job, results: Path) -> Record:
     """Train a job, or what is left of it, and record it in a folder."""
-    for record in read_records(results):
-        if record.identity == job.identity:
-            return record
-    launched = read_job(job.folder)
-    history = launched.get('history') or [[0, None]]
-    ended = history[-1][0] == launched.get('epochs')
-    if not (ended or 'diverged' in launched):
+    if record := find_record(results, job.identity):
+        return record
+    record = read_job(job.folder)
+    if record is None or record.final is None:
         try:
             train(job.config(), resume='auto')
         except DivergedError as error:
             print(error)
-            write_job(job.folder, {**read_job(job.folder), 'diverged': True})
-    return append_record(read_record(job.folder), results)
+        record = read_job(job.folder)
+    return append_record(record, results)

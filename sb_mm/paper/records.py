@@ -1,15 +1,16 @@
-"""Records: one JSON line for one finished training.
+"""Records: what a training is and what came of it.
 
-A record is what the job wrote down when it was launched, see
-:class:`~sb_mm.paper.job_hook.JobHook`, with its validations.
+While it trains, a job's record is ``job.json`` in its folder; when it is done,
+that becomes one line of ``results/``.
 """
 
 import json
 import math
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from filelock import FileLock
@@ -19,53 +20,34 @@ from sb_mm.files import write_in_one_step
 
 from .cells import Cell, as_options, find_cell
 
+NOT_RUN = 'not run'
 
-@dataclass(frozen=True)
+
+@dataclass
 class Record:
-    """A finished training.
+    """A training of a cell."""
 
-    Attributes:
-        cell: Id of the cell, see :mod:`sb_mm.paper.cells`.
-        seed: Random seed.
-        options: What differs from the cell's config, by dotted keys.
-        train: Numbers of ``images`` and ``classes`` trained on.
-        val: The same of the images that the metric was measured on.
-        epochs: Of the whole training.
-        batch: Images in a step.
-        parameters: Learnable numbers.
-        starts: Where and when it was computed: ``epoch`` at the start,
-            ``date``, ``execution`` and ``environment``. Several if it was
-            resumed.
-        history: ``[epoch, metric]`` of every validation, in percent.
-        final: The metric of the last epoch; None if the loss became infinite
-            or NaN before it.
-        hours: Wall time of the training, without validation.
-        note: What must be known of it besides.
-    """
-
-    cell: str
+    cell: str  # its id
     seed: int
-    options: dict[str, Any]
-    train: dict[str, Any]
-    val: dict[str, Any]
-    epochs: int
-    batch: int
-    parameters: int
-    starts: list[dict[str, Any]]
-    history: list[list[float]]
-    final: float | None
-    hours: float
-    note: str = ''
+    options: dict[str, Any]  # what differs from its config, by dotted keys
+    train: dict[str, Any]  # numbers of images and classes trained on
+    val: dict[str, Any]  # of those that the metric was measured on
+    epochs: int  # of the whole training
+    batch: int  # images in a step
+    parameters: int  # learnable numbers
+    # Epoch, date, execution and environment of each start or resume.
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    # [epoch, percent] of each validation.
+    history: list[list[float]] = field(default_factory=list)
+    # After the last epoch; None before it, and if the loss was not finite.
+    final: float | None = None
+    hours: float = 0.0  # with what a resume repeated
+    note: str = ''  # what must be known of it besides
 
     @property
     def identity(self) -> tuple:
         """What no two records share; cells that tables repeat are one."""
         return identity(find_cell(self.cell), self.seed, self.options)
-
-    @property
-    def experiment(self) -> str:
-        """What was trained, see :class:`~sb_mm.paper.cells.Cell`."""
-        return find_cell(self.cell).experiment
 
     @property
     def is_full(self) -> bool:
@@ -106,67 +88,63 @@ def identity(cell: Cell, seed: int, options: dict[str, Any]) -> tuple:
     return cell.experiment, seed, tuple(sorted(as_options(options)))
 
 
+def write_job(folder: Path, record: Record) -> None:
+    """Write a folder's ``job.json``."""
+    text = json.dumps(asdict(record), indent=1) + '\n'
+    write_in_one_step(folder / 'job.json', text)
+
+
+def read_job(folder: Path) -> Record | None:
+    """Return what a folder's ``job.json`` says; None if there is none."""
+    file = folder / 'job.json'
+    try:
+        return Record(**json.loads(file.read_text()))
+    except FileNotFoundError:
+        return None
+    except (TypeError, ValueError) as error:
+        raise UserInputError(
+            f'{file} is damaged or of another version: delete the folder '
+            f'{folder} to train again.'
+        ) from error
+
+
 def read_records(folder: Path) -> list[Record]:
     """Return what a folder's ``*.jsonl`` files hold.
 
-    A line that is damaged or unfinished is left out, and named on stderr.
-
-    Raises:
-        UserInputError: If two lines are of one training; names both.
+    A line that is damaged, unfinished or of a training that an earlier one is
+    of is left out, and named on stderr.
     """
-    found: dict[tuple, tuple[str, Record]] = {}
-    lines = (
-        (f'{file.name} line {number}', line)
-        for file in sorted(folder.glob('*.jsonl'))
-        for number, line in enumerate(
-            file.read_text(errors='replace').splitlines(), 1
-        )
-    )
-    for place, line in lines:
-        try:
-            record = _parse(line)
-        except UserInputError as error:
-            print(f'left out: {place}: {error}', file=sys.stderr)
-            continue
-        if record.identity in found:
-            raise UserInputError(
-                f'{place} repeats the training of {found[record.identity][0]} '
-                f'(cell {record.cell}, seed {record.seed}): remove one of '
-                'them.'
-            )
-        found[record.identity] = place, record
-    return [record for _, record in found.values()]
+    found: dict[tuple, Record] = {}
+    for file in sorted(folder.glob('*.jsonl')):
+        lines = file.read_text(errors='replace').splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                record = _parse(line)
+                if found.setdefault(record.identity, record) is not record:
+                    raise ValueError('that training has a record already')
+            except (AttributeError, TypeError, ValueError) as error:
+                print(
+                    f'left out: {file.name} line {number}, which is no record '
+                    f'({first_line(error)}): remove it.',
+                    file=sys.stderr,
+                )
+    return list(found.values())
+
+
+def find_record(folder: Path, identity: tuple) -> Record | None:
+    """Return the record of an identity; None if there is none."""
+    records = read_records(folder)
+    return next((r for r in records if r.identity == identity), None)
 
 
 def _parse(line: str) -> Record:
-    try:
-        content = json.loads(line)
-        content.pop('digest', None)  # of earlier versions
-        record = Record(**content)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserInputError(
-            f'this is no record ({first_line(error)}): remove it.'
-        ) from error
-    find_cell(record.cell)
-    last = record.history[-1] if record.history else [0, None]
-    if record.final is not None and last != [record.epochs, record.final]:
-        raise UserInputError(
-            f'the record of {record.cell}, seed {record.seed}, is of an '
-            'unfinished training: remove it and train again.'
-        )
+    content = json.loads(line)
+    content.pop('digest', None)  # of earlier versions
+    record = Record(**content)
+    last = [record.epochs, record.final]
+    if record.final is not None and record.history[-1:] != [last]:
+        raise ValueError('the training is unfinished')
     return record
-
-
-def check_writable(folder: Path) -> None:
-    """Raise before long work, if no record can be written into a folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / '.lock').touch()
-    except OSError as error:
-        raise UserInputError(
-            f'--results {folder} cannot be written to ({error.strerror}): '
-            'choose another folder.'
-        ) from error
 
 
 def append_record(record: Record, folder: Path) -> Record:
@@ -176,9 +154,8 @@ def append_record(record: Record, folder: Path) -> Record:
     """
     file = folder / f'table{find_cell(record.cell).table}.jsonl'
     with FileLock(folder / '.lock'):
-        for other in read_records(folder):
-            if other.identity == record.identity:
-                return other
+        if other := find_record(folder, record.identity):
+            return other
         lines = file.read_text().splitlines() if file.is_file() else []
         lines.append(json.dumps(asdict(record)))
         write_in_one_step(file, '\n'.join(lines) + '\n')
@@ -187,5 +164,25 @@ def append_record(record: Record, folder: Path) -> Record:
 
 def full_trainings(cell: Cell, records: Iterable[Record]) -> list[Record]:
     """Return those of a cell, shared by the cells that repeat it."""
-    same = (r for r in records if r.experiment == cell.experiment)
-    return [record for record in same if record.is_full]
+    wanted = cell.experiment
+    full = (record for record in records if record.is_full)
+    return [r for r in full if r.identity[0] == wanted]
+
+
+def results_of(records: Iterable[Record]) -> list[float]:
+    """Return the results of those that did not fail, in percent."""
+    return [record.final for record in records if not record.failed]
+
+
+def summary(records: Sequence[Record]) -> str:
+    """Return mean and sample standard deviation, and how many failed."""
+    if not records:
+        return NOT_RUN
+    finals = results_of(records)
+    text = f'{fmean(finals):.3f}' if finals else '/'
+    if len(finals) > 1:
+        text += f' ± {stdev(finals):.3f}'
+    failed = len(records) - len(finals)
+    if finals and failed:
+        text += f' ({failed} of {len(records)} runs: /)'
+    return text

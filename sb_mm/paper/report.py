@@ -8,16 +8,14 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 
 from scipy import stats
 
-from .cells import Cell, as_options, find_cell, load_cells
+from .cells import TABLES, Cell, as_options, find_cell, load_cells
 from .cost import count
-from .datasets import TABLES
-from .records import Record, full_trainings
+from .records import NOT_RUN, Record, full_trainings, results_of, summary
 
-NOT_RUN = 'not run'
 _CONFIDENCE = 0.95
 SEEDS = 3  # at least, on each side of a test
 SUPPORTED, CONTRADICTED, OPEN = 'supported', 'contradicted', 'open'
@@ -76,38 +74,11 @@ def _counted(cell: Cell) -> Iterator[str]:
 
 def _measured(cell: Cell, records: Sequence[Record]) -> list[str]:
     runs = full_trainings(cell, records)
-    if not runs:
-        return [paper_result(cell), NOT_RUN, '', '']
-    difference, finals = '', results_of(runs)
+    finals, difference = results_of(runs), ''
     if finals and cell.result is not None:
         difference = f'{fmean(finals) - cell.result:+.3f}'
-    return [paper_result(cell), summary(runs), difference, _origin(runs)]
-
-
-def paper_result(cell: Cell) -> str:
-    """Return the paper's result as it prints it."""
-    if cell.result is None:
-        return '/'
-    std = cell.printed.get('std')
-    return f'{cell.result:.3f}' + ('' if std is None else f' ± {std:.3f}')
-
-
-def results_of(records: Iterable[Record]) -> list[float]:
-    """Return the results of those that did not fail, in percent."""
-    return [record.final for record in records if not record.failed]
-
-
-def summary(records: Sequence[Record]) -> str:
-    """Return mean and sample standard deviation, and how many failed."""
-    finals = results_of(records)
-    if not finals:
-        return '/'
-    text = f'{fmean(finals):.3f}'
-    if len(finals) > 1:
-        text += f' ± {stdev(finals):.3f}'
-    if failed := len(records) - len(finals):
-        text += f' ({failed} of {len(records)} runs: /)'
-    return text
+    origin = _origin(runs) if runs else ''
+    return [cell.result_text, summary(runs), difference, origin]
 
 
 def _origin(records: Sequence[Record]) -> str:

@@ -28,7 +28,6 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
     [
         'imagenet/mnasnet-sb-w0.5_1xb256-300e_in1k.py',
         'imagenet/shufflenetv2-dyconv-w0.5_1xb256-300e_in1k.py',
-        'imagenet/mobilenetv2-se-w0.35_1xb256-300e_in1k.py',
         'cifar10/mobilenetv2-static-w0.35_1xb128-200e_cifar10.py',
     ],
 )

@@ -8,7 +8,6 @@ import pytest
 
 from sb_mm.errors import UserInputError
 from sb_mm.paper.cells import find_cell, load_cells, select_cells
-from sb_mm.paper.datasets import DATASETS
 
 CELLS = load_cells()
 
@@ -63,13 +62,3 @@ def test_selection_is_by_table_width_attention_and_id():
     ids = ['t4-ssd-mobilenetv2-x0.5-se', 't6-x0.5-sb']
     assert [c.id for c in select_cells(cells=ids)] == ids
     assert [c.id for c in select_cells([6], cells=[ids[1]])] == ids[1:]
-
-
-@pytest.mark.parametrize('name', DATASETS)
-def test_the_recipe_of_a_cell_is_what_its_dataset_says(name):
-    spec = DATASETS[name]
-    cfg = next(c for c in CELLS.values() if c.dataset == name).resolve()
-    assert f'1xb{cfg.train_dataloader.batch_size}-' in spec.suffix
-    assert f'-{cfg.train_cfg.max_epochs}e_' in spec.suffix
-    head = cfg.model.get('head') or cfg.model.bbox_head
-    assert head.num_classes == spec.classes

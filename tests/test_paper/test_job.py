@@ -1,6 +1,5 @@
 """Jobs: their configs, and trainings from the launch to the record."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +9,11 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image
 
 from sb_mm.engine.hooks import DivergenceHook
+from sb_mm.engine.runner import test as run_test
 from sb_mm.errors import DivergedError, UserInputError
 from sb_mm.paper.cells import find_cell
-from sb_mm.paper.job import Job, train_job
-from sb_mm.paper.job_hook import JobHook, read_job
-from sb_mm.paper.records import read_records
+from sb_mm.paper.job import Job, JobHook, train_job
+from sb_mm.paper.records import read_job, read_records, write_job
 
 pytest.importorskip('mmpretrain')
 
@@ -42,24 +41,27 @@ def _cut_after(monkeypatch, epoch, written):
 
 def test_the_paper_recipe_is_the_cells_config(cifar):
     cell = find_cell('t8-x0.35-lambda_init-0.01')
-    cfg = Job(cell, 3, data_root=cifar).config()
-    assert cfg.model.backbone == cell.resolve().model.backbone
-    assert cfg.train_cfg.max_epochs == 200
-    assert cfg.train_dataloader.batch_size == 128
+    cfg, plain = Job(cell, 3, data_root=cifar).config(), cell.resolve()
     assert cfg.randomness.seed == 3
-    assert cfg.optim_wrapper.optimizer.lr == 0.1
-    # Every image of the host's pipeline, on the device.
-    assert cfg.model.data_preprocessor.padding == 2
-    # The best epoch on the test images would be no result.
-    assert 'save_best' not in cfg.default_hooks.checkpoint
+    for key in ('model', 'train_cfg', 'optim_wrapper', 'default_hooks'):
+        assert cfg[key] == plain[key]
+    hooks = [hook.type for hook in cfg.custom_hooks]
+    assert hooks == ['sb_mm.EpochSeedHook', 'sb_mm.JobHook']
+    fast = Job(cell, data_root=cifar, channels_last=True, compile='default')
+    assert fast.config().data_preprocessor.channels_last
+    assert fast.config().custom_hooks[-1].mode == 'default'
 
 
-def test_images_of_files_have_their_colours(make_job):
+@pytest.mark.parametrize('loader', ['val', 'test'])
+def test_images_of_files_have_their_colours(make_job, loader):
     job = make_job()
     cfg = job.config()
     init_default_scope('mmpretrain')
-    batch = DATASETS.build(cfg.val_dataloader.dataset).__getitems__([0])
-    preprocessor = cfg.model.data_preprocessor
+    dataset = DATASETS.build(cfg[f'{loader}_dataloader'].dataset)
+    batch = dataset[0]
+    if loader == 'test':  # the host's form
+        batch = {key: [value] for key, value in batch.items()}
+    preprocessor = cfg.data_preprocessor
     seen = MODELS.build(preprocessor)(batch, False)['inputs'][0]
     image = Image.open(f'{job.data_root}/test/class0/0.png').convert('RGB')
     stored = (np.asarray(image) - preprocessor.mean) / preprocessor.std
@@ -67,30 +69,20 @@ def test_images_of_files_have_their_colours(make_job):
 
 
 @pytest.mark.parametrize(
-    ('options', 'settings', 'message'),
+    ('cell', 'options', 'settings', 'message'),
     [
-        ({'model.backbone.attention.lamda_init': 1}, {}, 'lambda_init'),
-        ({'custom_hooks': []}, {}, 'no effect, as this tool sets it itself'),
-        ({'train_dataloader.num_workers': 2}, {}, 'or add --host-loader'),
-        ({'train_dataloader.dataset.indices': 3}, {}, 'must divide the 20'),
-        (
-            {},
-            dict(channels_last=True, host_loader=True),
-            '--channels-last is for batches',
-        ),
+        ('t6-x0.35-sb', {'model.backbone.attention.lamda_init': 1}, {}, 'lam'),
+        ('t6-x0.35-sb', {'work_dir': 'x'}, {}, 'have no effect here'),
+        ('t6-x0.35-sb', {'train_cfg.val_begin': 2}, {}, 'val_begin comes aft'),
+        ('t1-sb-x0.35', {}, dict(channels_last=True), '--channels-last is'),
     ],
 )
-def test_what_has_no_effect_is_refused(make_job, options, settings, message):
-    job = make_job('t6-x0.35-sb', options=options, **settings)
+def test_what_has_no_effect_is_refused(
+    make_job, cell, options, settings, message
+):
+    job = make_job(cell, options=options, **settings)
     with pytest.raises(UserInputError, match=message):
         job.config()
-
-
-def test_a_part_of_folders_has_images_of_every_class(make_job):
-    options = {'train_dataloader.dataset.indices': 10}
-    cfg = make_job(options=options).config()
-    indices = cfg.train_dataloader.dataset.dataset.indices
-    assert list(indices) == [*range(0, 20, 2)]
 
 
 def test_what_is_computed_otherwise_has_a_folder_of_its_own(make_job):
@@ -101,21 +93,25 @@ def test_what_is_computed_otherwise_has_a_folder_of_its_own(make_job):
 
 
 def test_a_launch_is_written_down_and_becomes_the_record(make_job, tmp_path):
-    job = make_job('t6-x0.35-sb', epochs=2)
+    half = {'train_dataloader.dataset.indices': 10}
+    job = make_job('t6-x0.35-sb', epochs=2, options=half)
     record = train_job(job, tmp_path)
-    launched = read_job(job.folder)
-    assert len(launched.pop('seconds')) == 2
-    assert {k: getattr(record, k) for k in launched} == launched
+    assert read_job(job.folder) == record
     assert record.options == job.options
-    assert record.train == dict(images=20, classes=10)
+    assert record.train == dict(images=10, classes=10)
     assert record.parameters == 1_440_510
     (start,) = record.starts
-    assert start['execution']['on_device']
+    assert start['execution'] == dict(channels_last=False, compile=None)
     assert {'commit', 'hardware', 'torch'} <= {*start['environment']}
     assert [epoch for epoch, _ in record.history] == [1, 2]
     assert record.final == record.history[-1][1]
     assert record.hours > 0
     assert read_records(tmp_path) == [record]
+    # tools/test.py reads the same images in the host's form.
+    cfg, checkpoint = job.config(), str(job.folder / 'epoch_2.pth')
+    metrics = run_test(cfg, checkpoint, show_dir=str(tmp_path / 'shown'))
+    assert metrics['accuracy/top1'] == pytest.approx(record.final)
+    assert list((tmp_path / 'shown').rglob('*.png'))
     # What is finished is not trained again, whoever asks.
     (job.folder / 'epoch_2.pth').unlink()
     assert train_job(job, tmp_path / 'other') == record
@@ -129,10 +125,13 @@ def test_a_training_that_was_cut_ends_as_the_uncut_one(
         _cut_after(patch, 2, written=True)
         with pytest.raises(KeyboardInterrupt):
             train_job(job, tmp_path)
-    assert [epoch for epoch, _ in read_job(job.folder)['history']] == [1, 2]
+    before = read_job(job.folder)
+    assert [epoch for epoch, _ in before.history] == [1, 2]
+    assert before.final is None
     record = train_job(job, tmp_path)
     assert [epoch for epoch, _ in record.history] == [1, 2, 3]
     assert [start['epoch'] for start in record.starts] == [0, 2]
+    assert record.hours > before.hours
     uncut = replace(job, out=tmp_path / 'uncut')
     train_job(uncut, tmp_path / 'results')
     expected = _weights(uncut)
@@ -151,15 +150,16 @@ def test_a_training_cut_after_its_last_epoch_is_validated_only(
     assert train_job(job, tmp_path).history[0][0] == 1
 
 
-def test_other_images_in_the_folder_of_a_job_are_refused(make_job, tmp_path):
+def test_other_images_in_the_folder_of_a_job_are_refused(
+    make_job, make_record, tmp_path
+):
     job = make_job()
     job.folder.mkdir(parents=True)
-    launched = dict(cell=job.cell.id, train=dict(images=19, classes=10))
-    (job.folder / 'job.json').write_text(json.dumps(launched))
-    with pytest.raises(UserInputError, match='holds another training .train'):
+    write_job(job.folder, make_record(job.cell.id, None))
+    with pytest.raises(UserInputError, match='holds another training'):
         train_job(job, tmp_path)
     (job.folder / 'job.json').write_text('{')
-    with pytest.raises(UserInputError, match='is damaged: delete'):
+    with pytest.raises(UserInputError, match='is damaged or .* delete'):
         train_job(job, tmp_path)
 
 

@@ -4,9 +4,8 @@ import pytest
 from scipy import stats
 
 from sb_mm.paper import report
-from sb_mm.paper.cells import REPOSITORY, find_cell
+from sb_mm.paper.cells import REPOSITORY, TABLES, find_cell
 from sb_mm.paper.cost import Cost
-from sb_mm.paper.datasets import TABLES
 from sb_mm.paper.records import read_records
 from sb_mm.paper.report import (
     CONTRADICTED,
@@ -33,7 +32,7 @@ def _no_counting(monkeypatch):
     def count(cell):
         row = _row(PAGE, f'`{cell.id}`')
         adds = float(row[4]) * 1e6 if 'madds_m' in cell.printed else 0
-        return Cost(int(row[2].replace(',', '')), adds)
+        return Cost(int(row[2].replace(',', '')), adds, {})
 
     monkeypatch.setattr(report, 'count', count)
 
@@ -103,18 +102,16 @@ def test_the_paper_is_judged_by_its_own_numbers():
 
 
 def test_only_full_trainings_judge_a_claim(make_record):
-    def runs(cell, mean, **changes):
-        return [
-            make_record(cell, mean + seed / 10, seed=seed, **changes)
-            for seed in range(3)
-        ]
-
-    short = dict(options={'train_cfg.max_epochs': 1})
+    short = {'train_cfg.max_epochs': 1}
     records = [
-        *runs('t6-x0.35-sb', 91.0),
-        *runs('t6-x0.35-static', 90.0),
-        *runs('t6-x0.5-sb', 40.0, **short),
-        *runs('t6-x0.5-static', 45.0, **short),
+        make_record(cell, mean + seed / 10, seed=seed, options=options)
+        for cell, mean, options in (
+            ('t6-x0.35-sb', 91.0, {}),
+            ('t6-x0.35-static', 90.0, {}),
+            ('t6-x0.5-sb', 40.0, short),
+            ('t6-x0.5-static', 45.0, short),
+        )
+        for seed in range(3)
     ]
     claim = 'SB is better than the static network.'
     found = _row(results_page(records), claim)

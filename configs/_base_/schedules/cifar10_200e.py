@@ -5,7 +5,13 @@ test_cfg = dict(type='TestLoop')
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=5e-4),
+    optimizer=dict(
+        type='SGD',
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=5e-4,
+        fused=True,  # one kernel for all weights: equal up to rounding
+    ),
 )
 # No T_max: MMEngine takes train_cfg.max_epochs, so that a run shortened by
 # --cfg-options still ends at 0.

@@ -63,13 +63,20 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         if crop_size is not None:
             check_number('crop_size', crop_size, 1, integer=True)
         check_number('flip_prob', flip_prob, 0, 1)
-        _check_channels(mean, std)
+        if len(mean) != len(std):
+            raise UserInputError(
+                f'mean has {len(mean)} numbers and std has {len(std)}: give '
+                'both one number for each channel.'
+            )
+        for value in std:
+            check_number('std', value, 0, open_low=True)
         if batch_augments is not None:
             raise UserInputError(
-                'OnDeviceAugmentation has no batch_augments: use '
-                "mmpretrain's ClsDataPreprocessor for Mixup and its like."
+                'OnDeviceAugmentation has no batch_augments: for Mixup and '
+                "its like, use mmpretrain's ClsDataPreprocessor and datasets."
             )
         self.padding = padding
+        self._border = [0, 0] + 4 * [padding]  # for F.pad
         self.crop_size = crop_size
         self.flip_prob = flip_prob
         self.to_rgb = to_rgb
@@ -84,7 +91,9 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         """Return what mmpretrain's ``ImageClassifier`` takes.
 
         Args:
-            data: A batch of ``IndexedImages``.
+            data: A batch of ``IndexedImages``, or, to test or infer, one of
+                the host's: ``inputs``, images ``(C, H, W)`` of one size, and
+                ``data_samples``.
             training: Whether to crop and flip at random.
 
         Returns:
@@ -92,30 +101,41 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
             training this is one sample with all labels, which the losses
             concatenate anyway; else there is one for each image.
         """
+        if 'images' in data:
+            return self._forward_indexed(data, training)
+        if training:
+            raise UserInputError(
+                'OnDeviceAugmentation needs batches of indices: wrap the '
+                "dataset of the loader in dict(type='sb_mm.IndexedImages')."
+            )
+        images = torch.stack([*data['inputs']]).to(self.device)
+        samples = self.cast_data(data.get('data_samples'))
+        inputs = self._normalise(images.movedim(1, -1))
+        return dict(inputs=inputs, data_samples=samples)
+
+    def _forward_indexed(self, data: dict, training: bool) -> dict:
         from mmpretrain.structures import DataSample
 
-        inputs, labels = self.read(data, training)
+        padded, labels = self._store(data)
+        indices = data['indices'].to(self.device, non_blocking=True)
+        inputs = self._normalise(self._cut(padded, indices, training))
+        labels = labels[indices]
         parts = [labels] if training else labels.split(1)
         samples = [DataSample().set_gt_label(part) for part in parts]
         return dict(inputs=inputs, data_samples=samples)
 
-    def read(self, data: dict, training: bool) -> tuple[Tensor, Tensor]:
-        """Return images ``(B, C, H, W)``, float32, and labels ``(B,)``."""
-        padded, labels = self._store(data)
-        indices = data['indices'].to(self.device, non_blocking=True)
-        images = self._cut(padded, indices, training)
+    def _normalise(self, images: Tensor) -> Tensor:
+        """Map images ``(B, H, W, C)`` to the network's ``(B, C, H, W)``."""
         if self.to_rgb:
             images = images.flip(-1)
         # A view in channels_last format.
         inputs = ((images.float() - self.mean) / self.std).movedim(-1, 1)
-        if not self.channels_last:
-            inputs = inputs.contiguous()
-        return inputs, labels[indices]
+        return inputs if self.channels_last else inputs.contiguous()
 
     def _cut(self, padded: Tensor, indices: Tensor, random: bool) -> Tensor:
         """Return windows ``(B, h, w, C)`` of the padded images."""
         if not random:
-            return F.pad(padded[indices], self._borders(-1))
+            return F.pad(padded[indices], [-side for side in self._border])
         count = len(indices)
         flip = torch.rand(count, 1, device=self.device) < self.flip_prob
         rows, columns = (self._crop(n, count) for n in padded.shape[1:3])
@@ -123,10 +143,6 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         return padded[
             indices[:, None, None], rows[:, :, None], columns[:, None]
         ]
-
-    def _borders(self, sign: int) -> tuple[int, ...]:
-        """Return what to add (1) or to take away (-1), for ``F.pad``."""
-        return (0, 0, *[sign * self.padding] * 4)
 
     def _crop(self, side: int, count: int) -> Tensor:
         """Draw the rows or the columns of windows, ``(B, h)``."""
@@ -142,24 +158,21 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
 
     def _store(self, data: dict) -> tuple[Tensor, Tensor]:
         """Return the padded images and the labels on the device."""
-        if not isinstance(data, dict) or 'images' not in data:
-            raise UserInputError(
-                'OnDeviceAugmentation needs batches of indices: wrap the '
-                "dataset of the loader in dict(type='sb_mm.IndexedImages')."
-            )
-        key = data['images'].data_ptr(), self.device
+        images, labels = data['images'], data['labels']
+        key = images.data_ptr(), self.device
         if key not in self._stores:
-            self._stores[key] = (data['images'], *self._move(data))
+            self._check_images(images)
+            padded = F.pad(images.to(self.device), self._border)
+            self._stores[key] = images, padded, labels.to(self.device)
         return self._stores[key][1:]
 
-    def _move(self, data: dict) -> tuple[Tensor, Tensor]:
+    def _check_images(self, images: Tensor) -> None:
         # A copy for each batch, none of which would ever be given back.
-        if data['images'].is_pinned():
+        if images.is_pinned():
             raise UserInputError(
                 'sb_mm.IndexedImages must not be pinned: set '
                 'pin_memory=False in its loader.'
             )
-        images = data['images'].to(self.device)
         channels = len(self.mean)
         if images.shape[-1] != channels:
             raise UserInputError(
@@ -167,15 +180,3 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
                 f'mean of OnDeviceAugmentation has {channels} numbers: give '
                 'mean and std one number for each channel.'
             )
-        labels = data['labels'].to(self.device)
-        return F.pad(images, self._borders(1)), labels
-
-
-def _check_channels(mean: Sequence[float], std: Sequence[float]) -> None:
-    if len(mean) != len(std):
-        raise UserInputError(
-            f'mean has {len(mean)} numbers and std has {len(std)}: give both '
-            'one number for each channel.'
-        )
-    for value in std:
-        check_number('std', value, 0, open_low=True)

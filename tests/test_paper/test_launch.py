@@ -11,10 +11,17 @@ import torch
 
 from sb_mm.errors import UserInputError
 from sb_mm.files import cores
-from sb_mm.paper import cluster, train
+from sb_mm.paper import launch
 from sb_mm.paper.cells import select_cells
-from sb_mm.paper.cluster import run_on_ray, slurm_array
-from sb_mm.paper.train import Ended, follow, plan_jobs, run_locally
+from sb_mm.paper.launch import (
+    LOG,
+    Ended,
+    follow,
+    plan_jobs,
+    run_locally,
+    run_on_ray,
+    slurm_array,
+)
 
 
 @pytest.fixture
@@ -24,7 +31,7 @@ def jobs(make_job):
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch):
-    monkeypatch.setattr(train, '_POLL_SECONDS', 0.02)
+    monkeypatch.setattr(launch, '_POLL_SECONDS', 0.02)
 
 
 def test_repeated_cells_are_one_job_and_seeds_come_first(tmp_path):
@@ -57,7 +64,7 @@ def test_no_more_than_the_given_number_run_at_a_time(jobs):
     commands = {job: ['sh', '-c', script] for job in jobs}
     ended = [event for event in run_locally(commands, 2) if event]
     assert all(event.recorded for event in ended)
-    words = [job.log.read_text().split() for job in jobs]
+    words = [(job.folder / LOG).read_text().split() for job in jobs]
     begins, ends = (sorted(float(w[i]) for w in words) for i in (0, 1))
     assert begins[2] >= ends[0]
     share = max(1, cores() // 2)
@@ -77,21 +84,21 @@ def test_processes_share_the_gpus_in_turn(monkeypatch, given, count, places):
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     if given:
         monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given)
-    found = [place['CUDA_VISIBLE_DEVICES'] for place in train._places(count)]
+    found = [place['CUDA_VISIBLE_DEVICES'] for place in launch._places(count)]
     assert found == places
 
 
 def test_leaving_the_loop_ends_what_runs(jobs):
     commands = {job: ['sh', '-c', 'echo $$; exec sleep 60'] for job in jobs}
-    events = run_locally(commands, 1)
-    while not (jobs[0].log.is_file() and jobs[0].log.read_text()):
+    events, log = run_locally(commands, 1), jobs[0].folder / LOG
+    while not (log.is_file() and log.read_text()):
         next(events)
     begin = time.monotonic()
     events.close()
     assert time.monotonic() - begin < 30
     with pytest.raises(ProcessLookupError):
-        os.kill(int(jobs[0].log.read_text()), 0)
-    assert not jobs[1].log.exists()
+        os.kill(int(log.read_text()), 0)
+    assert not jobs[1].folder.exists()
 
 
 def test_slurm_does_one_job_in_each_task():
@@ -125,7 +132,7 @@ def test_ray_starts_a_job_again_whose_process_died(tmp_path, monkeypatch):
             raise ValueError('There are no data.')
         return 'a record'
 
-    monkeypatch.setattr(cluster, 'train_job', played)
+    monkeypatch.setattr(launch, 'train_job', played)
     file = tmp_path / 'tried'
     try:
         names = ['killed', 'failing']
