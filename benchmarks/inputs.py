@@ -3,17 +3,18 @@
 import copy
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import mmdet.datasets  # noqa: F401  fills the registry
 import mmpretrain.datasets
 import numpy as np
-from mmengine.config import Config, ConfigDict
-from mmengine.registry import DefaultScope
+from mmengine.config import Config
 from mmengine.runner import Runner
-from mmpretrain.registry import DATASETS, MODELS
 
-import sb_mm.datasets  # noqa: F401  fills the registry
+from sb_mm.engine.build import build_model, scope_of
 from sb_mm.errors import UserInputError
+from sb_mm.registry import DATASETS
 
 from .measure import Pair, Rows, Settings, in_turns, one_thread
 
@@ -47,7 +48,7 @@ def loading(settings: Settings) -> Rows:
             sampler=dict(type='DefaultSampler', shuffle=True),
         )
         calls = {
-            name: _epoch(dict(options, dataset=dataset))
+            name: epoch(dict(options, dataset=dataset), len)
             for name, dataset in datasets.items()
         }
         what = f"SSD's loader, {n} images, 2 dataloader workers"
@@ -57,9 +58,6 @@ def loading(settings: Settings) -> Rows:
 
 def _voc(settings: Settings) -> dict:
     """Return the first images of VOC2007 with both pipelines."""
-    import mmdet.datasets  # noqa: F401  fills the registry
-    from mmdet.registry import DATASETS
-
     path = Path(settings.data_root, 'VOC2007/ImageSets/Main/trainval.txt')
     if not path.is_file():
         raise UserInputError(
@@ -81,54 +79,40 @@ def _voc(settings: Settings) -> dict:
         dict(type='RandomFlip', prob=augment.flip_prob),
         pack,
     ]
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        return {
-            name: DATASETS.build(config)
-            for name, config in dict(mmdet=hosts, sb_mm=ours).items()
-        }
+    with scope_of(config):
+        return dict(mmdet=DATASETS.build(hosts), sb_mm=DATASETS.build(ours))
 
 
-def _epoch(
-    loader: dict, preprocess: Callable = lambda data, training: None
-) -> Callable[[], None]:
+def epoch(loader: dict, use: Callable[[dict], object]) -> Callable[[], None]:
+    """Return what goes through a loader once."""
     built = Runner.build_dataloader(loader, seed=0)
 
     def run() -> None:
         for data in built:
-            preprocess(data, training=True)
+            use(data)
 
     return run
 
 
 @DATASETS.register_module()
 class RandomCIFAR10(mmpretrain.datasets.CIFAR10):
-    """mmpretrain's CIFAR10, with random images instead of its files.
-
-    Args:
-        images: How many.
-        **kwargs: Those of ``CIFAR10``.
-    """
-
-    def __init__(self, images: int, **kwargs) -> None:
-        self.images = images
-        super().__init__(data_root='none', split='train', **kwargs)
+    """mmpretrain's CIFAR10, with random images instead of its files."""
 
     def load_data_list(self) -> list[dict]:
         """Return ``img`` ``(32, 32, 3)``, uint8, and ``gt_label`` of each."""
-        rng = np.random.default_rng(0)
-        shape = (self.images, 32, 32, 3)
-        images = rng.integers(256, size=shape, dtype=np.uint8)
+        images = np.random.default_rng(0).bytes(50_000 * 32 * 32 * 3)
+        images = np.frombuffer(images, np.uint8).reshape(-1, 32, 32, 3)
         return [dict(img=image, gt_label=0) for image in images]
 
 
-def use_random_images(config: Config, images: int) -> ConfigDict:
-    """Let a config for CIFAR-10 train on random images; return its loader."""
-    loader = config.train_dataloader
-    own = loader.dataset.get('dataset', loader.dataset)  # of IndexedImages
-    pipeline = own.pipeline
-    own.clear()
-    own.update(type='RandomCIFAR10', images=images, pipeline=pipeline)
-    return loader
+def cifar_config(images: int) -> Config:
+    """Return a config for CIFAR-10 that trains on random images."""
+    name = 'cifar10/mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py'
+    config = Config.fromfile(CONFIGS / name)
+    dataset = config.train_dataloader.dataset
+    dataset = dataset.get('dataset', dataset)  # of IndexedImages
+    dataset.update(type='sb_mm.RandomCIFAR10', indices=images)
+    return config
 
 
 def cifar_input(settings: Settings) -> Rows:
@@ -137,23 +121,41 @@ def cifar_input(settings: Settings) -> Rows:
     mmpretrain's has dataloader workers beside a GPU only: on a CPU they would
     take the cores from the training.
     """
-    on_cpu = settings.device == 'cpu'
-    workers = 0 if on_cpu else min(16, os.cpu_count())
-    images = 16 if settings.tiny else 6400 if on_cpu else 50_000
+    workers = min(16, os.cpu_count()) if settings.on_gpu else 0
+    images = 16 if settings.tiny else 50_000 if settings.on_gpu else 6400
     calls = {}
-    for name, file in (
-        ('mmpretrain', 'cifar10.py'),
-        ('sb_mm', 'cifar10_on_device.py'),
-    ):
-        config = Config.fromfile(CONFIGS / '_base_/datasets' / file)
-        loader = use_random_images(config, images)
+    for name in ('mmpretrain', 'sb_mm'):
+        config = cifar_config(images)
         if name == 'mmpretrain':
-            loader.num_workers = workers
-            loader.persistent_workers = loader.pin_memory = workers > 0
-        kind = dict(type='ClsDataPreprocessor') | config.data_preprocessor
-        with DefaultScope.overwrite_default_scope('mmpretrain'):
-            preprocess = MODELS.build(kind).to(settings.device)
-            calls[name] = _epoch(loader, preprocess)
+            _use_mmpretrain(config, images, workers)
+        preprocess = build_model(config).data_preprocessor.to(settings.device)
+        with scope_of(config):
+            calls[name] = epoch(
+                config.train_dataloader, partial(preprocess, training=True)
+            )
     what = f"CIFAR-10's input, {images} images, {workers} dataloader workers"
-    pairs = [Pair('sb_mm', 'mmpretrain', 1 if on_cpu else 0.1)]
+    pairs = [Pair('sb_mm', 'mmpretrain', 0.1 if settings.on_gpu else 1)]
     yield from in_turns(what, calls, pairs, settings, images=images)
+
+
+def _use_mmpretrain(config: Config, images: int, workers: int) -> None:
+    """Bring the images as mmpretrain's own configs do."""
+    ours = config.data_preprocessor
+    config.data_preprocessor = dict(mean=ours.mean, std=ours.std, to_rgb=False)
+    config.train_dataloader = dict(
+        batch_size=128,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=workers > 0,
+        collate_fn=dict(type='default_collate'),
+        sampler=dict(type='DefaultSampler', shuffle=True),
+        dataset=dict(
+            type='sb_mm.RandomCIFAR10',
+            indices=images,
+            pipeline=[
+                dict(type='RandomCrop', crop_size=32, padding=2),
+                dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+                dict(type='PackInputs'),
+            ],
+        ),
+    )

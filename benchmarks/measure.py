@@ -20,10 +20,10 @@ Rows = Iterator[dict]
 class Settings:
     """How often and where things are measured; ``tiny``: next to nothing."""
 
-    rounds: int = 9
-    tiny: bool = False
-    device: str = 'cpu'
-    data_root: str = 'data/VOCdevkit'
+    rounds: int
+    tiny: bool
+    device: str
+    data_root: str
 
     @property
     def on_gpu(self) -> bool:
@@ -105,17 +105,27 @@ def _seconds(call: Callable[[], object], repeats: int) -> float:
     return timer() - start
 
 
-def peak_memory(call: Callable[[], object], device: str) -> float:
-    """Return the most memory that a call's tensors take at a time, in MiB.
+def memory(
+    what: str, calls: Calls, pairs: Sequence[Pair], settings: Settings
+) -> Rows:
+    """Compare the most memory that the calls' tensors take at a time.
 
     It is the same in every run. What oneDNN allocates by itself on a CPU does
     not count.
     """
-    if device != 'cpu':
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    measure = _peak_on_gpu if settings.on_gpu else _peak_on_cpu
+    peaks = {name: [measure(call) / 2**20] for name, call in calls.items()}
+    return compare(f'memory of {what}', 'MiB', peaks, pairs)
+
+
+def _peak_on_gpu(call: Callable[[], object]) -> int:
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _peak_on_cpu(call: Callable[[], object]) -> int:
     with profile(
         activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profiler:
@@ -123,17 +133,22 @@ def peak_memory(call: Callable[[], object], device: str) -> float:
     events = profiler.profiler.kineto_results.events()
     events = [e for e in events if e.name() == '[memory]']
     changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
-    return max(np.cumsum(changes)) / 2**20
+    return max(np.cumsum(changes))
 
 
-def kernels(call: Callable[[], object]) -> tuple[int, float]:
-    """Return how many kernels a call launches on a GPU, and their ms."""
-    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as found:
-        call()
-        torch.cuda.synchronize()
-    busy = [a for a in found.key_averages() if a.self_device_time_total]
-    total = sum(a.self_device_time_total for a in busy)
-    return sum(a.count for a in busy), total / 1e3
+def kernels(what: str, calls: Calls, pairs: Sequence[Pair]) -> Rows:
+    """Compare the kernels that the calls launch on a GPU, and their time."""
+    counts, times = {}, {}
+    for name, call in calls.items():
+        activities = [ProfilerActivity.CUDA]
+        with profile(activities=activities, acc_events=True) as found:
+            call()
+            torch.cuda.synchronize()
+        busy = [a for a in found.key_averages() if a.self_device_time_total]
+        counts[name] = [sum(a.count for a in busy)]
+        times[name] = [sum(a.self_device_time_total for a in busy) / 1e3]
+    yield from compare(f'kernels of {what}', 'kernels', counts, pairs)
+    yield from compare(f'kernels of {what}, time', 'ms', times, pairs)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,10 @@
 """The networks that are compared: ours and those of others."""
 
-import mmpretrain.models  # noqa: F401  fills the registry
 import torch
-from mmpretrain.registry import MODELS
 from torch import nn
 
 import sb_mm.models  # noqa: F401  fills the registry
+from sb_mm.registry import MODELS
 
 from .measure import Settings
 
@@ -13,7 +12,7 @@ STATIC, SE, SB, DYCONV = 'static', 'SE', 'SB', 'DyConv'
 FUSED_SE, FUSED_SB = 'SE fused', 'SB fused'
 # At every convolution of the blocks, as in Tables 2, 4 and 6.
 KINDS = {
-    STATIC: {},
+    STATIC: dict(attention=None),
     SE: dict(attention=dict(type='sb_mm.SqueezeExcite', fused=False)),
     SB: dict(attention=dict(type='sb_mm.ShiftBalance', fused=False)),
     FUSED_SE: dict(attention=dict(type='sb_mm.SqueezeExcite', fused=True)),
