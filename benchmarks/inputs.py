@@ -11,59 +11,45 @@ import mmpretrain.datasets
 import numpy as np
 from mmengine.config import Config
 from mmengine.runner import Runner
+from torch.utils.data import Dataset
 
 from sb_mm.engine.build import build_model, scope_of
-from sb_mm.errors import UserInputError
 from sb_mm.registry import DATASETS
 
-from .measure import Pair, Rows, Settings, in_turns, one_thread
+from .measure import Pair, Rows, Settings, in_turns
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+CIFAR = CONFIGS / 'cifar10/mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py'
 _IMAGES = 320  # of VOC2007, at most
 
 
 def augmentation(settings: Settings) -> Rows:
-    """Time SSD's training images, from the file to the packed tensor."""
-    with one_thread():
-        datasets = _voc(settings)
-        n = len(datasets['sb_mm'])
-        what = f"SSD's augmentation, {n} images, one thread"
-        calls = {
-            name: lambda dataset=dataset: [dataset[i] for i in range(n)]
-            for name, dataset in datasets.items()
-        }
-        pairs = [Pair('sb_mm', 'mmdet', 0.333)]
-        yield from in_turns(what, calls, pairs, settings, images=n)
+    """Time SSD's training images, from the file to the packed tensor.
 
-
-def loading(settings: Settings) -> Rows:
-    """Time the loader of SSD's training with two dataloader workers."""
-    with one_thread():
-        datasets = _voc(settings)
-        n = len(datasets['sb_mm'])
-        options = dict(
+    Alone, and through a loader with two dataloader workers.
+    """
+    alone, loaded = {}, {}
+    for name, dataset in _voc(settings).items():
+        n = len(dataset)
+        loader = dict(
+            dataset=dataset,
             batch_size=32,
             num_workers=2,
             persistent_workers=True,
             sampler=dict(type='DefaultSampler', shuffle=True),
         )
-        calls = {
-            name: epoch(dict(options, dataset=dataset), len)
-            for name, dataset in datasets.items()
-        }
-        what = f"SSD's loader, {n} images, 2 dataloader workers"
-        pairs = [Pair('sb_mm', 'mmdet')]
-        yield from in_turns(what, calls, pairs, settings, images=n)
+        loaded[name] = epoch(loader, len)
+        alone[name] = partial(_read, dataset)
+    pairs = [Pair('sb_mm', 'mmdet', 0.333)]
+    what = f"SSD's augmentation, {n} images, one thread"
+    yield from in_turns(what, alone, pairs, settings, images=n)
+    pairs = [Pair('sb_mm', 'mmdet')]
+    what = f"SSD's loader, {n} images, 2 dataloader workers"
+    yield from in_turns(what, loaded, pairs, settings, images=n)
 
 
 def _voc(settings: Settings) -> dict:
     """Return the first images of VOC2007 with both pipelines."""
-    path = Path(settings.data_root, 'VOC2007/ImageSets/Main/trainval.txt')
-    if not path.is_file():
-        raise UserInputError(
-            f'{path} does not exist: give the folder of VOCdevkit with '
-            '--data-root, or choose other cases with --only.'
-        )
     config = Config.fromfile(CONFIGS / 'ssd_sb_voc.py')
     ours = config.train_dataloader.dataset.datasets[0]
     ours.update(data_root=settings.data_root, indices=_IMAGES)
@@ -81,6 +67,11 @@ def _voc(settings: Settings) -> dict:
     ]
     with scope_of(config):
         return dict(mmdet=DATASETS.build(hosts), sb_mm=DATASETS.build(ours))
+
+
+def _read(dataset: Dataset) -> None:
+    for index in range(len(dataset)):
+        dataset[index]
 
 
 def epoch(loader: dict, use: Callable[[dict], object]) -> Callable[[], None]:
@@ -105,10 +96,9 @@ class RandomCIFAR10(mmpretrain.datasets.CIFAR10):
         return [dict(img=image, gt_label=0) for image in images]
 
 
-def cifar_config(images: int) -> Config:
+def cifar_config(images: int, path: Path = CIFAR) -> Config:
     """Return a config for CIFAR-10 that trains on random images."""
-    name = 'cifar10/mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py'
-    config = Config.fromfile(CONFIGS / name)
+    config = Config.fromfile(path)
     dataset = config.train_dataloader.dataset
     dataset = dataset.get('dataset', dataset)  # of IndexedImages
     dataset.update(type='sb_mm.RandomCIFAR10', indices=images)
@@ -123,11 +113,19 @@ def cifar_input(settings: Settings) -> Rows:
     """
     workers = min(16, os.cpu_count()) if settings.on_gpu else 0
     images = 16 if settings.tiny else 50_000 if settings.on_gpu else 6400
+    host = Path(mmpretrain.__path__[0], '.mim/configs/resnet')
+    hosts = cifar_config(images, host / 'resnet18_8xb16_cifar10.py')
+    hosts.train_dataloader.update(
+        batch_size=128,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=workers > 0,
+        collate_fn=dict(type='default_collate'),
+    )
     calls = {}
-    for name in ('mmpretrain', 'sb_mm'):
-        config = cifar_config(images)
-        if name == 'mmpretrain':
-            _use_mmpretrain(config, images, workers)
+    for name, config in dict(
+        mmpretrain=hosts, sb_mm=cifar_config(images)
+    ).items():
         preprocess = build_model(config).data_preprocessor.to(settings.device)
         with scope_of(config):
             calls[name] = epoch(
@@ -135,27 +133,4 @@ def cifar_input(settings: Settings) -> Rows:
             )
     what = f"CIFAR-10's input, {images} images, {workers} dataloader workers"
     pairs = [Pair('sb_mm', 'mmpretrain', 0.1 if settings.on_gpu else 1)]
-    yield from in_turns(what, calls, pairs, settings, images=images)
-
-
-def _use_mmpretrain(config: Config, images: int, workers: int) -> None:
-    """Bring the images as mmpretrain's own configs do."""
-    ours = config.data_preprocessor
-    config.data_preprocessor = dict(mean=ours.mean, std=ours.std, to_rgb=False)
-    config.train_dataloader = dict(
-        batch_size=128,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=workers > 0,
-        collate_fn=dict(type='default_collate'),
-        sampler=dict(type='DefaultSampler', shuffle=True),
-        dataset=dict(
-            type='sb_mm.RandomCIFAR10',
-            indices=images,
-            pipeline=[
-                dict(type='RandomCrop', crop_size=32, padding=2),
-                dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-                dict(type='PackInputs'),
-            ],
-        ),
-    )
+    return in_turns(what, calls, pairs, settings, images=images)

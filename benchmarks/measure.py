@@ -1,17 +1,16 @@
 """Times and memory of several calls that take turns, and their ratios."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import timer  # waits for the device
 
 WARM_UP = 3  # calls before the first round
+TURN = 0.2  # seconds
 Calls = Mapping[str, Callable[[], object]]
 Rows = Iterator[dict]
 
@@ -78,22 +77,21 @@ def in_turns(
     calls: Calls,
     pairs: Sequence[Pair],
     settings: Settings,
-    repeats: int = 1,
     images: int = 0,
 ) -> Rows:
     """Time calls that take turns, round by round.
 
-    A value is of ``repeats`` calls in a row; where ``images`` pass in a call,
-    of one of them.
+    A value is of as many calls in a row as fit into ``TURN``; where
+    ``images`` pass in a call, of one of them.
     """
-    for call in calls.values():
-        _seconds(call, WARM_UP)
+    warm = [_seconds(call, WARM_UP) / WARM_UP for call in calls.values()]
+    repeats = 1 + int(TURN / max(warm))
     values = {name: [] for name in calls}
     order = list(calls)
-    scale = 1e3 / repeats / (images or 1)
     for _ in range(settings.rounds):
         for name in order:
-            values[name].append(scale * _seconds(calls[name], repeats))
+            seconds = _seconds(calls[name], repeats) / repeats
+            values[name].append(1e3 * seconds / (images or 1))
         order.append(order.pop(0))  # whose turn is first finds cold caches
     return compare(what, 'ms per image' if images else 'ms', values, pairs)
 
@@ -149,16 +147,3 @@ def kernels(what: str, calls: Calls, pairs: Sequence[Pair]) -> Rows:
         times[name] = [sum(a.self_device_time_total for a in busy) / 1e3]
     yield from compare(f'kernels of {what}', 'kernels', counts, pairs)
     yield from compare(f'kernels of {what}, time', 'ms', times, pairs)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread, as one of many processes does."""
-    before = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        cv2.setNumThreads(before[1])

@@ -9,12 +9,15 @@ from unittest.mock import patch
 import torch
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import sb_mm.models  # noqa: F401  fills the registry
 from sb_mm.engine.build import build_model, scope_of
+from sb_mm.registry import MODELS
 
 from .inputs import CONFIGS, cifar_config, epoch
 from .measure import (
@@ -27,21 +30,34 @@ from .measure import (
     kernels,
     memory,
 )
-from .networks import (
-    DYCONV,
-    FUSED_SB,
-    FUSED_SE,
-    KINDS,
-    SB,
-    SE,
-    STATIC,
-    build,
-    trained_on,
-)
 
+STATIC, SE, SB, DYCONV = 'static', 'SE', 'SB', 'DyConv'
+FUSED_SE, FUSED_SB = 'SE fused', 'SB fused'
+# At every convolution of the blocks, as in Tables 2, 4 and 6.
+KINDS = {
+    STATIC: dict(attention=None),
+    SE: dict(attention=dict(type='sb_mm.SqueezeExcite', fused=False)),
+    SB: dict(attention=dict(type='sb_mm.ShiftBalance', fused=False)),
+    FUSED_SE: dict(attention=dict(type='sb_mm.SqueezeExcite', fused=True)),
+    FUSED_SB: dict(attention=dict(type='sb_mm.ShiftBalance', fused=True)),
+    DYCONV: dict(attention_conv_cfg=dict(type='sb_mm.DynamicConv2d')),
+}
 # Allocations, and questions about types: nothing runs on a device.
 _NO_CALLS = 'empty', 'empty_like', 'empty_strided', 'promote_types'
 Form = Callable[[nn.Module, Tensor], object]
+
+
+def trained_on(settings: Settings, se: bool = True) -> list[str]:
+    """Return the kinds of network; on a CPU, fused gates are plain ones."""
+    kinds = [STATIC, SB, *([SE] if se else [])]
+    return kinds + [f'{kind} fused' for kind in kinds[1:] if settings.on_gpu]
+
+
+def build(kind: str, width: float, cifar: bool = False) -> nn.Module:
+    """Return a backbone of a kind, or its form for 32 x 32 pixels."""
+    torch.manual_seed(0)
+    name = f'sb_mm.AttentionMobileNetV2{"CIFAR" if cifar else ""}'
+    return MODELS.build(dict(type=name, widen_factor=width, **KINDS[kind]))
 
 
 def eager(network: nn.Module, images: Tensor) -> None:
@@ -61,47 +77,43 @@ def graphs(network: nn.Module, images: Tensor) -> None:
 
 
 def training_step(settings: Settings) -> Rows:
-    """Time steps of MobileNetV2 at ImageNet's size."""
-    pairs = [Pair(SB, STATIC, 1.15), Pair(SE, STATIC), Pair(SB, SE, 1)]
-    for what, steps in _imagenet_steps(settings):
-        yield from in_turns(what, steps, pairs, settings)
-
-
-def training_memory(settings: Settings) -> Rows:
-    """Measure the most memory that such a step takes."""
-    pairs = [Pair(SB, STATIC, 1.1), Pair(SB, SE, 1)]
-    for what, steps in _imagenet_steps(settings):
-        yield from memory(f'a {what}', steps, pairs, settings)
-
-
-def _imagenet_steps(settings: Settings) -> Iterator[tuple[str, Calls]]:
+    """Measure steps of MobileNetV2 at ImageNet's size."""
     batch, size = (2, 64) if settings.tiny else (32, 224)
     images = torch.randn(batch, 3, size, size, device=settings.device)
     for width in (0.35,) if settings.tiny else (0.35, 1.0):
         kinds = STATIC, SE, SB
         steps = {kind: step(build(kind, width), images) for kind in kinds}
-        yield f'training step x{width}, batch {batch}', steps
+        what = f'training step x{width}, batch {batch}'
+        yield from _step_rows(what, steps, 1.15, settings)
 
 
 def cifar_step(settings: Settings, form: Form = eager) -> Rows:
-    """Time steps of the networks for CIFAR-10."""
+    """Measure steps of the networks for CIFAR-10."""
     batch = 8 if settings.tiny else 128
     images = torch.randn(batch, 3, 32, 32, device=settings.device)
     kinds = trained_on(settings, se=form is not compiled)
     kinds += [DYCONV] if form is eager else []
     steps = {k: step(build(k, 0.35, True), images, form) for k in kinds}
     what = f'training step for CIFAR-10 x0.35, batch {batch}, {form.__name__}'
-    most = 2 if settings.on_gpu else 1.3
-    return _step_rows(what, steps, most, settings, repeats=5)
+    return _step_rows(what, steps, 2 if settings.on_gpu else 1.3, settings)
 
 
 def detector_step(settings: Settings, form: Form = eager) -> Rows:
-    """Time steps of SSDLite x1.0, with target assignment and losses."""
-    batch = 2 if settings.tiny else 32
-    kinds = trained_on(settings, se=form is not compiled)
-    steps = {k: _detector_step(k, batch, settings.device, form) for k in kinds}
+    """Measure steps of SSDLite x1.0, with target assignment and losses."""
+    batch, size = 2 if settings.tiny else 32, (3, 300, 300)
+    # VOC has 2.4 objects an image.
+    data = demo_mm_inputs(batch, size, [3] * batch, 20, device=settings.device)
+    images = torch.rand(batch, *size, device=settings.device)
+    steps = {}
+    for kind in trained_on(settings, se=form is not compiled):
+        config = Config.fromfile(CONFIGS / 'ssd_sb_voc.py')
+        backbone = dict(type='sb_mm.AttentionMobileNetV2', **KINDS[kind])
+        config.model.backbone.update(backbone)
+        model, wrapper = _trained(config, settings)
+        form(model.backbone, images)
+        steps[kind] = partial(model.train_step, data, wrapper)
     what = f'training step of SSDLite x1.0, batch {batch}, {form.__name__}'
-    return _step_rows(what, steps, 1.25, settings, repeats=2)
+    return _step_rows(what, steps, 1.25, settings)
 
 
 # These need a GPU, or minutes for a compiler.
@@ -112,17 +124,17 @@ detector_compiled = partial(detector_step, form=compiled)
 
 
 def _step_rows(
-    what: str, steps: Calls, most: float, settings: Settings, repeats: int
+    what: str, steps: Calls, most: float, settings: Settings
 ) -> Rows:
-    """Yield times; on a GPU memory, kernels and their time as well."""
+    """Yield times and memory; on a GPU, kernels and their time as well."""
     kinds = (SB, FUSED_SB, SE, FUSED_SE)
     pairs = [Pair(kind, STATIC, most) for kind in kinds]
     pairs += [Pair(SB, SE, 1), Pair(FUSED_SB, SB, 1), Pair(SB, DYCONV)]
-    repeats = repeats if settings.on_gpu else 1
-    yield from in_turns(what, steps, pairs, settings, repeats)
+    yield from in_turns(what, steps, pairs, settings)
+    sizes = [Pair(SB, STATIC, 1.1), Pair(SB, SE, 1), Pair(FUSED_SB, SB)]
+    yield from memory(f'a {what}', steps, sizes, settings)
     if settings.on_gpu:
         pairs = [pair._replace(target=None) for pair in pairs]
-        yield from memory(f'a {what}', steps, pairs, settings)
         yield from kernels(f'a {what}', steps, pairs)
 
 
@@ -132,8 +144,7 @@ def step(
     """Return what takes one training step, with SGD as in our configs."""
     network = network.to(images.device).train()
     form(network, images)
-    # The rate of 0 keeps the weights, so that every step is the same work.
-    optimizer = torch.optim.SGD(network.parameters(), lr=0, momentum=0.9)
+    optimizer = _unmoved(network)
 
     def run() -> None:
         optimizer.zero_grad()
@@ -144,20 +155,17 @@ def step(
     return run
 
 
-def _detector_step(
-    kind: str, batch: int, device: str, form: Form
-) -> Callable[[], dict]:
+def _unmoved(network: nn.Module) -> torch.optim.SGD:
+    """Return an optimizer that keeps the weights: every step is the same."""
+    return torch.optim.SGD(network.parameters(), lr=0, momentum=0.9)
+
+
+def _trained(
+    config: Config, settings: Settings
+) -> tuple[BaseModel, OptimWrapper]:
     torch.manual_seed(0)
-    config = Config.fromfile(CONFIGS / 'ssd_sb_voc.py')
-    backbone = dict(type='sb_mm.AttentionMobileNetV2', **KINDS[kind])
-    config.model.backbone.update(backbone)
-    model = build_model(config).to(device).train()
-    size = (3, 300, 300)
-    form(model.backbone, torch.rand(batch, *size, device=device))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0, momentum=0.9)
-    # VOC has 2.4 objects an image.
-    data = demo_mm_inputs(batch, size, [3] * batch, 20, device=device)
-    return partial(model.train_step, data, OptimWrapper(optimizer))
+    model = build_model(config).to(settings.device).train()
+    return model, OptimWrapper(_unmoved(model))
 
 
 def training_loop(settings: Settings) -> Rows:
@@ -167,13 +175,8 @@ def training_loop(settings: Settings) -> Rows:
     for kind in trained_on(settings, se=False):
         config = cifar_config(images)
         config.model.backbone.update(KINDS[kind])
-        model = build_model(config).to(settings.device).train()
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=0, momentum=0.9, fused=True
-        )
-        train = partial(
-            model.train_step, optim_wrapper=OptimWrapper(optimizer)
-        )
+        model, wrapper = _trained(config, settings)
+        train = partial(model.train_step, optim_wrapper=wrapper)
         with scope_of(config):
             calls[kind] = epoch(config.train_dataloader, train)
     pairs = [Pair(SB, STATIC), Pair(FUSED_SB, STATIC)]
