@@ -87,12 +87,12 @@ def epoch(loader: dict, use: Callable[[dict], object]) -> Callable[[], None]:
 
 @DATASETS.register_module()
 class RandomCIFAR10(mmpretrain.datasets.CIFAR10):
-    """mmpretrain's CIFAR10, with random images instead of its files."""
+    """mmpretrain's CIFAR10, with ``indices`` random images, not its files."""
 
     def load_data_list(self) -> list[dict]:
         """Return ``img`` ``(32, 32, 3)``, uint8, and ``gt_label`` of each."""
-        images = np.random.default_rng(0).bytes(50_000 * 32 * 32 * 3)
-        images = np.frombuffer(images, np.uint8).reshape(-1, 32, 32, 3)
+        rng, shape = np.random.default_rng(0), (self._indices, 32, 32, 3)
+        images = rng.integers(256, size=shape, dtype=np.uint8)
         return [dict(img=image, gt_label=0) for image in images]
 
 
