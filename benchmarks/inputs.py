@@ -11,7 +11,6 @@ import mmpretrain.datasets
 import numpy as np
 from mmengine.config import Config
 from mmengine.runner import Runner
-from torch.utils.data import Dataset
 
 from sb_mm.engine.build import build_model, scope_of
 from sb_mm.registry import DATASETS
@@ -20,7 +19,6 @@ from .measure import Pair, Rows, Settings, in_turns
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 CIFAR = CONFIGS / 'cifar10/mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py'
-_IMAGES = 320  # of VOC2007, at most
 
 
 def augmentation(settings: Settings) -> Rows:
@@ -28,9 +26,11 @@ def augmentation(settings: Settings) -> Rows:
 
     Alone, and through a loader with two dataloader workers.
     """
+    datasets = _voc(settings)
+    n = len(datasets['sb_mm'])
     alone, loaded = {}, {}
-    for name, dataset in _voc(settings).items():
-        n = len(dataset)
+    for name, dataset in datasets.items():
+        alone[name] = lambda data=dataset: [data[i] for i in range(n)]
         loader = dict(
             dataset=dataset,
             batch_size=32,
@@ -39,7 +39,6 @@ def augmentation(settings: Settings) -> Rows:
             sampler=dict(type='DefaultSampler', shuffle=True),
         )
         loaded[name] = epoch(loader, len)
-        alone[name] = partial(_read, dataset)
     pairs = [Pair('sb_mm', 'mmdet', 0.333)]
     what = f"SSD's augmentation, {n} images, one thread"
     yield from in_turns(what, alone, pairs, settings, images=n)
@@ -52,7 +51,7 @@ def _voc(settings: Settings) -> dict:
     """Return the first images of VOC2007 with both pipelines."""
     config = Config.fromfile(CONFIGS / 'ssd_sb_voc.py')
     ours = config.train_dataloader.dataset.datasets[0]
-    ours.update(data_root=settings.data_root, indices=_IMAGES)
+    ours.update(data_root=settings.data_root, indices=320)
     hosts = copy.deepcopy(ours)
     before, names, augment, pack = hosts.pipeline
     hosts.pipeline = [
@@ -67,11 +66,6 @@ def _voc(settings: Settings) -> dict:
     ]
     with scope_of(config):
         return dict(mmdet=DATASETS.build(hosts), sb_mm=DATASETS.build(ours))
-
-
-def _read(dataset: Dataset) -> None:
-    for index in range(len(dataset)):
-        dataset[index]
 
 
 def epoch(loader: dict, use: Callable[[dict], object]) -> Callable[[], None]:
@@ -123,9 +117,8 @@ def cifar_input(settings: Settings) -> Rows:
         collate_fn=dict(type='default_collate'),
     )
     calls = {}
-    for name, config in dict(
-        mmpretrain=hosts, sb_mm=cifar_config(images)
-    ).items():
+    configs = dict(mmpretrain=hosts, sb_mm=cifar_config(images))
+    for name, config in configs.items():
         preprocess = build_model(config).data_preprocessor.to(settings.device)
         with scope_of(config):
             calls[name] = epoch(

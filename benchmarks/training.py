@@ -42,6 +42,7 @@ KINDS = {
     FUSED_SB: dict(attention=dict(type='sb_mm.ShiftBalance', fused=True)),
     DYCONV: dict(attention_conv_cfg=dict(type='sb_mm.DynamicConv2d')),
 }
+SSDLITE = CONFIGS / 'voc/ssdlite_mobilenetv2-static-w1.0_1xb32-200e_voc0712.py'
 # Allocations, and questions about types: nothing runs on a device.
 _NO_CALLS = 'empty', 'empty_like', 'empty_strided', 'promote_types'
 Form = Callable[[nn.Module, Tensor], object]
@@ -106,10 +107,7 @@ def detector_step(settings: Settings, form: Form = eager) -> Rows:
     images = torch.rand(batch, *size, device=settings.device)
     steps = {}
     for kind in trained_on(settings, se=form is not compiled):
-        config = Config.fromfile(CONFIGS / 'ssd_sb_voc.py')
-        backbone = dict(type='sb_mm.AttentionMobileNetV2', **KINDS[kind])
-        config.model.backbone.update(backbone)
-        model, wrapper = _trained(config, settings)
+        model, wrapper = _trained(Config.fromfile(SSDLITE), kind, settings)
         form(model.backbone, images)
         steps[kind] = partial(model.train_step, data, wrapper)
     what = f'training step of SSDLite x1.0, batch {batch}, {form.__name__}'
@@ -161,9 +159,10 @@ def _unmoved(network: nn.Module) -> torch.optim.SGD:
 
 
 def _trained(
-    config: Config, settings: Settings
+    config: Config, kind: str, settings: Settings
 ) -> tuple[BaseModel, OptimWrapper]:
     torch.manual_seed(0)
+    config.model.backbone.update(KINDS[kind])
     model = build_model(config).to(settings.device).train()
     return model, OptimWrapper(_unmoved(model))
 
@@ -174,8 +173,7 @@ def training_loop(settings: Settings) -> Rows:
     calls = {}
     for kind in trained_on(settings, se=False):
         config = cifar_config(images)
-        config.model.backbone.update(KINDS[kind])
-        model, wrapper = _trained(config, settings)
+        model, wrapper = _trained(config, kind, settings)
         train = partial(model.train_step, optim_wrapper=wrapper)
         with scope_of(config):
             calls[kind] = epoch(config.train_dataloader, train)
