@@ -81,11 +81,13 @@ def in_turns(
 ) -> Rows:
     """Time calls that take turns, round by round.
 
-    A value is of as many calls in a row as fit into ``TURN``; where
-    ``images`` pass in a call, of one of them.
+    A value is of as many calls in a row as fill ``TURN``; where ``images``
+    pass in a call, of one of them.
     """
-    warm = [_seconds(call, WARM_UP) / WARM_UP for call in calls.values()]
-    repeats = 1 + int(TURN / max(warm))
+    for call in calls.values():
+        _seconds(call, WARM_UP)
+    slowest = max(_seconds(call, 1) for call in calls.values())
+    repeats = 1 + int(TURN / slowest)
     values = {name: [] for name in calls}
     order = list(calls)
     for _ in range(settings.rounds):
