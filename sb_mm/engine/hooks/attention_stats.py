@@ -26,7 +26,6 @@ from sb_mm.registry import HOOKS
 # Ends of the gating functions that saturate at both.
 _GATE_ENDS = {torch.tanh: (-1.0, 1.0), torch.sigmoid: (0.0, 1.0)}
 _MARGIN = 0.05
-Metrics = dict[str, Tensor]
 
 
 @HOOKS.register_module()
@@ -131,14 +130,14 @@ def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, Callable]]:
             yield name, place or module.conv, partial(_stds, attends)
 
 
-def _stds(attends: bool, args: tuple, output: Tensor) -> Metrics:
+def _stds(attends: bool, args: tuple, output: Tensor) -> dict[str, Tensor]:
     trunk = args[0] if attends else output
     return dict(trunk_std=_std(trunk), output_std=_std(output))
 
 
 def _gate_metrics(
     attention: ChannelAttention, _: tuple, logits: Tensor
-) -> Metrics:
+) -> dict[str, Tensor]:
     metrics, gates = {}, attention.gate_function(logits).float()
     if attention.gate_function in _GATE_ENDS:
         low, high = _GATE_ENDS[attention.gate_function]

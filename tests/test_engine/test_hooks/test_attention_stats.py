@@ -33,8 +33,6 @@ class Preprocessor(BaseDataPreprocessor):
 
 
 class Net(BaseModel):
-    """The given layers, and something to train on."""
-
     def __init__(self, *layers):
         super().__init__(Preprocessor())
         self.layers = nn.Sequential(*layers)
