@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sb_mm.models.layers import DynamicConv2d
 
-from .measure import Pair, Rows, Settings, in_turns, memory
+from .measure import Pair, Rows, Settings, in_turns
 from .training import DYCONV, build
 
 OURS, GROUPED = 'sb_mm', 'grouped convolution'
@@ -29,7 +29,7 @@ def grouped(conv: DynamicConv2d, x: Tensor) -> Tensor:
 
 
 def dynamic_conv(settings: Settings) -> Rows:
-    """Measure forward and backward of MobileNetV2's pointwise DyConv layers.
+    """Time forward and backward of MobileNetV2's pointwise DyConv layers.
 
     Others are to be that much slower, as we multiply matrices there.
     """
@@ -41,8 +41,7 @@ def dynamic_conv(settings: Settings) -> Rows:
     }
     what = f'DyConv pointwise layers x{width}, forward and backward'
     pairs = [Pair(OURS, GROUPED, 0.556)]
-    yield from in_turns(what, passes, pairs, settings)
-    yield from memory(what, passes, [Pair(OURS, GROUPED, 1)], settings)
+    return in_turns(what, passes, pairs, settings)
 
 
 def _pointwise_layers(width: float, settings: Settings) -> Layers:
