@@ -3,7 +3,6 @@
 import ast
 import runpy
 import sys
-from pathlib import Path
 
 from .files import product_root
 
@@ -28,15 +27,11 @@ def main() -> None:
         return
     print(_USAGE.format(root=product_root()))
     for name, file in sorted(tools.items()):
-        print(f'  {name:<18} {_summary(file)}')
+        docstring = ast.get_docstring(ast.parse(file.read_text()))
+        print(f'  {name:<18} {docstring.splitlines()[0]}')
     if given not in ('', '_h', '__help'):
         print(f'error: no command {sys.argv[1]}', file=sys.stderr)
         sys.exit(2)
-
-
-def _summary(tool: Path) -> str:
-    """Return the first line of a tool's docstring without running it."""
-    return ast.get_docstring(ast.parse(tool.read_text())).splitlines()[0]
 
 
 if __name__ == '__main__':

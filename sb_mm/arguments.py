@@ -1,14 +1,14 @@
 """Checks of constructor arguments, and the channel rounding rule."""
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from sb_mm.errors import UserInputError
 
 
 def check_choice(name: str, value: object, allowed: Collection) -> None:
     """Raise UserInputError unless ``value`` is one of ``allowed``."""
-    if not any(value == item for item in allowed):
+    if value not in list(allowed):
         raise UserInputError(
             f'{name} must be one of {_listed(allowed)}, but got {value!r}.'
         )
@@ -20,7 +20,7 @@ def check_subset(name: str, values: Sequence, allowed: Collection) -> None:
     At least one, and none twice.
     """
     listed = isinstance(values, Sequence) and not isinstance(values, str)
-    chosen = [item for item in allowed if item in values] if listed else []
+    chosen = [item for item in allowed if listed and item in values]
     # Fewer: an item stands twice, or is none of the allowed ones.
     if not chosen or len(chosen) < len(values):
         raise UserInputError(
@@ -41,14 +41,7 @@ def check_number(
 ) -> None:
     """Raise UserInputError unless ``value`` is finite and in an interval.
 
-    Args:
-        name: The argument's name, for the message.
-        value: What the user gave.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        open_low: Exclude ``low`` itself.
-        open_high: Exclude ``high`` itself.
-        integer: Accept whole numbers of type ``int`` only.
+    Its ends are in it unless they are open; ``integer`` excludes floats.
     """
     kind = int if integer else (int, float)
     if isinstance(value, kind) and not isinstance(value, bool):
@@ -74,5 +67,5 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-def _listed(allowed: Iterable) -> str:
-    return ', '.join(repr(item) for item in allowed)
+def _listed(allowed: Collection) -> str:
+    return ', '.join(map(repr, allowed))

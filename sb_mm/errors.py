@@ -12,10 +12,8 @@ _CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]+')
 class UserInputError(ValueError):
     """Something that the user gave cannot be used.
 
-    The message is one sentence that names what was wrong and what to do. The
+    One line that names what was wrong and what to do, whatever it quotes. The
     command-line tools print it without a traceback and exit with code 2.
-    Whatever it quotes, it is one line without control characters, and is
-    cut in its middle if it is very long.
     """
 
     def __init__(self, message: str) -> None:
@@ -25,11 +23,7 @@ class UserInputError(ValueError):
 class FileFault(UserInputError):
     """One file of the dataset cannot be used.
 
-    Args:
-        path: The file.
-        fault: What is wrong with it, to be read after the path.
-        remedy: What the user can do; files with the same remedy are
-            reported together.
+    It says "path fault: remedy"; those of one remedy are reported together.
     """
 
     def __init__(self, path: str, fault: str, remedy: str) -> None:
@@ -40,11 +34,7 @@ class FileFault(UserInputError):
 
 
 def raise_faults(faults: Sequence[FileFault]) -> NoReturn:
-    """Report the first fault and all others with the same remedy.
-
-    Raises:
-        UserInputError: Always; one sentence.
-    """
+    """Report the first fault and all others with the same remedy."""
     remedy = faults[0].remedy
     same = [f'{f.path} {f.fault}' for f in faults if f.remedy == remedy]
     raise UserInputError(f'{first_few(same)}: {remedy}.')
@@ -81,12 +71,11 @@ def first_line(error: Exception) -> str:
 
 def chain(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and what it was raised for, down to the root cause."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
+    yield error
+    if cause := error.__cause__ or error.__context__:
+        yield from chain(cause)
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return what an error was raised for, of a chain of errors."""
-    return list(chain(error))[-1]
+    """Return the first of a chain of errors."""
+    return [*chain(error)][-1]

@@ -32,10 +32,8 @@ def product_root() -> Path:
 def find_config(name: str) -> str:
     """Return the path of a config, which may be one of sb_mm's own.
 
-    Args:
-        name: Path of a file, or of one in :func:`product_root` if there is
-            none, such as ``configs/ssd_sb_voc.py``; or MMEngine's form of
-            the latter, ``sb_mm::ssd_sb_voc.py``.
+    Those are ``configs/ssd_sb_voc.py`` where there is no such file, or
+    ``sb_mm::ssd_sb_voc.py``, as MMEngine writes it.
     """
     own = product_root() / name.replace('sb_mm::', 'configs/', 1)
     return str(own) if own.is_file() and not Path(name).is_file() else name
@@ -61,10 +59,6 @@ def write_in_one_step(file: Path, content: str | bytes) -> None:
     """Write a file that is there whole or not at all.
 
     The old one, if any, is there until then; also after a power cut.
-
-    Args:
-        file: To be made or replaced.
-        content: Text is written as UTF-8.
 
     Raises:
         OSError: If it cannot be written; names the file.

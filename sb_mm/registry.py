@@ -12,12 +12,9 @@ from mmengine.registry import Registry
 
 
 def _child(parent: Registry, *modules: str, detection: str = '') -> Registry:
-    """Return a registry of what the modules define, in the scope ``sb_mm``.
+    """Return a registry of what modules of sb_mm define.
 
-    Args:
-        parent: MMEngine's.
-        modules: Below ``sb_mm``.
-        detection: One more, left out for whoever classifies without mmdet.
+    That of ``detection`` is left out for whoever classifies without mmdet.
     """
     if detection and find_spec('mmdet'):
         modules = (*modules, detection)

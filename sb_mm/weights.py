@@ -5,7 +5,7 @@ import os.path as osp
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from functools import partial
 from pickle import UnpicklingError
 from typing import Any
 from unittest.mock import patch
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
-from torch import Tensor, nn
+from torch import Tensor, nn, serialization
 
 from .errors import UserInputError, first_few, first_line
 
@@ -30,10 +30,9 @@ _NEEDS_MORE = re.compile(
 _VARIABLES = dict.fromkeys(
     ('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'), '0'
 )
-_GETATTR = (getattr, (getattr, 'builtins.getattr'))
 _host_load = CheckpointLoader.load_checkpoint
 _torch_load = torch.load
-_trusted = ContextVar('trusted', default=False)
+_trusted = False
 
 
 @contextmanager
@@ -46,14 +45,10 @@ def weights_only(enabled: bool = True) -> Iterator[None]:
     Args:
         enabled: If false, all that are loaded inside are trusted.
     """
-    before = _trusted.set(not enabled)
-    try:
-        with patch.object(
-            CheckpointLoader, 'load_checkpoint', load_checkpoint_file
-        ):
-            yield
-    finally:
-        _trusted.reset(before)
+    safe = dict(load_checkpoint=load_checkpoint_file)
+    trusted = patch(f'{__name__}._trusted', not enabled)
+    with patch.multiple(CheckpointLoader, **safe), trusted:
+        yield
 
 
 def load_checkpoint_file(
@@ -75,14 +70,10 @@ def load_checkpoint_file(
         UserInputError: If there is no such file, if it is no checkpoint, or
             if it needs more than tensors and MMEngine's classes.
     """
-    trust = trust or _trusted.get()
-
-    def read(file: Any, map_location: Any = None, **_) -> object:
-        return _read(path, file, map_location, trust)
-
+    trust = trust or _trusted
     try:
         # MMEngine finds or fetches the file, by the scheme of its address.
-        with patch.object(torch, 'load', read):
+        with patch.object(torch, 'load', partial(_read, path, trust)):
             content = _host_load(path, map_location, logger)
     except UserInputError:
         raise
@@ -105,7 +96,9 @@ def load_checkpoint_file(
     return content
 
 
-def _read(path: str, file: Any, map_location: Any, trust: bool) -> object:
+def _read(
+    path: str, trust: bool, file: Any, map_location: Any = None, **_
+) -> object:
     """Stand in for ``torch.load`` where MMEngine loads a checkpoint."""
     if torch.__version__ < '2.6':
         raise UserInputError(
@@ -147,29 +140,22 @@ def _mmengine_classes() -> Iterator[None]:
     from any allowed object it reaches the ``__globals__`` of PyTorch's own
     functions.
     """
+    before = serialization.get_safe_globals()
+    real = (getattr, (getattr, 'builtins.getattr'))
     core = getattr(np, '_core', None) or np.core
-    before = torch.serialization.get_safe_globals()
     allowed = [
-        *(item for item in before if item not in _GETATTR),
-        HistoryBuffer,
-        (_history_method, 'builtins.getattr'),
-        slice,
-        np.ndarray,
-        np.dtype,
-        core.multiarray._reconstruct,
-        core.multiarray.scalar,
+        *(item for item in before if item not in real),
+        *(HistoryBuffer, (_history_method, 'builtins.getattr'), slice),
+        *(np.ndarray, core.multiarray._reconstruct),
+        *(np.dtype, core.multiarray.scalar),
         *(type(np.dtype(t)) for t in ('f4', 'f8', 'i4', 'i8', 'u4', '?')),
     ]
-    _set_safe_globals(allowed)
+    serialization.clear_safe_globals()
     try:
-        yield
+        with serialization.safe_globals(allowed):
+            yield
     finally:
-        _set_safe_globals(before)
-
-
-def _set_safe_globals(allowed: list) -> None:
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(allowed)
+        serialization.add_safe_globals(before)
 
 
 def _history_method(owner: object, name: str) -> Any:
@@ -185,8 +171,8 @@ def _check_form(path: str, content: object) -> None:
     """Raise unless what is read by name is a dictionary of names."""
     parts = {'content': content}
     if isinstance(content, dict) and 'state_dict' in content:
-        meta = content.get('meta') or {}
-        parts |= {'state_dict': content['state_dict'], 'meta': meta}
+        parts['state_dict'] = content['state_dict']
+        meta = parts['meta'] = content.get('meta') or {}
         if isinstance(meta, dict):
             parts['dataset_meta'] = meta.get('dataset_meta') or {}
     for key, part in parts.items():
@@ -246,9 +232,8 @@ def load_pretrained(
     """
     state = state_dict_of(load_checkpoint_file(checkpoint, map_location))
     start = f'{prefix.rstrip(".")}.' if prefix else ''
-    named = [k.removeprefix(start) for k in state if k.startswith(start)]
     own = module.state_dict()
-    matched = {k: state[start + k] for k in named if k in own}
+    matched = {k: state[start + k] for k in own if start + k in state}
     if not matched:
         raise UserInputError(
             f'No tensor of {checkpoint} fits {type(module).__name__} with '
@@ -262,12 +247,13 @@ def load_pretrained(
     attention = {'attention', 'gate', 'temperature'}
     gates = [k for k in missing if attention & set(k.split('.'))]
     trunk = [k for k in missing if k not in gates]
+    unused = sum(k.startswith(start) for k in state) - len(matched)
     print_log(
         f'{checkpoint}: loaded {len(matched)} of {len(own)} tensors; '
-        f'{len(gates)} attention tensors keep their start values'
-        f'{_listing(gates)}; {len(trunk)} trunk tensors were not in the file'
-        f'{_listing(trunk)}; {len(named) - len(matched)} tensors of the file '
-        'were not used.',
+        f'{len(gates)} attention tensors keep their start values '
+        f'({first_few(gates) or "none"}); {len(trunk)} trunk tensors were not '
+        f'in the file ({first_few(trunk) or "none"}); {unused} tensors of the '
+        'file were not used.',
         logger='current',
     )
 
@@ -283,7 +269,3 @@ def refuse_conflicts(
             f'network ({first_few(shown, "; ")}): use the config that it was '
             'trained with, or weights of the same width.'
         )
-
-
-def _listing(names: list[str]) -> str:
-    return f' ({first_few(names)})' if names else ''

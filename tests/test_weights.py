@@ -53,21 +53,17 @@ def bomb(tmp_path):
 
 
 def test_a_checkpoint_with_mmengine_s_log_history_loads(tmp_path):
-    buffer = HistoryBuffer([1.0, 2.0, 6.0], [1, 1, 1])
     path = str(tmp_path / 'epoch_1.pth')
     content = dict(
         state_dict={'w': torch.ones(2)},
-        message_hub=dict(
-            log_scalars=OrderedDict({'train/loss': buffer}),
-            runtime_info=OrderedDict(best=np.float64(0.5), epoch=np.int64(3)),
-        ),
+        loss=HistoryBuffer([1.0, 2.0, 6.0], [1, 1, 1]),
+        info=OrderedDict(best=np.float64(0.5), epoch=np.int64(3)),
         meta=dict(classes=('a', 'b'), shape=np.ones((2, 2), 'f4')),
     )
     torch.save(content, path)
     loaded = load_checkpoint_file(path)
-    hub = loaded['message_hub']
-    assert hub['log_scalars']['train/loss'].mean() == 3
-    assert hub['runtime_info']['best'] == 0.5
+    assert loaded['loss'].mean() == 3
+    assert loaded['info'] == content['info']
     assert loaded['state_dict']['w'].tolist() == [1, 1]
 
 
@@ -77,11 +73,9 @@ def test_code_in_a_checkpoint_runs_only_if_it_is_trusted(
 ):
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', variables)
     path, trace = bomb
-    with pytest.raises(UserInputError, match='mkdir.* add --trust-ch') as e:
+    with pytest.raises(UserInputError, match='bomb.*mkdir.* add --trust-ch'):
         load_checkpoint_file(path)
     assert not trace.exists()
-    assert path in str(e.value)
-    assert '\n' not in str(e.value)
     assert load_checkpoint_file(path, trust=True)['state_dict'] == {}
     assert trace.is_dir()
 
@@ -119,64 +113,23 @@ def test_a_config_in_a_checkpoint_is_no_way_to_run_code(tmp_path):
     assert load_checkpoint_file(path, trust=True)['meta'] == meta
 
 
-def getattr_program(code):
-    """Reach ``eval`` by ``getattr`` alone, and have PyTorch call it.
-
-    ``getattr.__self__`` is the module ``builtins``. PyTorch's own function
-    ``_rebuild_device_tensor_from_numpy``, which a checkpoint may call, calls
-    ``torch.from_numpy``: the program puts an object with ``from_numpy=eval``
-    into its global variables as ``torch``.
-    """
-
-    def name(module, attribute):
-        return f'c{module}\n{attribute}\n'.encode()
-
-    def text(value):
-        data = value.encode()
-        return b'X' + len(data).to_bytes(4, 'little') + data
-
-    def attribute(owner, key):
-        return name('builtins', 'getattr') + owner + text(key) + b'\x86R'
-
-    def namespace(**values):
-        items = b''.join(text(k) + v for k, v in values.items())
-        buffer = name('mmengine.logging.history_buffer', 'HistoryBuffer')
-        return buffer + b')\x81}(' + items + b'ub'
-
-    builtins = attribute(name('builtins', 'getattr'), '__self__')
-    rebuild = name('torch._utils', '_rebuild_device_tensor_from_numpy')
-    fake = namespace(
-        from_numpy=attribute(builtins, 'eval'),
-        serialization=namespace(
-            _serialization_tls=namespace(map_location=b'N')
-        ),
-    )
-    poison = attribute(rebuild, '__globals__') + text('torch') + fake + b's'
-    return b'\x80\x02(' + poison + rebuild + b'(' + text(code) + b'NN\x89tRt.'
-
-
 def test_getattr_in_a_checkpoint_is_no_way_to_run_code(tmp_path):
-    trace, path = tmp_path / 'ran', tmp_path / 'getattr.pth'
-    code = f'__import__("os").mkdir({str(trace)!r})'
-    header = (torch.serialization.MAGIC_NUMBER, 1001, {})  # before torch 1.6
-    parts = [pickle.dumps(part, protocol=2) for part in (*header, [])]
-    parts.insert(3, getattr_program(code))
-    path.write_bytes(b''.join(parts))
-    # In a child: where it works, PyTorch's own variables are changed.
-    if child := os.fork():
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    else:
-        try:
-            # The maintained MMEngine allows getattr while it loads.
-            both = [getattr, (getattr, 'builtins.getattr')]
-            with weights_only(), torch.serialization.safe_globals(both):
-                CheckpointLoader.load_checkpoint(str(path))
-        except UserInputError:
-            os._exit(3)
-        finally:
-            os._exit(4)
-    assert code == 3
-    assert not trace.exists()
+    """It reaches ``__globals__`` of functions that a checkpoint may call."""
+
+    class Method:
+        def __reduce__(self):
+            return getattr, (HistoryBuffer, '__init__')
+
+    path = str(tmp_path / 'getattr.pth')
+    torch.save({'state_dict': {}, 'method': Method()}, path)
+    # The maintained MMEngine allows getattr while it loads.
+    both = [getattr, (getattr, 'builtins.getattr')]
+    with (
+        weights_only(),
+        torch.serialization.safe_globals(both),
+        pytest.raises(UserInputError, match='getattr of'),
+    ):
+        CheckpointLoader.load_checkpoint(path)
 
 
 @pytest.mark.parametrize('text', [b'', b'no checkpoint\n' * 99, None])
@@ -187,10 +140,8 @@ def test_a_damaged_file_is_called_damaged_and_not_to_be_trusted(
     path = tmp_path / 'damaged.pth'
     torch.save({'w': torch.ones(1000)}, path)
     path.write_bytes(path.read_bytes()[:2000] if text is None else text)
-    with pytest.raises(UserInputError, match='damaged') as error:
+    with pytest.raises(UserInputError, match='damaged or no checkpoint.$'):
         load_checkpoint_file(str(path), trust=trust)
-    assert '--trust-checkpoint' not in str(error.value)
-    assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -257,9 +208,8 @@ def test_a_fetched_checkpoint_is_data_as_well(address, bomb):
 def test_the_fault_of_an_address_is_named(path, fault, address, tmp_path):
     for name in ('length.pth', 'text.pth'):
         (tmp_path / name).write_text('hello')
-    with pytest.raises(UserInputError, match=fault) as error:
+    with pytest.raises(UserInputError, match=fault):
         load_checkpoint_file(path.format(address))
-    assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('key', ['state_dict', 'model', None])
@@ -290,20 +240,25 @@ class Network(nn.Module):
         self.attention = ShiftBalance(2, 3)
 
 
-def save_conv(path, **extra):
-    weights = {'weight': torch.ones(3, 2, 1, 1), 'bias': torch.zeros(3)}
-    state = {f'net.conv.{k}': v for k, v in weights.items()}
-    torch.save({'state_dict': {**state, **extra}}, path)
-    return str(path)
+@pytest.fixture
+def published(tmp_path):
+    """Write weights of a `Network` without its attention."""
+
+    def write(**changes):
+        state = dict(weight=torch.ones(3, 2, 1, 1), bias=torch.zeros(3))
+        state = {f'net.conv.{k}': v for k, v in (state | changes).items()}
+        torch.save({'state_dict': state}, tmp_path / 'a.pth')
+        return str(tmp_path / 'a.pth')
+
+    return write
 
 
-def test_loading_says_what_came_in_and_what_did_not(tmp_path, monkeypatch):
+def test_loading_says_what_came_in_and_what_did_not(published, monkeypatch):
     log = []
     monkeypatch.setattr(
         'sb_mm.weights.print_log', lambda text, **_: log.append(text)
     )
-    path = save_conv(tmp_path / 'a.pth', **{'net.fc': torch.ones(1)})
-    network = Network()
+    path, network = published(unknown=torch.ones(1)), Network()
     load_pretrained(network, path, prefix='net')
     assert network.conv.weight.eq(1).all()
     # SB: 2 Linear, 2 norms of 5 tensors, lambda
@@ -316,21 +271,18 @@ def test_loading_says_what_came_in_and_what_did_not(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('prefix', [None, 'ne'])
-def test_a_file_of_which_nothing_fits_is_refused(prefix, tmp_path):
-    path = save_conv(tmp_path / 'a.pth')
-    with pytest.raises(UserInputError, match=f'prefix={prefix!r}') as error:
-        load_pretrained(Network(), path, prefix)
-    assert f'No tensor of {path} fits Network' in str(error.value)
-    assert 'the file has net.conv.weight, net.conv.bias' in str(error.value)
-    assert 'the network conv.weight' in str(error.value)
+def test_a_file_of_which_nothing_fits_is_refused(prefix, published):
+    words = (
+        f'No tensor of .*a.pth fits Network with prefix={prefix!r}: the file '
+        'has net.conv.weight, net.conv.bias, the network conv.weight'
+    )
+    with pytest.raises(UserInputError, match=words):
+        load_pretrained(Network(), published(), prefix)
 
 
-def test_shapes_that_do_not_fit_change_nothing(tmp_path):
-    path = str(tmp_path / 'a.pth')
-    state = {'conv.weight': torch.ones(5, 2, 1, 1), 'conv.bias': torch.ones(3)}
-    torch.save(state, path)
-    network = Network()
+def test_shapes_that_do_not_fit_change_nothing(published):
+    path, network = published(weight=torch.ones(5, 2, 1, 1)), Network()
     before = network.conv.bias.clone()
     with pytest.raises(UserInputError, match=r'conv\.weight is \(5, 2, 1, 1'):
-        load_pretrained(network, path)
+        load_pretrained(network, path, 'net')
     assert network.conv.bias.equal(before)

@@ -1,19 +1,28 @@
 """What pip makes of the repository, used from an empty folder."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+from sb_mm import __version__
 from sb_mm.datasets.synthetic_voc import make_synthetic_voc
 
 build = pytest.importorskip('build')
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
+HOSTS = {'torch', 'torchvision', 'mmcv', 'mmengine', 'mmdet', 'mmpretrain'}
+# What the hosts require themselves, so that it is there with either family.
+OF_HOSTS = {'cv2', 'rich', 'terminaltables', 'triton', 'yaml'}
+DISTRIBUTION = {'PIL': 'pillow'}
 
 # mmdet's own training and inference, with a config of the wheel, where there
 # is no mmpretrain and nothing has imported sb_mm before.
@@ -49,12 +58,12 @@ assert METRICS.get('sb_mm.Misspelt') is None
 """
 
 
-def run(*command, cwd):
+def run(*command, cwd, path=''):
     """Run a command in a folder, with no path to the clone."""
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
-        env={**os.environ, 'PYTHONPATH': ''},
+        env={**os.environ, 'PYTHONPATH': str(path)},
         capture_output=True,
         text=True,
     )
@@ -82,10 +91,24 @@ class Venv:
 
 @pytest.fixture(scope='module')
 def dist(tmp_path_factory):
-    """The folder of an sdist and of the wheel that is made of it."""
+    """The folder of an sdist and of the wheel that is made of it.
+
+    They are made as where there is no torch.
+    """
     folder = tmp_path_factory.mktemp('dist')
-    run(sys.executable, '-m', 'build', '-n', ROOT, '-o', folder, cwd=folder)
+    absent = tmp_path_factory.mktemp('absent')
+    (absent / 'torch.py').write_text('raise ImportError("torch is absent")')
+    command = (sys.executable, '-m', 'build', '-n', ROOT, '-o', folder)
+    run(*command, cwd=folder, path=absent)
     return folder
+
+
+@pytest.fixture(scope='module')
+def metadata(dist):
+    """The wheel's metadata."""
+    (wheel,) = dist.glob('*.whl')
+    folders = [f for f in zipfile.Path(wheel).iterdir() if '-info' in f.name]
+    return PathDistribution(folders[0])
 
 
 @pytest.fixture(scope='module')
@@ -123,6 +146,56 @@ def test_the_wheel_holds_the_product(dist):
         *files('sb_mm'),
         *(f'sb_mm/.mim/{name}' for name in product),
     }
+
+
+def named(lines):
+    found = map(Requirement, filter(None, lines))
+    return {f'{x.name}{x.specifier}' for x in found}
+
+
+def required(name):
+    """What a file of requirements/ asks for."""
+    text = (ROOT / f'requirements/{name}.txt').read_text()
+    return named(line.split('#')[0].strip() for line in text.splitlines())
+
+
+def test_nothing_of_an_existing_environment_is_replaced(metadata):
+    assert metadata.version == __version__
+    needs = {x for x in metadata.requires if 'extra ==' not in x}
+    assert needs == required('runtime')
+    # A bare name is satisfied by any version that is there already.
+    assert all(re.fullmatch('[a-z]+', need) for need in needs)
+    assert not HOSTS & needs
+
+
+@pytest.mark.parametrize(
+    'extra', ['onedl', 'openmmlab', 'dev', 'export', 'bench', 'cluster']
+)
+def test_an_extra_pins_what_its_requirements_file_pins(metadata, extra):
+    marker = f'extra == "{extra}"'
+    pins = named(x for x in metadata.requires if x.endswith(marker))
+    # Whichever torch fits the machine's driver: one that is there stays.
+    pins -= {'torch', 'torchvision'}
+    assert pins == required(extra)
+    assert all('==' in pin for pin in pins)
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split('.')[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split('.')[0]
+
+
+def test_every_import_of_sb_mm_is_of_the_hosts_or_required():
+    optional = {'deploy': 'export', 'paper': 'cluster'}
+    for path in (ROOT / 'sb_mm').rglob('*.py'):
+        files = {'runtime', optional.get(path.parent.name, 'runtime')}
+        known = {x.split('==')[0] for f in files for x in required(f)}
+        known |= HOSTS | OF_HOSTS | sys.stdlib_module_names | {'sb_mm'}
+        foreign = {DISTRIBUTION.get(x, x) for x in imported(path)} - known
+        assert not foreign, path
 
 
 def test_an_editable_installation_has_the_finder_until_it_goes(dist, tmp_path):

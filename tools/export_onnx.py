@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sb_mm.deploy.agreement import ExportFailedError
 from sb_mm.deploy.export import export
-from sb_mm.engine.cli import add_common_options, parse_arguments, run_tool
+from sb_mm.engine.cli import add_common_options, run_tool
 from sb_mm.engine.config import load_config
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     text = 'compute the metrics of the test set with both'
     add('--evaluate', action='store_true', help=text)
     add_common_options(parser, check=False)
-    args = parse_arguments(parser)
+    args = parser.parse_args()
     cfg = load_config(
         args.config, args.cfg_options, args.data_root, args.work_dir
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 # Python puts tools/ on the path, not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sb_mm.engine.cli import add_common_options, parse_arguments, run_tool
+from sb_mm.engine.cli import add_common_options, run_tool
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     add('--show', action='store_true', help='show predictions in a window')
     add('--show-dir', help='write painted images there')
     add('--wait-time', type=float, default=2, help='seconds a window stays')
-    args = parse_arguments(parser)
+    args = parser.parse_args()
     # They import the hosts, which takes seconds and may fail.
     from sb_mm.engine.config import load_config
     from sb_mm.engine.runner import test

@@ -8,7 +8,7 @@ from pathlib import Path
 # Python puts tools/ on the path, not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sb_mm.engine.cli import add_common_options, parse_arguments, run_tool
+from sb_mm.engine.cli import add_common_options, run_tool
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     add('--auto-scale-lr', action='store_true', help=text)
     text = 'continue from CHECKPOINT, or from the newest in the work directory'
     add('--resume', nargs='?', const='auto', metavar='CHECKPOINT', help=text)
-    args = parse_arguments(parser)
+    args = parser.parse_args()
     # They import the hosts, which takes seconds and may fail.
     from sb_mm.engine.config import load_config
     from sb_mm.engine.runner import train

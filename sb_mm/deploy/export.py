@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
@@ -19,7 +21,6 @@ from sb_mm.arguments import check_number
 from sb_mm.engine.build import build_loader, build_model
 from sb_mm.engine.checks.checkpoint import check_checkpoint
 from sb_mm.engine.checks.data import check_data
-from sb_mm.engine.quiet import quiet_logger
 from sb_mm.errors import UserInputError
 from sb_mm.files import check_writable, write_in_one_step
 from sb_mm.version import __version__
@@ -126,7 +127,8 @@ def _load(
     model: BaseModel, cfg: Config, checkpoint: str | None, trust: bool
 ) -> str:
     if checkpoint is None:
-        with quiet_logger():
+        # MMEngine logs every parameter that it draws.
+        with patch.object(MMLogger.get_current_instance(), 'disabled', True):
             model.init_weights()
         return 'no checkpoint given: the weights are random'
     content = check_checkpoint(cfg, checkpoint, trust)

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
@@ -22,10 +23,7 @@ except ModuleNotFoundError as error:
 
 from sb_mm.errors import DivergedError, UserInputError, chain, root_cause
 
-_DIVERGED = 4
-# Shell convention: 128 + the signal.
-_INTERRUPTED = 128 + signal.SIGINT
-_TERMINATED = 128 + signal.SIGTERM
+_TERMINATED = 128 + signal.SIGTERM  # as shells say it
 # How MMEngine says that a config's type is unknown.
 _UNREGISTERED = re.compile(r'[\w.]+ is not in the \S+ registry')
 # How mmcv says that it could not decode an image, also in a worker.
@@ -45,14 +43,14 @@ class Options(DictAction):
     def _parse_iterable(val: str) -> Any:
         if 'dict(' not in val and '{' not in val:
             return DictAction._parse_iterable(val)
-        tree = _DictCalls().visit(ast.parse(val.strip(), mode='eval'))
-        return ast.literal_eval(tree)
+        tree = ast.parse(val.strip(), mode='eval')
+        return ast.literal_eval(_DictCalls().visit(tree))
 
     def __call__(self, *args) -> None:
         """Add what was given to the namespace."""
         try:
             super().__call__(*args)
-        except (SyntaxError, ValueError) as error:
+        except (AssertionError, SyntaxError, ValueError) as error:
             raise argparse.ArgumentError(
                 self, 'write key=value, in the words of Python'
             ) from error
@@ -63,13 +61,10 @@ class _DictCalls(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        names = [keyword.arg for keyword in node.keywords]
-        if ast.unparse(node.func) != 'dict' or node.args or None in names:
+        if ast.unparse(node.func) != 'dict' or node.args:
             return node
-        return ast.Dict(
-            [ast.Constant(name) for name in names],
-            [keyword.value for keyword in node.keywords],
-        )
+        names = [k.arg and ast.Constant(k.arg) for k in node.keywords]
+        return ast.Dict(names, [k.value for k in node.keywords])
 
 
 def add_common_options(
@@ -77,83 +72,43 @@ def add_common_options(
 ) -> None:
     """Add the options of both mmdet's ``train.py`` and ``test.py``.
 
-    Args:
-        parser: Gets them.
-        check: Add ``--no-check`` as well.
+    And ours: ``--no-check`` only if ``check``.
     """
     add = parser.add_argument
     add('--work-dir', help='folder for logs and checkpoints')
     add('--data-root', help='folder of the data, for every loader at once')
-    add(
-        '--trust-checkpoint',
-        action='store_true',
-        help='load a checkpoint even if it needs more than tensors and '
-        "MMEngine's records; this can run code from the file",
-    )
-    add(
-        '--cfg-options',
-        nargs='+',
-        action=Options,
-        help='override settings of the config: key=value, with lists as '
-        'key="[a,b]" or key=a,b and no white space, or as in a config, '
-        'key="[dict(type=\'A\')]"',
-    )
+    text = 'load a checkpoint even if it needs more than tensors and records '
+    text += 'of MMEngine; this can run code from the file'
+    add('--trust-checkpoint', action='store_true', help=text)
+    text = 'override settings of the config: key=value, with lists as '
+    text += 'key="[a,b]" or key=a,b and no white space, or as in a config, '
+    text += 'key="[dict(type=\'A\')]"'
+    add('--cfg-options', nargs='+', action=Options, help=text)
     launchers = ['none', 'pytorch', 'slurm', 'mpi']
     add('--launcher', choices=launchers, default='none', help='job launcher')
-    # torchrun sets LOCAL_RANK; torch.distributed.launch passes the option.
-    add('--local_rank', '--local-rank', type=int, default=0)
+    # torch.distributed.launch passes it, and sets LOCAL_RANK as well.
+    add('--local_rank', '--local-rank', help=argparse.SUPPRESS)
     if check:
-        add(
-            '--no-check',
-            dest='check',
-            action='store_false',
-            help='start at once, without a look at every file of the data '
-            'and at the checkpoint',
-        )
-
-
-def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse, and export the local rank as the launchers expect it."""
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+        text = 'start at once, without a look at every file of the data and '
+        text += 'at the checkpoint'
+        add('--no-check', dest='check', action='store_false', help=text)
 
 
 def exit_on_sigterm() -> None:
-    """Let SIGTERM end this process as Ctrl-C does, with all cleaning up."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Let SIGTERM end this process as Ctrl-C does, with all cleaning up.
 
-
-def _terminate(*_) -> NoReturn:
-    sys.exit(_TERMINATED)
-
-
-def _block_sigterm() -> None:
-    """Let a fork's SIGTERM wait until the child has no handler for it.
-
-    Python forgets the signals that reach a handler before its first line.
+    Workers of a pool, which may wait for a lock, end at once. Python forgets
+    a signal that comes before a new process's first line: it has to wait.
     """
-    if signal.getsignal(signal.SIGTERM) is _terminate:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-
-def _unblock_sigterm() -> None:
-    if signal.getsignal(signal.SIGTERM) is _terminate:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-def _forget_sigterm() -> None:
-    """End a pool's workers at once, which may wait for a lock."""
-    if signal.getsignal(signal.SIGTERM) is _terminate:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-os.register_at_fork(
-    before=_block_sigterm,
-    after_in_parent=_unblock_sigterm,
-    after_in_child=_forget_sigterm,
-)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+    mask, term = signal.pthread_sigmask, signal.SIGTERM
+    unblock = partial(mask, signal.SIG_UNBLOCK, {term})
+    os.register_at_fork(
+        before=partial(mask, signal.SIG_BLOCK, {term}),
+        after_in_parent=unblock,
+        after_in_child=partial(signal.signal, term, signal.SIG_DFL),
+    )
+    os.register_at_fork(after_in_child=unblock)
 
 
 def run_tool(main: Callable[[], None]) -> NoReturn:
@@ -168,10 +123,7 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        # MMEngine's Config.pretty_text takes a signal for an error of syntax.
-        signals = (KeyboardInterrupt, SystemExit)
-        ended = [e for e in chain(error) if isinstance(e, signals)]
-        text, code = _last_words((ended or [error])[0])
+        text, code = _last_words(error)
         if text is None:
             raise
         print(text, file=sys.stderr)
@@ -181,22 +133,21 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
 
 def _last_words(error: BaseException) -> tuple[str | None, int]:
     """Return what a tool ends with, and its exit code."""
-    match error:
-        case KeyboardInterrupt():
-            return 'interrupted', _INTERRUPTED
-        case SystemExit() if error.code == _TERMINATED:
+    # MMEngine's Config.pretty_text takes a signal for an error of syntax.
+    for cause in chain(error):
+        if isinstance(cause, KeyboardInterrupt):
+            return 'interrupted', 128 + signal.SIGINT
+        if isinstance(cause, SystemExit) and cause.code == _TERMINATED:
             return 'terminated', _TERMINATED
-        case DivergedError():
-            return f'error: {error}', _DIVERGED
     sentence = _sentence(error)
-    return sentence and f'error: {sentence}', 2
+    code = 4 if isinstance(error, DivergedError) else 2
+    return sentence and f'error: {sentence}', code
 
 
 def _sentence(error: BaseException) -> str | None:
     """Return what was wrong and what to do; None if only a traceback can."""
     root = root_cause(error)
-    # mmpretrain sets classes of transformers that are gone to None, and
-    # inherits them.
+    # mmpretrain inherits classes that newer transformers do not have.
     if 'NoneType takes no arguments' in str(root):
         with contextlib.suppress(PackageNotFoundError):
             return (
@@ -205,7 +156,7 @@ def _sentence(error: BaseException) -> str | None:
                 'pip install "transformers<5".'
             )
     match error:
-        case UserInputError():
+        case UserInputError() | DivergedError():
             return str(error)
         case OSError() if error.errno in _UNWRITABLE:
             return (

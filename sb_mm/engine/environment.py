@@ -1,6 +1,7 @@
 """What numbers were measured with: machine, packages, commit of sb_mm."""
 
 import platform
+import re
 import subprocess
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -24,16 +25,12 @@ def hardware() -> str:
     """Return the name of the GPU, or threads and kind of the processor."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    kind = f'{processor()}, {torch.backends.cpu.get_cpu_capability()}'
-    return f'CPU, {torch.get_num_threads()} threads ({kind})'
-
-
-def processor() -> str:
-    """Return the model's name; Python knows the architecture only."""
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [n.split(':', 1)[1] for n in lines if n.startswith('model name')]
-    return names[0].strip() if names else platform.machine()
+    info = Path('/proc/cpuinfo')  # Python knows the architecture only
+    text = info.read_text() if info.is_file() else ''
+    found = re.search('^model name.*: (.+)', text, re.MULTILINE)
+    kind = found[1] if found else platform.machine()
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f'CPU, {torch.get_num_threads()} threads ({kind}, {capability})'
 
 
 def versions(*more: str) -> dict[str, str]:

@@ -4,16 +4,13 @@ import errno
 import os
 import signal
 import time
+from unittest.mock import Mock
 
 import pytest
-from mmengine.config import config
 from mmengine.registry import MODELS
-from yapf.yapflib import yapf_api
 
 from sb_mm.engine.cli import exit_on_sigterm, run_tool
 from sb_mm.errors import DivergedError, UserInputError
-
-from .conftest import MAIN
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +36,6 @@ def end(capsys):
     return run
 
 
-def _raise(error):
-    def main():
-        raise error
-
-    return main
-
-
 def test_a_worker_of_a_pool_ends_at_once():
     """Also before its first line, where Python forgot the signal."""
     assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
@@ -65,46 +55,45 @@ def test_a_worker_of_a_pool_ends_at_once():
         (signal.SIGINT, (130, 'interrupted')),
     ],
 )
-def test_a_signal_that_mmengine_takes_for_an_error_of_syntax(
-    end, monkeypatch, number, expected
-):
-    """It comes while MMEngine formats a config, as before each training."""
-    real = yapf_api.FormatCode
+@pytest.mark.parametrize('formatting', [False, True])
+def test_a_signal_ends_a_tool(end, number, expected, formatting):
+    def main():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        except BaseException as error:
+            if formatting:  # as MMEngine's Config.pretty_text does
+                raise SyntaxError('Failed to format') from error
+            raise
 
-    def format_code(*args, **kwargs):
-        os.kill(os.getpid(), number)
-        return real(*args, **kwargs)
+    assert end(main) == expected
 
-    monkeypatch.setattr(yapf_api, 'FormatCode', format_code)
-    # Where MMEngine has imported it already.
-    monkeypatch.setattr(config, 'FormatCode', format_code, raising=False)
-    cfg = config.Config.fromfile(MAIN)
-    with pytest.raises(SyntaxError, match='Failed to format'):
-        cfg.pretty_text  # noqa: B018
-    assert end(lambda: cfg.pretty_text) == expected
+
+def failing(error):
+    return Mock(side_effect=error)
 
 
 @pytest.mark.parametrize(
-    ('error', 'expected'),
+    ('error', 'code', 'start'),
     [
-        (UserInputError('A: do B.'), (2, 'error: A: do B.')),
-        (DivergedError('The loss became NaN.'), (4, 'error: The loss became')),
+        (UserInputError('A: do B.'), 2, 'A: do B.'),
+        (DivergedError('The loss became NaN.'), 4, 'The loss became NaN.'),
         (
-            OSError(errno.ENOSPC, 'No space left on device', 'x.pth'),
-            (2, 'error: x.pth cannot be opened or written (No space left'),
+            *(OSError(errno.ENOSPC, 'No space left on device', 'x.pth'), 2),
+            'x.pth cannot be opened or written (No space left on device): ',
         ),
         (
-            ModuleNotFoundError('no', name='mmdet'),
-            (2, 'error: This needs mmdet, which is not installed.'),
+            *(ModuleNotFoundError('no', name='mmdet'), 2),
+            'This needs mmdet, which is not installed.',
         ),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_a_user_can_mend_is_one_sentence(end, error, expected):
-    code, text = end(_raise(error))
-    assert code == expected[0]
-    assert text.startswith(expected[1])
-    assert len(text.splitlines()) == 1
+def test_what_a_user_can_mend_is_one_sentence(end, error, code, start):
+    ended, text = end(failing(error))
+    assert ended == code
+    assert text.startswith(f'error: {start}')
+    assert '\n' not in text
 
 
 def test_a_type_that_is_not_registered(end):
@@ -116,13 +105,12 @@ def test_a_type_that_is_not_registered(end):
 
 @pytest.mark.parametrize(
     'error',
-    [SyntaxError('own'), OSError(errno.EBADF, 'own'), KeyError('own')],
+    [
+        *(SyntaxError('own'), OSError(errno.EBADF, 'own'), KeyError('own')),
+        SystemExit('own'),
+    ],
     ids=repr,
 )
-def test_a_bug_keeps_its_traceback(error):
+def test_a_bug_and_an_exit_of_the_tool_itself_stay(error):
     with pytest.raises(type(error), match='own'):
-        run_tool(_raise(error))
-
-
-def test_an_exit_of_the_tool_itself_is_kept(end):
-    assert end(_raise(SystemExit('error: own'))) == ('error: own', '')
+        run_tool(failing(error))

@@ -1,8 +1,12 @@
 """Networks are trained, tested and resumed through the tools."""
 
 import json
+import multiprocessing
+import os
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from mmengine.fileio import load
 
 from sb_mm.engine import runner
 from sb_mm.engine.config import load_config
+from sb_mm.errors import UserInputError
 
 from .conftest import REPOSITORY, SHORT, classifier
 
@@ -54,10 +59,10 @@ def test_a_detector_is_trained_tested_and_resumed(
     assert code == 0, error
     assert len(list((tmp_path / 'test').glob('*/painted/*'))) == 2
     (tested,) = (tmp_path / 'test').glob('*/*.json')
-    expected = _scalars(trained, 'pascal_voc/mAP')[-1]
+    records = _scalars(trained, 'pascal_voc/mAP')
     got = load(tested)
     for name in ('pascal_voc/mAP', 'pascal_voc/mAP_area'):
-        assert got[name] == pytest.approx(expected[name], abs=1e-6)
+        assert got[name] == pytest.approx(records[-1][name], abs=1e-6)
     # As mmdet's eval_metric.py reads the file, which has the true boxes.
     evaluator = Evaluator(dict(type='sb_mm.PascalVOCMetric'))
     evaluator.dataset_meta = dict(
@@ -82,8 +87,8 @@ def test_a_detector_is_trained_tested_and_resumed(
 
 def _rates(work_dir: Path) -> list[float]:
     """Return the learning rate of each epoch that the last start trained."""
-    by_epoch = {r['epoch']: r['lr'] for r in _scalars(work_dir, 'lr')}
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+    records = _scalars(work_dir, 'lr')
+    return [*{r['epoch']: r['lr'] for r in records}.values()]
 
 
 def test_a_resume_with_more_epochs_follows_its_schedule_or_is_refused(
@@ -194,6 +199,36 @@ def test_shown_predictions_are_in_the_words_of_the_host(
     assert (hook[enabled], hook[folder]) == (True, 'painted')
 
 
+def test_dataloader_workers_end_with_their_training(images, tmp_path):
+    pytest.importorskip('mmpretrain')
+    cfg = classifier(images, launcher='none', work_dir=str(tmp_path))
+    for split in ('train', 'val'):
+        loader = cfg[f'{split}_dataloader']
+        loader.update(num_workers=1, persistent_workers=True)
+    before = multiprocessing.active_children()
+    runner.train(cfg, check=False)
+    assert not {*multiprocessing.active_children()} - {*before}
+
+
+def test_one_training_a_work_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, '_WAIT_SECONDS', 0.1)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        with runner.lock_work_dir(tmp_path):
+            os.write(write, b'held')
+            time.sleep(600)
+    os.read(read, 4)
+    try:
+        with pytest.raises(UserInputError, match='Another training goes on'):
+            runner.lock_work_dir(tmp_path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with runner.lock_work_dir(tmp_path):
+        pass
+
+
 LAUNCHERS = {
     'slurm_train.sh part job my_config.py out --amp': (
         '--partition=part --job-name=job .*--ntasks=2 .*train.py '
@@ -214,12 +249,10 @@ def test_a_launcher_gets_the_tool_and_its_options(tmp_path, command):
     for name in ('srun', 'torchrun'):
         (tmp_path / name).write_text('#!/bin/sh\necho "$@"\n')
         (tmp_path / name).chmod(0o755)
-    done = subprocess.run(
+    out = subprocess.check_output(
         ['bash', *command.split()],
         env={'PATH': f'{tmp_path}:/usr/bin:/bin', 'GPUS': '2'},
         cwd=REPOSITORY / 'tools',
-        capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    assert re.search(f'{LAUNCHERS[command]}$', done.stdout.strip())
+    assert re.search(f'{LAUNCHERS[command]}$', out.strip())

@@ -37,12 +37,9 @@ class AtomicCheckpointHook(CheckpointHook):
 
     MMEngine's deletes the old checkpoint and then writes the new one in its
     final place: with ``max_keep_ckpts=1``, a kill in between leaves none, or
-    half of one. This hook writes beside, renames, and deletes last. What a
-    killed training left is deleted when it goes on: the half-written file,
-    and the outdated ones, which the checkpoint itself lists.
-
-    Arguments are those of MMEngine's. Other storage than local files is
-    written as MMEngine does.
+    half of one. This hook writes beside, renames, and deletes last; the
+    outdated files of a killed training, which its checkpoint lists, when that
+    goes on. Other storage than local files is written as MMEngine does.
     """
 
     def before_train(self, runner: Runner) -> None:

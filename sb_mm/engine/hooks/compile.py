@@ -16,25 +16,22 @@ _WITH_GRAPHS = ('reduce-overhead', 'max-autotune')
 class CompileHook(Hook):
     """Let ``torch.compile`` compile backbone and neck for a training.
 
-    That is the model's ``extract_feat``, through which mmpretrain's
-    ``ImageClassifier`` and mmdet's detectors of one or two stages train:
-    tensors in, tensors out. MMEngine's own
-    ``compile=True`` takes all of ``train_step`` with data samples, losses
-    and optimizer, which compilers must cut into pieces, and of which CUDA
-    graphs would overwrite what the next step needs.
+    That is ``extract_feat`` of mmpretrain's ``ImageClassifier`` and mmdet's
+    detectors: tensors in, tensors out. MMEngine's own ``compile=True`` takes
+    all of ``train_step`` with data samples, losses and optimizer, which
+    compilers must cut into pieces, and of which CUDA graphs would overwrite
+    what the next step needs.
 
     Args:
         mode: Of ``torch.compile``, such as ``'reduce-overhead'``, which
             replays CUDA graphs on a GPU.
-        dynamic: Whether one compilation is for batches of any size. Without,
-            the last batch of an epoch, if smaller, has one of its own, and
-            all others keep theirs.
+        dynamic: Compile once for batches of any size. Without it, a smaller
+            last batch of an epoch has a compilation of its own.
         options: Further arguments of ``torch.compile``.
 
     Raises:
         UserInputError: When the training starts, if the model has no
-            ``extract_feat``, or gradients are to be accumulated in the memory
-            of CUDA graphs.
+            ``extract_feat``, or CUDA graphs are to accumulate gradients.
     """
 
     def __init__(

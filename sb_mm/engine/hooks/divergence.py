@@ -16,11 +16,10 @@ from sb_mm.registry import HOOKS
 class DivergenceHook(Hook):
     """Stop at a loss or at weights that are not finite.
 
-    A loss does not become finite again, so it is enough to look at it every
-    ``interval`` iterations and at the end of an epoch: a look waits for the
-    device, and several processes tell each other, as they stop together. The
-    weights are looked at before they are validated or saved: the last step
-    may have spoiled them after a finite loss.
+    A look waits for the device and for the other processes, and a loss does
+    not become finite again: one every ``interval`` iterations and at the end
+    of an epoch is enough. The weights are looked at before they are validated
+    or saved: the last step may have spoiled them after a finite loss.
 
     Args:
         interval: Iterations between two looks at the loss.
@@ -32,7 +31,6 @@ class DivergenceHook(Hook):
     def __init__(self, interval: int = 50) -> None:
         check_number('interval', interval, 1, integer=True)
         self.interval = interval
-        self._trained = False
 
     def after_train_iter(
         self,
@@ -42,16 +40,19 @@ class DivergenceHook(Hook):
         outputs: dict | None = None,
     ) -> None:
         """Look at the loss, if it is time to."""
-        self._trained = True
+        done = runner.iter + 1
         due = self.every_n_train_iters(runner, self.interval)
         if due or self.end_of_epoch(runner.train_dataloader, batch_idx):
             losses = [v for k, v in (outputs or {}).items() if 'loss' in k]
-            _look(runner, 'loss', losses, runner.iter + 1)
+            _look(runner, 'loss', losses, done)
         hooks = [h for h in runner.hooks if isinstance(h, CheckpointHook)]
-        if any(_saves(hook, runner) for hook in hooks):
-            _look(
-                runner, 'weights', runner.model.parameters(), runner.iter + 1
-            )
+        if any(
+            self.every_n_train_iters(runner, h.interval, h.save_begin)
+            or self.is_last_train_iter(runner)
+            for h in hooks
+            if not h.by_epoch
+        ):
+            _look(runner, 'weights', runner.model.parameters(), done)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Look at the weights before a checkpoint is written."""
@@ -59,7 +60,7 @@ class DivergenceHook(Hook):
 
     def before_val(self, runner: Runner) -> None:
         """Look at the weights, if a training brought them here."""
-        if self._trained:
+        if runner.iter:
             self.after_train_epoch(runner)
 
 
@@ -71,19 +72,10 @@ def _look(runner: Runner, what: str, values: Iterable, done: int) -> None:
     # Of one that stops alone, the others would wait until they are killed.
     everywhere = torch.stack(finite).all().int()
     all_reduce(everywhere, 'min')
-    if everywhere:
-        return
-    # The epoch's number grows before what comes after it.
-    epoch = (done - 1) // len(runner.train_dataloader) + 1
-    raise DivergedError(
-        f'The {what} became NaN or infinite by iteration {done} (epoch '
-        f'{epoch}): lower the learning rate, or raise the batch size.'
-    )
-
-
-def _saves(hook: CheckpointHook, runner: Runner) -> bool:
-    """Return whether a checkpoint is written after this iteration."""
-    if hook.by_epoch:
-        return False
-    due = hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
-    return due or (hook.save_last and hook.is_last_train_iter(runner))
+    if not everywhere:
+        # The epoch's number grows before what comes after it.
+        epoch = (done - 1) // len(runner.train_dataloader) + 1
+        raise DivergedError(
+            f'The {what} became NaN or infinite by iteration {done} (epoch '
+            f'{epoch}): lower the learning rate, or raise the batch size.'
+        )

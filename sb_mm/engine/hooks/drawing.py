@@ -19,7 +19,6 @@ class DrawingHook(DetVisualizationHook):
     that they have in common: mmdet puts all into one folder, where the last
     ``frame_0.png`` replaces the others. Boxes are drawn on the pixels that
     the test read, whether it ignores EXIF's orientation or not.
-    Arguments are those of mmdet's hook.
     """
 
     def before_test(self, runner: Runner) -> None:

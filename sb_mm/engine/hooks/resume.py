@@ -21,11 +21,10 @@ _PROGRESS = {'last_step', 'verbose'}
 class EpochSeedHook(Hook):
     """Seed Python, NumPy and PyTorch by the seed, the epoch and the process.
 
-    MMEngine's checkpoints hold no state of the random numbers, so that a
-    resumed training draws again what its first epochs drew. With this hook it
-    draws what the uncut one would have drawn, and ends with the same weights
-    if the device computes deterministically. Dataloader workers
-    (``num_workers``) are seeded by MMEngine and not reached.
+    MMEngine's checkpoints hold no state of the random numbers. With this hook
+    a resumed training draws what the uncut one would have drawn, and ends
+    with the same weights if the device computes deterministically. Dataloader
+    workers (``num_workers``) are seeded by MMEngine and not reached.
     """
 
     priority = 'VERY_HIGH'
@@ -41,9 +40,9 @@ class EpochSeedHook(Hook):
 class ValidateResumedHook(Hook):
     """Run the validation that was due when the checkpoint was written.
 
-    A training that is cut between a checkpoint and its validation would never
-    have that number, and after the last epoch no result at all. What was
-    logged before is logged again, with the same value.
+    A training that is cut between the two would never have that number, and
+    after the last epoch no result at all. What was logged before is logged
+    again, with the same value.
     """
 
     # After those that change the model for the training, and after the one
@@ -66,9 +65,8 @@ class ValidateResumedHook(Hook):
 class ResumedScheduleHook(Hook):
     """Compare the schedules of a checkpoint with those of the config.
 
-    MMEngine goes on with the checkpoint's, whatever the config says: a
-    training that is resumed with more epochs than before keeps the last
-    learning rate of the old schedule, without a word.
+    MMEngine goes on with the checkpoint's, whatever the config says: with
+    more epochs than before, at the last learning rate, without a word.
 
     Raises:
         UserInputError: Before the training, if they differ.
@@ -102,11 +100,10 @@ class ResumedScheduleHook(Hook):
 def _ends_early(runner: Runner, checkpoint: dict) -> Iterator[str]:
     """Yield the end of a schedule that was as long as the old training."""
     info = checkpoint['message_hub']['runtime_info']
-    before, now = info.get('max_iters', math.inf), runner.max_iters
-    epoch = len(runner.train_dataloader)
+    epoch, now = len(runner.train_dataloader), runner.max_iters
     schedules = runner.param_schedulers or []
     ends = [s.end * (epoch if s.by_epoch else 1) for s in schedules]
-    if ends and before <= max(ends) < now:
+    if ends and info.get('max_iters', math.inf) <= max(ends) < now:
         yield f'param_scheduler ends at iteration {max(ends)}, not {now}'
 
 

@@ -1,8 +1,6 @@
 """Checkpoints before a training or test: what does not fit or is hostile."""
 
 import os
-import signal
-import time
 from argparse import Namespace
 
 import pytest
@@ -12,7 +10,7 @@ from mmengine.model import BaseModel
 from tiny_detector import cut_networks, detector, model_config
 from torch import nn
 
-from sb_mm.engine import runner, work_dir
+from sb_mm.engine import runner
 from sb_mm.engine.checks import checkpoint as checkpoints
 from sb_mm.engine.checks.checkpoint import (
     check_checkpoint,
@@ -249,25 +247,3 @@ def test_a_malformed_checkpoint_ends_a_resume(tmp_path, monkeypatch, change):
     )
     with pytest.raises(UserInputError, match='x.pth does not fit this train'):
         runner.train(cfg, check=False)
-
-
-def test_one_training_a_work_directory(tmp_path, monkeypatch):
-    monkeypatch.setattr(work_dir, '_WAIT_SECONDS', 0.1)
-    child = os.fork()
-    if not child:
-        with work_dir.lock_work_dir(tmp_path):
-            (tmp_path / 'held').touch()
-            time.sleep(600)
-    while not (tmp_path / 'held').exists():
-        time.sleep(0.01)
-    try:
-        with (
-            pytest.raises(UserInputError, match='Another training goes on'),
-            work_dir.lock_work_dir(tmp_path),
-        ):
-            pass
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    with work_dir.lock_work_dir(tmp_path):
-        pass
