@@ -35,7 +35,7 @@ measure() { # seconds for all, seconds for a case, cases
     local end=$((SECONDS + $1)) left name
     for name in "${@:3}"; do
         left=$((end - SECONDS < $2 ? end - SECONDS : $2))
-        ((left > 0)) || return
+        ((left > 0)) || { echo "$name: not run, no time left"; continue; }
         # shellcheck disable=SC2086
         timeout "$left" python benchmarks/run.py --device "$device" \
             --out "$out/steps.jsonl" $options --only "$name" ||
