@@ -1,6 +1,7 @@
 # The verbs of the project; `make help` lists them.
 #   FAMILY=onedl|openmmlab   the pinned OpenMMLab family, each in its own venv
-#   ARGS='...'               more arguments for the demo, pytest or the benchmarks
+#   ARGS='...'               more arguments for the demo's training, pytest or
+#                            the benchmarks
 #   PYTHON=python3.11        the Python that the environment is made with
 
 FAMILY ?= onedl
@@ -65,8 +66,15 @@ $(VENV)/ready: $(wildcard requirements/*.txt) setup.py
 	echo "ready after $$((last - begin)) s"
 	touch $@
 
-demo: env ## train and evaluate the SB-SSDLite detector on drawn images
-	$(PY) tools/demo.py $(ARGS)
+# Each command is shown as it starts, with the checkpoint that MMEngine names.
+demo: env ## draw images, train the SB-SSDLite detector on them, test it
+	@set -x
+	$(PY) tools/make_synthetic_voc.py --out work_dirs/demo/devkit
+	$(PY) tools/train.py configs/voc/ssd_sb_synthetic.py \
+		--work-dir work_dirs/demo $(ARGS)
+	$(PY) tools/test.py configs/voc/ssd_sb_synthetic.py \
+		"$$(cat work_dirs/demo/last_checkpoint)" \
+		--work-dir work_dirs/demo --show-dir '$(CURDIR)/work_dirs/demo/drawn'
 
 test: env ## run the tests, one worker a core
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal $(ARGS)

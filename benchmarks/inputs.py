@@ -3,72 +3,55 @@
 import copy
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import mmdet.datasets  # noqa: F401  fills the registry
 import mmpretrain.datasets
 import numpy as np
-from mmengine.config import Config, ConfigDict
-from mmengine.registry import DefaultScope
+from mmengine.config import Config
 from mmengine.runner import Runner
-from mmpretrain.registry import DATASETS, MODELS
 
-import sb_mm.datasets  # noqa: F401  fills the registry
-from sb_mm.errors import UserInputError
+from sb_mm.engine.build import build_model, scope_of
+from sb_mm.registry import DATASETS
 
-from .measure import Pair, Rows, Settings, in_turns, one_thread
+from .measure import Pair, Rows, Settings, in_turns
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
-_IMAGES = 320  # of VOC2007, at most
+CIFAR = CONFIGS / 'cifar10/mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py'
 
 
 def augmentation(settings: Settings) -> Rows:
-    """Time SSD's training images, from the file to the packed tensor."""
-    with one_thread():
-        datasets = _voc(settings)
-        n = len(datasets['sb_mm'])
-        what = f"SSD's augmentation, {n} images, one thread"
-        calls = {
-            name: lambda dataset=dataset: [dataset[i] for i in range(n)]
-            for name, dataset in datasets.items()
-        }
-        pairs = [Pair('sb_mm', 'mmdet', 0.333)]
-        yield from in_turns(what, calls, pairs, settings, images=n)
+    """Time SSD's training images, from the file to the packed tensor.
 
-
-def loading(settings: Settings) -> Rows:
-    """Time the loader of SSD's training with two dataloader workers."""
-    with one_thread():
-        datasets = _voc(settings)
-        n = len(datasets['sb_mm'])
-        options = dict(
+    Alone, and through a loader with two dataloader workers.
+    """
+    datasets = _voc(settings)
+    n = len(datasets['sb_mm'])
+    alone, loaded = {}, {}
+    for name, dataset in datasets.items():
+        alone[name] = lambda data=dataset: [data[i] for i in range(n)]
+        loader = dict(
+            dataset=dataset,
             batch_size=32,
             num_workers=2,
             persistent_workers=True,
             sampler=dict(type='DefaultSampler', shuffle=True),
         )
-        calls = {
-            name: _epoch(dict(options, dataset=dataset))
-            for name, dataset in datasets.items()
-        }
-        what = f"SSD's loader, {n} images, 2 dataloader workers"
-        pairs = [Pair('sb_mm', 'mmdet')]
-        yield from in_turns(what, calls, pairs, settings, images=n)
+        loaded[name] = epoch(loader, len)
+    pairs = [Pair('sb_mm', 'mmdet', 0.333)]
+    what = f"SSD's augmentation, {n} images, one thread"
+    yield from in_turns(what, alone, pairs, settings, images=n)
+    pairs = [Pair('sb_mm', 'mmdet')]
+    what = f"SSD's loader, {n} images, 2 dataloader workers"
+    yield from in_turns(what, loaded, pairs, settings, images=n)
 
 
 def _voc(settings: Settings) -> dict:
     """Return the first images of VOC2007 with both pipelines."""
-    import mmdet.datasets  # noqa: F401  fills the registry
-    from mmdet.registry import DATASETS
-
-    path = Path(settings.data_root, 'VOC2007/ImageSets/Main/trainval.txt')
-    if not path.is_file():
-        raise UserInputError(
-            f'{path} does not exist: give the folder of VOCdevkit with '
-            '--data-root, or choose other cases with --only.'
-        )
     config = Config.fromfile(CONFIGS / 'ssd_sb_voc.py')
     ours = config.train_dataloader.dataset.datasets[0]
-    ours.update(data_root=settings.data_root, indices=_IMAGES)
+    ours.update(data_root=settings.data_root, indices=320)
     hosts = copy.deepcopy(ours)
     before, names, augment, pack = hosts.pipeline
     hosts.pipeline = [
@@ -81,54 +64,39 @@ def _voc(settings: Settings) -> dict:
         dict(type='RandomFlip', prob=augment.flip_prob),
         pack,
     ]
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        return {
-            name: DATASETS.build(config)
-            for name, config in dict(mmdet=hosts, sb_mm=ours).items()
-        }
+    with scope_of(config):
+        return dict(mmdet=DATASETS.build(hosts), sb_mm=DATASETS.build(ours))
 
 
-def _epoch(
-    loader: dict, preprocess: Callable = lambda data, training: None
-) -> Callable[[], None]:
+def epoch(loader: dict, use: Callable[[dict], object]) -> Callable[[], None]:
+    """Return what goes through a loader once."""
     built = Runner.build_dataloader(loader, seed=0)
 
     def run() -> None:
         for data in built:
-            preprocess(data, training=True)
+            use(data)
 
     return run
 
 
 @DATASETS.register_module()
 class RandomCIFAR10(mmpretrain.datasets.CIFAR10):
-    """mmpretrain's CIFAR10, with random images instead of its files.
-
-    Args:
-        images: How many.
-        **kwargs: Those of ``CIFAR10``.
-    """
-
-    def __init__(self, images: int, **kwargs) -> None:
-        self.images = images
-        super().__init__(data_root='none', split='train', **kwargs)
+    """mmpretrain's CIFAR10, with ``indices`` random images, not its files."""
 
     def load_data_list(self) -> list[dict]:
         """Return ``img`` ``(32, 32, 3)``, uint8, and ``gt_label`` of each."""
-        rng = np.random.default_rng(0)
-        shape = (self.images, 32, 32, 3)
+        rng, shape = np.random.default_rng(0), (self._indices, 32, 32, 3)
         images = rng.integers(256, size=shape, dtype=np.uint8)
         return [dict(img=image, gt_label=0) for image in images]
 
 
-def use_random_images(config: Config, images: int) -> ConfigDict:
-    """Let a config for CIFAR-10 train on random images; return its loader."""
-    loader = config.train_dataloader
-    own = loader.dataset.get('dataset', loader.dataset)  # of IndexedImages
-    pipeline = own.pipeline
-    own.clear()
-    own.update(type='RandomCIFAR10', images=images, pipeline=pipeline)
-    return loader
+def cifar_config(images: int, path: Path = CIFAR) -> Config:
+    """Return a config for CIFAR-10 that trains on random images."""
+    config = Config.fromfile(path)
+    dataset = config.train_dataloader.dataset
+    dataset = dataset.get('dataset', dataset)  # of IndexedImages
+    dataset.update(type='sb_mm.RandomCIFAR10', indices=images)
+    return config
 
 
 def cifar_input(settings: Settings) -> Rows:
@@ -137,23 +105,25 @@ def cifar_input(settings: Settings) -> Rows:
     mmpretrain's has dataloader workers beside a GPU only: on a CPU they would
     take the cores from the training.
     """
-    on_cpu = settings.device == 'cpu'
-    workers = 0 if on_cpu else min(16, os.cpu_count())
-    images = 16 if settings.tiny else 6400 if on_cpu else 50_000
+    workers = min(16, os.cpu_count()) if settings.on_gpu else 0
+    images = 16 if settings.tiny else 50_000 if settings.on_gpu else 6400
+    host = Path(mmpretrain.__path__[0], '.mim/configs/resnet')
+    hosts = cifar_config(images, host / 'resnet18_8xb16_cifar10.py')
+    hosts.train_dataloader.update(
+        batch_size=128,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=workers > 0,
+        collate_fn=dict(type='default_collate'),
+    )
     calls = {}
-    for name, file in (
-        ('mmpretrain', 'cifar10.py'),
-        ('sb_mm', 'cifar10_on_device.py'),
-    ):
-        config = Config.fromfile(CONFIGS / '_base_/datasets' / file)
-        loader = use_random_images(config, images)
-        if name == 'mmpretrain':
-            loader.num_workers = workers
-            loader.persistent_workers = loader.pin_memory = workers > 0
-        kind = dict(type='ClsDataPreprocessor') | config.data_preprocessor
-        with DefaultScope.overwrite_default_scope('mmpretrain'):
-            preprocess = MODELS.build(kind).to(settings.device)
-            calls[name] = _epoch(loader, preprocess)
+    configs = dict(mmpretrain=hosts, sb_mm=cifar_config(images))
+    for name, config in configs.items():
+        preprocess = build_model(config).data_preprocessor.to(settings.device)
+        with scope_of(config):
+            calls[name] = epoch(
+                config.train_dataloader, partial(preprocess, training=True)
+            )
     what = f"CIFAR-10's input, {images} images, {workers} dataloader workers"
-    pairs = [Pair('sb_mm', 'mmpretrain', 1 if on_cpu else 0.1)]
-    yield from in_turns(what, calls, pairs, settings, images=images)
+    pairs = [Pair('sb_mm', 'mmpretrain', 0.1 if settings.on_gpu else 1)]
+    return in_turns(what, calls, pairs, settings, images=images)

@@ -1,17 +1,16 @@
 """Times and memory of several calls that take turns, and their ratios."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import timer  # waits for the device
 
 WARM_UP = 3  # calls before the first round
+TURN = 0.2  # seconds
 Calls = Mapping[str, Callable[[], object]]
 Rows = Iterator[dict]
 
@@ -20,10 +19,10 @@ Rows = Iterator[dict]
 class Settings:
     """How often and where things are measured; ``tiny``: next to nothing."""
 
-    rounds: int = 9
-    tiny: bool = False
-    device: str = 'cpu'
-    data_root: str = 'data/VOCdevkit'
+    rounds: int
+    tiny: bool
+    device: str
+    data_root: str
 
     @property
     def on_gpu(self) -> bool:
@@ -78,22 +77,23 @@ def in_turns(
     calls: Calls,
     pairs: Sequence[Pair],
     settings: Settings,
-    repeats: int = 1,
     images: int = 0,
 ) -> Rows:
     """Time calls that take turns, round by round.
 
-    A value is of ``repeats`` calls in a row; where ``images`` pass in a call,
-    of one of them.
+    A value is of as many calls in a row as fill ``TURN``; where ``images``
+    pass in a call, of one of them.
     """
     for call in calls.values():
         _seconds(call, WARM_UP)
+    slowest = max(_seconds(call, 1) for call in calls.values())
+    repeats = 1 + int(TURN / slowest)
     values = {name: [] for name in calls}
     order = list(calls)
-    scale = 1e3 / repeats / (images or 1)
     for _ in range(settings.rounds):
         for name in order:
-            values[name].append(scale * _seconds(calls[name], repeats))
+            seconds = _seconds(calls[name], repeats) / repeats
+            values[name].append(1e3 * seconds / (images or 1))
         order.append(order.pop(0))  # whose turn is first finds cold caches
     return compare(what, 'ms per image' if images else 'ms', values, pairs)
 
@@ -105,17 +105,27 @@ def _seconds(call: Callable[[], object], repeats: int) -> float:
     return timer() - start
 
 
-def peak_memory(call: Callable[[], object], device: str) -> float:
-    """Return the most memory that a call's tensors take at a time, in MiB.
+def memory(
+    what: str, calls: Calls, pairs: Sequence[Pair], settings: Settings
+) -> Rows:
+    """Compare the most memory that the calls' tensors take at a time.
 
     It is the same in every run. What oneDNN allocates by itself on a CPU does
     not count.
     """
-    if device != 'cpu':
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    measure = _peak_on_gpu if settings.on_gpu else _peak_on_cpu
+    peaks = {name: [measure(call) / 2**20] for name, call in calls.items()}
+    return compare(f'memory of {what}', 'MiB', peaks, pairs)
+
+
+def _peak_on_gpu(call: Callable[[], object]) -> int:
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _peak_on_cpu(call: Callable[[], object]) -> int:
     with profile(
         activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profiler:
@@ -123,27 +133,19 @@ def peak_memory(call: Callable[[], object], device: str) -> float:
     events = profiler.profiler.kineto_results.events()
     events = [e for e in events if e.name() == '[memory]']
     changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
-    return max(np.cumsum(changes)) / 2**20
+    return max(np.cumsum(changes))
 
 
-def kernels(call: Callable[[], object]) -> tuple[int, float]:
-    """Return how many kernels a call launches on a GPU, and their ms."""
-    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as found:
-        call()
-        torch.cuda.synchronize()
-    busy = [a for a in found.key_averages() if a.self_device_time_total]
-    total = sum(a.self_device_time_total for a in busy)
-    return sum(a.count for a in busy), total / 1e3
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread, as one of many processes does."""
-    before = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        cv2.setNumThreads(before[1])
+def kernels(what: str, calls: Calls, pairs: Sequence[Pair]) -> Rows:
+    """Compare the kernels that the calls launch on a GPU, and their time."""
+    counts, times = {}, {}
+    for name, call in calls.items():
+        activities = [ProfilerActivity.CUDA]
+        with profile(activities=activities, acc_events=True) as found:
+            call()
+            torch.cuda.synchronize()
+        busy = [a for a in found.key_averages() if a.self_device_time_total]
+        counts[name] = [sum(a.count for a in busy)]
+        times[name] = [sum(a.self_device_time_total for a in busy) / 1e3]
+    yield from compare(f'kernels of {what}', 'kernels', counts, pairs)
+    yield from compare(f'kernels of {what}, time', 'ms', times, pairs)

@@ -1,26 +1,25 @@
 """A training step: its time, memory and device calls."""
 
-import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from unittest.mock import patch
 
-import mmdet.models  # noqa: F401  fills the registry
 import torch
-from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
-from mmengine.config import Config, ConfigDict
-from mmengine.hooks import Hook
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import DefaultScope
-from mmengine.runner import Runner
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .inputs import CONFIGS, use_random_images
+import sb_mm.models  # noqa: F401  fills the registry
+from sb_mm.engine.build import build_model, scope_of
+from sb_mm.registry import MODELS
+
+from .inputs import CONFIGS, cifar_config, epoch
 from .measure import (
     Calls,
     Pair,
@@ -29,25 +28,37 @@ from .measure import (
     compare,
     in_turns,
     kernels,
-    peak_memory,
-    timer,
-)
-from .networks import (
-    DYCONV,
-    FUSED_SB,
-    FUSED_SE,
-    KINDS,
-    SB,
-    SE,
-    STATIC,
-    build,
-    trained_on,
+    memory,
 )
 
-NCHW, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
+STATIC, SE, SB, DYCONV = 'static', 'SE', 'SB', 'DyConv'
+FUSED_SE, FUSED_SB = 'SE fused', 'SB fused'
+# At every convolution of the blocks, as in Tables 2, 4 and 6.
+KINDS = {
+    STATIC: dict(attention=None),
+    SE: dict(attention=dict(type='sb_mm.SqueezeExcite', fused=False)),
+    SB: dict(attention=dict(type='sb_mm.ShiftBalance', fused=False)),
+    FUSED_SE: dict(attention=dict(type='sb_mm.SqueezeExcite', fused=True)),
+    FUSED_SB: dict(attention=dict(type='sb_mm.ShiftBalance', fused=True)),
+    DYCONV: dict(attention_conv_cfg=dict(type='sb_mm.DynamicConv2d')),
+}
+SSDLITE = CONFIGS / 'voc/ssdlite_mobilenetv2-static-w1.0_1xb32-200e_voc0712.py'
 # Allocations, and questions about types: nothing runs on a device.
 _NO_CALLS = 'empty', 'empty_like', 'empty_strided', 'promote_types'
 Form = Callable[[nn.Module, Tensor], object]
+
+
+def trained_on(settings: Settings, se: bool = True) -> list[str]:
+    """Return the kinds of network; on a CPU, fused gates are plain ones."""
+    kinds = [STATIC, SB, *([SE] if se else [])]
+    return kinds + [f'{kind} fused' for kind in kinds[1:] if settings.on_gpu]
+
+
+def build(kind: str, width: float, cifar: bool = False) -> nn.Module:
+    """Return a backbone of a kind, or its form for 32 x 32 pixels."""
+    torch.manual_seed(0)
+    name = f'sb_mm.AttentionMobileNetV2{"CIFAR" if cifar else ""}'
+    return MODELS.build(dict(type=name, widen_factor=width, **KINDS[kind]))
 
 
 def eager(network: nn.Module, images: Tensor) -> None:
@@ -67,106 +78,71 @@ def graphs(network: nn.Module, images: Tensor) -> None:
 
 
 def training_step(settings: Settings) -> Rows:
-    """Time steps of MobileNetV2 at ImageNet's size, in two layouts."""
+    """Measure steps of MobileNetV2 at ImageNet's size."""
     batch, size = (2, 64) if settings.tiny else (32, 224)
     images = torch.randn(batch, 3, size, size, device=settings.device)
-    pairs = [Pair(SB, STATIC, 1.15), Pair(SE, STATIC), Pair(SB, SE, 1)]
     for width in (0.35,) if settings.tiny else (0.35, 1.0):
-        for layout in (NCHW, CHANNELS_LAST):
-            steps = {
-                kind: step(build(kind, width), images, layout)
-                for kind in (STATIC, SE, SB)
-            }
-            what = f'training step x{width}, batch {batch}, {layout}'
-            yield from in_turns(what, steps, pairs, settings)
+        kinds = STATIC, SE, SB
+        steps = {kind: step(build(kind, width), images) for kind in kinds}
+        what = f'training step x{width}, batch {batch}'
+        yield from _step_rows(what, steps, 1.15, settings)
 
 
-def cifar_step(
-    settings: Settings, form: Form = eager, layout: torch.memory_format = NCHW
-) -> Rows:
-    """Time steps of the networks for CIFAR-10."""
+def cifar_step(settings: Settings, form: Form = eager) -> Rows:
+    """Measure steps of the networks for CIFAR-10."""
     batch = 8 if settings.tiny else 128
     images = torch.randn(batch, 3, 32, 32, device=settings.device)
     kinds = trained_on(settings, se=form is not compiled)
     kinds += [DYCONV] if form is eager else []
-    steps = _working(
-        lambda kind: step(build(kind, 0.35, True), images, layout, form), kinds
-    )
+    steps = {k: step(build(k, 0.35, True), images, form) for k in kinds}
     what = f'training step for CIFAR-10 x0.35, batch {batch}, {form.__name__}'
-    what += ', channels_last' if layout is CHANNELS_LAST else ''
-    most = 2 if settings.on_gpu else 1.3
-    yield from _step_rows(what, steps, most, settings, repeats=5)
+    return _step_rows(what, steps, 2 if settings.on_gpu else 1.3, settings)
 
 
-def detector_step(
-    settings: Settings, form: Form = eager, amp: bool = False
-) -> Rows:
-    """Time steps of SSDLite x1.0, with target assignment and losses."""
-    batch = 2 if settings.tiny else 32
-    steps = _working(
-        lambda kind: _detector_step(kind, batch, settings.device, form, amp),
-        trained_on(settings, se=form is not compiled),
-    )
+def detector_step(settings: Settings, form: Form = eager) -> Rows:
+    """Measure steps of SSDLite x1.0, with target assignment and losses."""
+    batch, size = 2 if settings.tiny else 32, (3, 300, 300)
+    # VOC has 2.4 objects an image.
+    data = demo_mm_inputs(batch, size, [3] * batch, 20, device=settings.device)
+    images = torch.rand(batch, *size, device=settings.device)
+    steps = {}
+    for kind in trained_on(settings, se=form is not compiled):
+        model, wrapper = _trained(Config.fromfile(SSDLITE), kind, settings)
+        form(model.backbone, images)
+        steps[kind] = partial(model.train_step, data, wrapper)
     what = f'training step of SSDLite x1.0, batch {batch}, {form.__name__}'
-    what += ', bfloat16' if amp else ''
-    yield from _step_rows(what, steps, 1.25, settings, repeats=2)
+    return _step_rows(what, steps, 1.25, settings)
 
 
 # These need a GPU, or minutes for a compiler.
-cifar_channels_last = partial(cifar_step, layout=CHANNELS_LAST)
 cifar_graphs = partial(cifar_step, form=graphs)
 cifar_compiled = partial(cifar_step, form=compiled)
-detector_bfloat16 = partial(detector_step, amp=True)
 detector_graphs = partial(detector_step, form=graphs)
 detector_compiled = partial(detector_step, form=compiled)
 
 
-def _working(make: Callable, kinds: Sequence[str]) -> Calls:
-    """Return the kinds' steps; say why one does not work, and go on."""
-    steps = {}
-    for kind in kinds:
-        try:
-            call = make(kind)
-            call()
-            steps[kind] = call
-        except Exception as error:  # of CUDA, Triton or a compiler
-            print(f'{kind} does not work: {error}')
-    return steps
-
-
 def _step_rows(
-    what: str, steps: Calls, most: float, settings: Settings, repeats: int
+    what: str, steps: Calls, most: float, settings: Settings
 ) -> Rows:
-    """Yield times; on a GPU memory, kernels and their time as well."""
+    """Yield times and memory; on a GPU, kernels and their time as well."""
     kinds = (SB, FUSED_SB, SE, FUSED_SE)
     pairs = [Pair(kind, STATIC, most) for kind in kinds]
     pairs += [Pair(SB, SE, 1), Pair(FUSED_SB, SB, 1), Pair(SB, DYCONV)]
-    repeats = repeats if settings.on_gpu else 1
-    yield from in_turns(what, steps, pairs, settings, repeats)
-    if not settings.on_gpu:
-        return
-    pairs = [pair._replace(target=None) for pair in pairs]
-    peaks = {k: [peak_memory(s, settings.device)] for k, s in steps.items()}
-    yield from compare(f'memory of a {what}', 'MiB', peaks, pairs)
-    found = {kind: kernels(step) for kind, step in steps.items()}
-    counts = {kind: [count] for kind, (count, _) in found.items()}
-    yield from compare(f'kernels of a {what}', 'kernels', counts, pairs)
-    times = {kind: [time] for kind, (_, time) in found.items()}
-    yield from compare(f'kernels of a {what}, time', 'ms', times, pairs)
+    yield from in_turns(what, steps, pairs, settings)
+    sizes = [Pair(SB, STATIC, 1.1), Pair(SB, SE, 1), Pair(FUSED_SB, SB)]
+    yield from memory(f'a {what}', steps, sizes, settings)
+    if settings.on_gpu:
+        pairs = [pair._replace(target=None) for pair in pairs]
+        yield from kernels(f'a {what}', steps, pairs)
 
 
 def step(
-    network: nn.Module,
-    images: Tensor,
-    layout: torch.memory_format = NCHW,
-    form: Form = eager,
+    network: nn.Module, images: Tensor, form: Form = eager
 ) -> Callable[[], None]:
     """Return what takes one training step, with SGD as in our configs."""
-    images = images.to(memory_format=layout)
-    network = network.to(images.device, memory_format=layout).train()
+    network = network.to(images.device).train()
     form(network, images)
-    # The rate of 0 keeps the weights, so that every step is the same work.
-    optimizer = torch.optim.SGD(network.parameters(), lr=0, momentum=0.9)
+    optimizer = _unmoved(network)
 
     def run() -> None:
         optimizer.zero_grad()
@@ -177,82 +153,33 @@ def step(
     return run
 
 
-def _detector_step(
-    kind: str, batch: int, device: str, form: Form, amp: bool
-) -> Callable[[], dict]:
+def _unmoved(network: nn.Module) -> torch.optim.SGD:
+    """Return an optimizer that keeps the weights: every step is the same."""
+    return torch.optim.SGD(network.parameters(), lr=0, momentum=0.9)
+
+
+def _trained(
+    config: Config, kind: str, settings: Settings
+) -> tuple[BaseModel, OptimWrapper]:
     torch.manual_seed(0)
-    config = Config.fromfile(CONFIGS / 'ssd_sb_voc.py').model
-    config.backbone.update(type='sb_mm.AttentionMobileNetV2', **KINDS[kind])
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        model = MODELS.build(config).to(device).train()
-    size = (3, 300, 300)
-    form(model.backbone, torch.rand(batch, *size, device=device))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0, momentum=0.9)
-    wrapper = OptimWrapper(optimizer)
-    if amp:
-        wrapper = AmpOptimWrapper(dtype='bfloat16', optimizer=optimizer)
-    # VOC has 2.4 objects an image.
-    data = demo_mm_inputs(batch, size, [3] * batch, 20, device=device)
-    return partial(model.train_step, data, wrapper)
-
-
-class _EpochTimes(Hook):
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        self.begin = timer()
-
-    def after_train_epoch(self, runner: Runner) -> None:
-        self.seconds.append(timer() - self.begin)
+    config.model.backbone.update(KINDS[kind])
+    model = build_model(config).to(settings.device).train()
+    return model, OptimWrapper(_unmoved(model))
 
 
 def training_loop(settings: Settings) -> Rows:
     """Time epochs of CIFAR-10 x0.35, from the loader to the optimizer."""
     images = 16 if settings.tiny else 6400 if settings.on_gpu else 1280
-    values = {
-        kind: [1e3 * seconds / images for seconds in _epochs(kind, images)]
-        for kind in trained_on(settings, se=False)
-    }
+    calls = {}
+    for kind in trained_on(settings, se=False):
+        config = cifar_config(images)
+        model, wrapper = _trained(config, kind, settings)
+        train = partial(model.train_step, optim_wrapper=wrapper)
+        with scope_of(config):
+            calls[kind] = epoch(config.train_dataloader, train)
     pairs = [Pair(SB, STATIC), Pair(FUSED_SB, STATIC)]
     what = f'training loop for CIFAR-10 x0.35, {images} images'
-    yield from compare(what, 'ms per image', values, pairs)
-
-
-def _epochs(kind: str, images: int) -> list[float]:
-    """Return the seconds of epochs, a first one left out."""
-    cfg = Config.fromfile(
-        CONFIGS / 'cifar10/mobilenetv2-sb-w0.35_on-device.py'
-    )
-    cfg.model.backbone.pop('attention')
-    cfg.model.backbone.update(KINDS[kind])
-    cfg.optim_wrapper.optimizer.fused = True  # as paper.py sets it
-    use_random_images(cfg, images)
-    for part in ('dataloader', 'evaluator', 'cfg'):
-        cfg[f'val_{part}'] = cfg[f'test_{part}'] = None
-    cfg.default_hooks = ConfigDict(checkpoint=None, logger=None)
-    cfg.visualizer, cfg.log_level = None, 'ERROR'
-    cfg.train_cfg.max_epochs = 4
-    times = _EpochTimes()
-    with tempfile.TemporaryDirectory() as cfg.work_dir:
-        runner = Runner.from_cfg(cfg)
-        runner.register_hook(times)
-        runner.train()
-    return times.seconds[1:]
-
-
-def training_memory(settings: Settings) -> Rows:
-    """Measure the most memory that a step takes, with fresh gradients."""
-    batch, size = (2, 64) if settings.tiny else (32, 224)
-    images = torch.randn(batch, 3, size, size, device=settings.device)
-    pairs = [Pair(SB, STATIC, 1.1), Pair(SB, SE, 1)]
-    for width in (0.35,) if settings.tiny else (0.35, 1.0):
-        peaks = {}
-        for kind in (STATIC, SE, SB):
-            once = step(build(kind, width), images)
-            peaks[kind] = [peak_memory(once, settings.device)]
-        what = f'memory of a training step x{width}, batch {batch}'
-        yield from compare(what, 'MiB', peaks, pairs)
+    return in_turns(what, calls, pairs, settings, images=images)
 
 
 def device_calls(settings: Settings) -> Rows:

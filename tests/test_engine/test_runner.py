@@ -1,5 +1,6 @@
 """Networks are trained, tested and resumed through the tools."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -15,9 +16,15 @@ from mmengine.fileio import load
 from sb_mm.engine import runner
 from sb_mm.engine.config import load_config
 from sb_mm.errors import UserInputError
-from sb_mm.visualization.detections import read_scalars
 
 from .conftest import REPOSITORY, SHORT, classifier
+
+
+def _scalars(work_dir: Path, name: str) -> list[dict]:
+    """Return what the newest start logged together with ``name``."""
+    file = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
+    records = map(json.loads, file.read_text().splitlines())
+    return [record for record in records if name in record]
 
 
 def test_a_detector_is_trained_tested_and_resumed(
@@ -40,7 +47,8 @@ def test_a_detector_is_trained_tested_and_resumed(
     assert re.search(r'\| square +\|', log)
     assert 'aeroplane' not in log.split('Epoch(val)')[-1]
     # The one line that switches the attention statistics on.
-    assert len(list(trained.glob('*/vis_data/attention_stats.json'))) == 1
+    layer = 'attention/backbone.layer1.0.conv.0/output_std'
+    assert [r['step'] for r in _scalars(trained, layer)] == [1, 2]
 
     # tools/test.py gives the number that the training gave.
     out = tmp_path / 'predictions.pkl'
@@ -51,7 +59,7 @@ def test_a_detector_is_trained_tested_and_resumed(
     assert code == 0, error
     assert len(list((tmp_path / 'test').glob('*/painted/*'))) == 2
     (tested,) = (tmp_path / 'test').glob('*/*.json')
-    records = [r for r in read_scalars(trained) if 'pascal_voc/mAP' in r]
+    records = _scalars(trained, 'pascal_voc/mAP')
     got = load(tested)
     for name in ('pascal_voc/mAP', 'pascal_voc/mAP_area'):
         assert got[name] == pytest.approx(records[-1][name], abs=1e-6)
@@ -79,7 +87,8 @@ def test_a_detector_is_trained_tested_and_resumed(
 
 def _rates(work_dir: Path) -> list[float]:
     """Return the learning rate of each epoch that the last start trained."""
-    return [*{r['epoch']: r['lr'] for r in read_scalars(work_dir)}.values()]
+    records = _scalars(work_dir, 'lr')
+    return [*{r['epoch']: r['lr'] for r in records}.values()]
 
 
 def test_a_resume_with_more_epochs_follows_its_schedule_or_is_refused(

@@ -3,7 +3,7 @@
 default_hooks = dict(
     divergence=dict(type='sb_mm.DivergenceHook'),
     validate_resumed=dict(type='sb_mm.ValidateResumedHook'),
-    # What tools/plot.py attention draws; it takes time in every epoch. Also by
+    # See docs/attention.md; it takes time in every epoch. Also by
     # --cfg-options default_hooks.attention.type=sb_mm.AttentionStatsHook
     # attention=dict(type='sb_mm.AttentionStatsHook'),
 )
