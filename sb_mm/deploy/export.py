@@ -25,6 +25,7 @@ from sb_mm.files import check_writable, write_in_one_step
 from sb_mm.version import __version__
 from sb_mm.weights import state_dict_of
 
+from ..models.data_preprocessors import OnDeviceAugmentation
 from .agreement import compare
 from .fold import fold
 from .nms import SuppressingDetector
@@ -59,8 +60,8 @@ def export(
         Lines that say what was done.
 
     Raises:
-        UserInputError: Before the export, if anything that it needs is
-            missing or does not fit; then, if a layer has no ONNX form.
+        UserInputError: If anything that the export needs is missing or does
+            not fit, or a layer has no ONNX form.
         ExportFailedError: If the file's outputs are not the network's.
         OSError: If the file cannot be written.
     """
@@ -82,22 +83,14 @@ def export(
     for value in (*runner.session.get_inputs(), *runner.session.get_outputs()):
         yield f'{value.name} {value.shape} {value.type}'
     batches = [
-        dict(
-            inputs=list(images[i : i + size]),
-            data_samples=samples[i : i + size],
-        )
+        dict(inputs=images[i : i + size], data_samples=samples[i : i + size])
         for size in ((1,) if this_cpu else (1, 2))
         for i in range(0, len(samples), size)
     ]
     yield from compare(runner, reference, model, batches)
     if evaluator:
-        for name, predict in (
-            ('PyTorch', model.test_step),
-            ('ONNX Runtime', runner.predict),
-        ):
-            metrics = _metrics(predict, evaluator, loader)
-            shown = ', '.join(f'{k} {v:.4f}' for k, v in metrics.items())
-            yield f'{name}: {shown}'
+        yield f'PyTorch: {_metrics(model.test_step, evaluator, loader)}'
+        yield f'ONNX Runtime: {_metrics(runner.predict, evaluator, loader)}'
     write_in_one_step(out, file)
     yield f'{out}: {len(file) / 2**20:.1f} MiB'
 
@@ -116,6 +109,13 @@ def _build(cfg: Config, nms: bool, evaluate: bool) -> BaseModel:
         )
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     model = build_model(cfg).eval()
+    own = model.data_preprocessor
+    if isinstance(own, OnDeviceAugmentation):  # which takes no images
+        from mmpretrain.models import ClsDataPreprocessor
+
+        model.data_preprocessor = ClsDataPreprocessor(
+            own.mean.tolist(), own.std.tolist(), to_rgb=own.to_rgb
+        )
     wrapper_of(model)  # raises if there is none
     if nms and not hasattr(model, 'bbox_head'):
         raise UserInputError('--nms is for detectors: leave it out.')
@@ -134,6 +134,21 @@ def _load(
     return f'weights of {checkpoint}'
 
 
+def _batches(loader: DataLoader) -> Iterator[dict]:
+    """Yield a loader's batches, those of ``IndexedImages`` as images."""
+    for batch in loader:
+        if 'indices' in batch:
+            from mmpretrain.structures import DataSample
+
+            chosen = batch['indices']
+            labels = batch['labels'][chosen]
+            batch = dict(
+                inputs=batch['images'][chosen].movedim(-1, 1),
+                data_samples=[DataSample().set_gt_label(n) for n in labels],
+            )
+        yield batch
+
+
 def _first_images(loader: DataLoader, number: int) -> tuple[Tensor, list]:
     """Return images ``(N, 3, H, W)`` of the test set and their samples.
 
@@ -142,7 +157,7 @@ def _first_images(loader: DataLoader, number: int) -> tuple[Tensor, list]:
     """
     every = (
         pair
-        for batch in loader
+        for batch in _batches(loader)
         for pair in zip(batch['inputs'], batch['data_samples'], strict=True)
     )
     pairs = list(islice(every, number))
@@ -189,16 +204,18 @@ def _to_file(
 
 def _metadata(module: nn.Module, loader: DataLoader) -> dict:
     """Return what a user of the file has to know of its input and output."""
-    normalise = module.normalise
+    preprocessor = module.model.data_preprocessor
     head = getattr(module.model, 'bbox_head', None)
+    # In the words of mmdet, then of mmpretrain.
+    swaps = ('_channel_conversion', 'to_rgb')
     return dict(
         sb_mm=__version__,
         input='pixels, 0 to 255, in the order of the channels below; the '
         'normalisation is a part of the network',
         input_size=dict(zip(('height', 'width'), module.size, strict=True)),
-        channels='BGR' if normalise.swaps_channels else 'as in training',
-        mean=normalise.mean.flatten().tolist(),
-        std=normalise.std.flatten().tolist(),
+        channels='BGR'
+        if any(getattr(preprocessor, name, False) for name in swaps)
+        else 'as in training',
         classes=list(loader.dataset.metainfo.get('classes') or ()),
         boxes='x1, y1, x2, y2 in pixels of the input',
         test_cfg={} if head is None else head.test_cfg.to_dict(),
@@ -206,14 +223,13 @@ def _metadata(module: nn.Module, loader: DataLoader) -> dict:
 
 
 def _metrics(
-    predict: Callable[[dict], list],
-    evaluator: Evaluator,
-    loader: DataLoader,
-) -> dict[str, float]:
-    """Return the metrics of what ``predict`` makes of the test data."""
+    predict: Callable[[dict], list], evaluator: Evaluator, loader: DataLoader
+) -> str:
+    """Say what the metrics of ``predict`` are on the test data."""
     evaluator.dataset_meta = loader.dataset.metainfo
-    for batch in loader:
+    for batch in _batches(loader):
         with torch.no_grad():
             samples = predict(copy.deepcopy(batch))
         evaluator.process(data_samples=samples, data_batch=batch)
-    return evaluator.evaluate(len(loader.dataset))
+    metrics = evaluator.evaluate(len(loader.dataset))
+    return ', '.join(f'{name} {value:.4f}' for name, value in metrics.items())

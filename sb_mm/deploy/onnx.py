@@ -5,7 +5,6 @@ import copy
 import io
 import warnings
 from importlib.util import find_spec
-from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,11 +26,10 @@ _PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
 
 def require_packages() -> None:
     """Raise UserInputError unless what the export needs is installed."""
-    parameters = signature(torch.onnx.export).parameters
-    if 'custom_translation_table' not in parameters:
+    if torch.__version__ < '2.6':
         raise UserInputError(
             'Export needs PyTorch 2.6 or later, but this is '
-            f'{torch.__version__}.'
+            f'{torch.__version__}: upgrade torch.'
         )
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
@@ -161,27 +159,23 @@ class SummedDynamicConv2d(nn.Module):
     def __init__(self, conv: DynamicConv2d) -> None:
         super().__init__()
         self.dynamic = conv
-        self.plain = nn.Conv2d(
-            conv.in_channels,
-            conv.out_channels * conv.num_kernels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            bias=conv.bias is not None,
-        )
-        # The kernels of one output side by side, as groups need it.
-        for name, bank in conv.named_parameters(recurse=False):
-            kernels = bank.data.unflatten(0, (conv.num_kernels, -1))
-            kernels = kernels.transpose(0, 1).flatten(0, 1)
-            getattr(self.plain, name).data = kernels
+        self.kernels = nn.ParameterList(conv.weight.chunk(conv.num_kernels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x`` of shape ``(N, Cin, H, W)``."""
-        shares = self.dynamic.attention(x)[:, None, :, None, None]
-        y = self.plain(x).unflatten(1, (-1, self.dynamic.num_kernels))
-        return (y * shares).sum(2)
+        conv = self.dynamic
+        shares = conv.attention(x)
+        settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        y = sum(
+            F.conv2d(x, kernel, None, *settings) * share[:, None, None, None]
+            for kernel, share in zip(
+                self.kernels, shares.unbind(1), strict=True
+            )
+        )
+        if conv.bias is None:
+            return y
+        bias = shares @ conv.bias.view(conv.num_kernels, -1)
+        return y + bias[:, :, None, None]
 
 
 def exportable(
@@ -243,7 +237,8 @@ def to_onnx(module: nn.Module, images: Tensor, dynamic: bool) -> 'ModelProto':
     Raises:
         UserInputError: If an operation has no ONNX form; names it.
     """
-    shapes = ({0: torch.export.Dim('batch')},) if dynamic else None
+    names = ({0: 'batch'},) if dynamic else None
+    dims = ({0: torch.export.Dim('batch')},) if dynamic else None
     try:
         with (
             warnings.catch_warnings(),
@@ -252,15 +247,16 @@ def to_onnx(module: nn.Module, images: Tensor, dynamic: bool) -> 'ModelProto':
             warnings.simplefilter('ignore')
             # Here and not by the exporter, which then tries a slower way too.
             traced = torch.export.export(
-                module, (images,), dynamic_shapes=shapes, strict=False
+                module, (images,), dynamic_shapes=dims, strict=False
             )
-            file = torch.onnx.export(
+            return torch.onnx.export(
                 traced,
                 (images,),
                 dynamo=True,
                 input_names=['images'],
                 output_names=list(module.output_names),
                 opset_version=OPSET,
+                dynamic_shapes=names,
                 custom_translation_table=translations(),
                 verbose=False,
             ).model_proto
@@ -269,15 +265,3 @@ def to_onnx(module: nn.Module, images: Tensor, dynamic: bool) -> 'ModelProto':
             'The network cannot be exported to ONNX '
             f'({first_line(root_cause(error))}): replace that operation.'
         ) from error
-    _name_batch(file)
-    return file
-
-
-def _name_batch(model: 'ModelProto') -> None:
-    """Name the free dimension, which PyTorch gives a number."""
-    graph = model.graph
-    free = graph.input[0].type.tensor_type.shape.dim[0].dim_param
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if free and dim.dim_param == free:
-                dim.dim_param = 'batch'

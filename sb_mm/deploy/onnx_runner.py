@@ -1,6 +1,5 @@
 """Run an exported file and give what the host's networks give."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -51,8 +50,8 @@ class OnnxRunner:
         self.names = [o.name for o in self.session.get_outputs()]
         self.batch, _, *self.size = self.session.get_inputs()[0].shape
 
-    def run(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the outputs by name.
+    def run(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs, in the order of :attr:`names`.
 
         Args:
             images: ``(N, 3, H, W)``, 0 to 255, channels in the order in which
@@ -60,13 +59,12 @@ class OnnxRunner:
         """
         pixels = np.ascontiguousarray(images.float().numpy())
         outputs = self.session.run(None, {'images': pixels})
-        values = map(torch.from_numpy, outputs)
-        return dict(zip(self.names, values, strict=True))
+        return tuple(map(torch.from_numpy, outputs))
 
     def predict(self, batch: dict) -> list[BaseDataElement]:
         """Return the samples of a loader's batch with their predictions."""
         images = torch.stack(list(batch['inputs']))
-        samples = copy.deepcopy(list(batch['data_samples']))
+        samples = list(batch['data_samples'])
         # One at a time, if the file is for that.
         step = self.batch if isinstance(self.batch, int) else len(images)
         for i in range(0, len(images), step):
@@ -74,13 +72,12 @@ class OnnxRunner:
         return samples
 
     def _predict(self, images: Tensor, samples: list) -> None:
-        outputs = self.run(images)
+        rows = self.run(images)
         if self.names == ['scores']:
-            for sample, scores in zip(samples, outputs['scores'], strict=True):
+            for sample, scores in zip(samples, *rows, strict=True):
                 sample.set_pred_score(scores).set_pred_label(scores.argmax())
             return
-        rows = tuple(outputs.values())
-        if 'image' not in outputs:
+        if 'image' not in self.names:
             boxes, scores = rows
             counts = boxes.size(1), scores.size(2)
             rows = Suppression(self.test_cfg, *counts, self.size)(*rows)
