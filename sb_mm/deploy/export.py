@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sb_mm.arguments import check_number
@@ -25,12 +26,14 @@ from sb_mm.files import check_writable, write_in_one_step
 from sb_mm.version import __version__
 from sb_mm.weights import state_dict_of
 
-from ..models.data_preprocessors import OnDeviceAugmentation
 from .agreement import compare
 from .fold import fold
 from .nms import SuppressingDetector
 from .onnx import exportable, require_packages, to_onnx, wrap, wrapper_of
 from .onnx_runner import OnnxRunner
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 def export(
@@ -77,9 +80,12 @@ def export(
     images, samples = _first_images(loader, check_images)
     reference = wrap(model, tuple(images.shape[2:]))
     if hasattr(model, 'bbox_head') and (nms or evaluate):
-        SuppressingDetector(reference)  # raises if it cannot be
-    file = _to_file(model, images[:1], nms, this_cpu, loader)
-    runner = OnnxRunner(file)
+        SuppressingDetector(reference)(images[:1])  # raises if it cannot
+    file = _to_file(model, images[:1], nms, this_cpu)
+    classes = loader.dataset.metainfo.get('classes') or ()
+    _describe(file, model, list(classes))
+    content = file.SerializeToString()
+    runner = OnnxRunner(content)
     for value in (*runner.session.get_inputs(), *runner.session.get_outputs()):
         yield f'{value.name} {value.shape} {value.type}'
     batches = [
@@ -91,8 +97,8 @@ def export(
     if evaluator:
         yield f'PyTorch: {_metrics(model.test_step, evaluator, loader)}'
         yield f'ONNX Runtime: {_metrics(runner.predict, evaluator, loader)}'
-    write_in_one_step(out, file)
-    yield f'{out}: {len(file) / 2**20:.1f} MiB'
+    write_in_one_step(out, content)
+    yield f'{out}: {len(content) / 2**20:.1f} MiB'
 
 
 def _build(cfg: Config, nms: bool, evaluate: bool) -> BaseModel:
@@ -109,13 +115,6 @@ def _build(cfg: Config, nms: bool, evaluate: bool) -> BaseModel:
         )
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     model = build_model(cfg).eval()
-    own = model.data_preprocessor
-    if isinstance(own, OnDeviceAugmentation):  # which takes no images
-        from mmpretrain.models import ClsDataPreprocessor
-
-        model.data_preprocessor = ClsDataPreprocessor(
-            own.mean.tolist(), own.std.tolist(), to_rgb=own.to_rgb
-        )
     wrapper_of(model)  # raises if there is none
     if nms and not hasattr(model, 'bbox_head'):
         raise UserInputError('--nms is for detectors: leave it out.')
@@ -134,21 +133,6 @@ def _load(
     return f'weights of {checkpoint}'
 
 
-def _batches(loader: DataLoader) -> Iterator[dict]:
-    """Yield a loader's batches, those of ``IndexedImages`` as images."""
-    for batch in loader:
-        if 'indices' in batch:
-            from mmpretrain.structures import DataSample
-
-            chosen = batch['indices']
-            labels = batch['labels'][chosen]
-            batch = dict(
-                inputs=batch['images'][chosen].movedim(-1, 1),
-                data_samples=[DataSample().set_gt_label(n) for n in labels],
-            )
-        yield batch
-
-
 def _first_images(loader: DataLoader, number: int) -> tuple[Tensor, list]:
     """Return images ``(N, 3, H, W)`` of the test set and their samples.
 
@@ -157,7 +141,7 @@ def _first_images(loader: DataLoader, number: int) -> tuple[Tensor, list]:
     """
     every = (
         pair
-        for batch in _batches(loader)
+        for batch in loader
         for pair in zip(batch['inputs'], batch['data_samples'], strict=True)
     )
     pairs = list(islice(every, number))
@@ -176,50 +160,40 @@ def _first_images(loader: DataLoader, number: int) -> tuple[Tensor, list]:
 
 
 def _to_file(
-    model: BaseModel,
-    image: Tensor,
-    nms: bool,
-    this_cpu: bool,
-    loader: DataLoader,
-) -> bytes:
-    from onnx.helper import set_model_props
-
+    model: BaseModel, image: Tensor, nms: bool, this_cpu: bool
+) -> 'ModelProto':
     folded = copy.deepcopy(model)
     # It may have no norm of the kind that folds, and no attention.
     with contextlib.suppress(UserInputError):
         fold(folded)
     module = exportable(folded, tuple(image.shape[2:]))
-    metadata = _metadata(module, loader)
     if nms:
         module = SuppressingDetector(module)
     if this_cpu:
         from .this_cpu import for_this_cpu
 
-        file = for_this_cpu(to_onnx(module, image, dynamic=False))
-    else:
-        file = to_onnx(module, torch.cat([image, image]), dynamic=True)
-    set_model_props(file, {k: json.dumps(v) for k, v in metadata.items()})
-    return file.SerializeToString()
+        return for_this_cpu(to_onnx(module, image, dynamic=False))
+    return to_onnx(module, torch.cat([image, image]), dynamic=True)
 
 
-def _metadata(module: nn.Module, loader: DataLoader) -> dict:
-    """Return what a user of the file has to know of its input and output."""
-    preprocessor = module.model.data_preprocessor
-    head = getattr(module.model, 'bbox_head', None)
+def _describe(
+    file: 'ModelProto', model: BaseModel, classes: list[str]
+) -> None:
+    """Write into a file what its graph does not say."""
+    from onnx.helper import set_model_props
+
     # In the words of mmdet, then of mmpretrain.
     swaps = ('_channel_conversion', 'to_rgb')
-    return dict(
+    bgr = any(getattr(model.data_preprocessor, n, False) for n in swaps)
+    head = getattr(model, 'bbox_head', None)
+    metadata = dict(
         sb_mm=__version__,
-        input='pixels, 0 to 255, in the order of the channels below; the '
-        'normalisation is a part of the network',
-        input_size=dict(zip(('height', 'width'), module.size, strict=True)),
-        channels='BGR'
-        if any(getattr(preprocessor, name, False) for name in swaps)
-        else 'as in training',
-        classes=list(loader.dataset.metainfo.get('classes') or ()),
-        boxes='x1, y1, x2, y2 in pixels of the input',
+        input='pixels, 0 to 255; the normalisation is a part of the network',
+        channels='BGR' if bgr else 'as in training',
+        classes=classes,
         test_cfg={} if head is None else head.test_cfg.to_dict(),
     )
+    set_model_props(file, {k: json.dumps(v) for k, v in metadata.items()})
 
 
 def _metrics(
@@ -227,7 +201,7 @@ def _metrics(
 ) -> str:
     """Say what the metrics of ``predict`` are on the test data."""
     evaluator.dataset_meta = loader.dataset.metainfo
-    for batch in _batches(loader):
+    for batch in loader:
         with torch.no_grad():
             samples = predict(copy.deepcopy(batch))
         evaluator.process(data_samples=samples, data_batch=batch)

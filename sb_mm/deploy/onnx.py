@@ -50,10 +50,8 @@ class Normalise(nn.Module):
         swap = getattr(preprocessor, '_channel_conversion', False)
         self.swaps_channels = swap or getattr(preprocessor, 'to_rgb', False)
         for name, absent in (('mean', 0.0), ('std', 1.0)):
-            value = getattr(preprocessor, name, None)
-            value = torch.full((3,), absent) if value is None else value
-            value = value.detach().float().reshape(-1, 1, 1)
-            self.register_buffer(name, value)
+            value = getattr(preprocessor, name, torch.full((3,), absent))
+            self.register_buffer(name, value.reshape(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map pixels of 0 to 255 to what the backbone takes."""
@@ -100,21 +98,23 @@ class ExportedDetector(nn.Module):
         self.normalise = Normalise(model.data_preprocessor)
         self.model = model
         self.size = size
-        head = model.bbox_head
-        images = torch.zeros(1, 3, *size)
-        with torch.no_grad():
-            features = model.extract_feat(self.normalise(images))
-            sizes = [tuple(f.shape[2:]) for f in features]
-            priors = head.prior_generator.grid_priors(sizes, device='cpu')
-            self.register_buffer('priors', torch.cat(priors))
-            try:
-                self(images)
-            except (ValueError, RuntimeError) as error:
-                raise UserInputError(
-                    f'{type(head).__name__} cannot be exported '
-                    f'({first_line(error)}): give a head of a score a class '
-                    "and a box's four numbers for each prior."
-                ) from error
+        self._add_priors(torch.zeros(1, 3, *size))
+
+    @torch.no_grad()
+    def _add_priors(self, images: Tensor) -> None:
+        head = self.model.bbox_head
+        features = self.model.extract_feat(self.normalise(images))
+        sizes = [f.shape[2:] for f in features]
+        priors = head.prior_generator.grid_priors(sizes, device='cpu')
+        self.register_buffer('priors', torch.cat(priors))
+        try:
+            self(images)
+        except (ValueError, RuntimeError) as error:
+            raise UserInputError(
+                f'{type(head).__name__} cannot be exported '
+                f'({first_line(error)}): give a head of a score a class and a '
+                "box's four numbers for each prior."
+            ) from error
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images ``(N, 3, H, W)`` to boxes and scores of the priors.
@@ -166,12 +166,8 @@ class SummedDynamicConv2d(nn.Module):
         conv = self.dynamic
         shares = conv.attention(x)
         settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        y = sum(
-            F.conv2d(x, kernel, None, *settings) * share[:, None, None, None]
-            for kernel, share in zip(
-                self.kernels, shares.unbind(1), strict=True
-            )
-        )
+        ys = [F.conv2d(x, kernel, None, *settings) for kernel in self.kernels]
+        y = (torch.stack(ys, 1) * shares[:, :, None, None, None]).sum(1)
         if conv.bias is None:
             return y
         bias = shares @ conv.bias.view(conv.num_kernels, -1)
@@ -208,19 +204,12 @@ def wrapper_of(model: BaseModel) -> type[nn.Module]:
         UserInputError: If there is no export of this kind of network.
     """
     head = getattr(model, 'bbox_head', None) or getattr(model, 'head', None)
-    with contextlib.suppress(ImportError):
-        from mmdet.models import AnchorHead, SingleStageDetector
-
-        if isinstance(model, SingleStageDetector) and isinstance(
-            head, AnchorHead
-        ):
-            return ExportedDetector
-    with contextlib.suppress(ImportError):
-        # A multi-label head is no ClsHead.
-        from mmpretrain.models import ClsHead, ImageClassifier
-
-        if isinstance(model, ImageClassifier) and isinstance(head, ClsHead):
-            return ExportedClassifier
+    # By name, as either host may be absent. A multi-label head is no ClsHead.
+    bases = {base.__name__ for m in (model, head) for base in type(m).__mro__}
+    if bases >= {'SingleStageDetector', 'AnchorHead'}:
+        return ExportedDetector
+    if bases >= {'ImageClassifier', 'ClsHead'}:
+        return ExportedClassifier
     names = [type(p).__name__ for p in (model, head) if p is not None]
     raise UserInputError(
         f'{" with ".join(names)} cannot be exported: give a single-stage '
