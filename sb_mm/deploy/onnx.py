@@ -51,7 +51,7 @@ class Normalise(nn.Module):
         self.swaps_channels = swap or getattr(preprocessor, 'to_rgb', False)
         for name, absent in (('mean', 0.0), ('std', 1.0)):
             value = getattr(preprocessor, name, torch.full((3,), absent))
-            self.register_buffer(name, value.reshape(-1, 1, 1))
+            self.register_buffer(name, value.float().reshape(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map pixels of 0 to 255 to what the backbone takes."""
