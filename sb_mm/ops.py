@@ -35,13 +35,11 @@ def _refuse(operator: str, *args, **kwargs) -> NoReturn:
 
 
 def get_compiler_version() -> str:
-    """Return what ``collect_env`` shows as mmcv's compiler."""
+    """Return what ``collect_env`` shows as mmcv's compilers."""
     return 'none (operators of sb_mm)'
 
 
-def get_compiling_cuda_version() -> str:
-    """Return what ``collect_env`` shows as mmcv's CUDA compiler."""
-    return 'not available'
+get_compiling_cuda_version = get_compiler_version
 
 
 def nms(
@@ -71,9 +69,8 @@ def softnms(
 ) -> Tensor:
     """Lower the scores of overlapping boxes (Soft-NMS, arXiv:1704.04503).
 
-    Of equal scores, the first comes first. Two empty boxes do not overlap;
-    the compiled operator's gaussian makes their scores NaN. ``method`` is 0
-    for naive, 1 for linear, 2 for gaussian.
+    Of equal scores, the first comes first. Two empty boxes do not overlap.
+    ``method`` is 0 for naive, 1 for linear, 2 for gaussian.
 
     Returns:
         Indices ``(K,)`` of the boxes that stay, best first; the first K rows

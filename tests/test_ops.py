@@ -222,7 +222,7 @@ def mmcv_folder(tmp_path, monkeypatch):
 def test_only_an_mmcv_without_operators_gets_ours(mmcv_folder):
     module = import_module('mmcv._ext')
     assert module.__file__ == ops.__file__
-    assert module.get_compiling_cuda_version() == 'not available'
+    assert 'sb_mm' in module.get_compiling_cuda_version()
     del sys.modules['mmcv._ext']
     file = mmcv_folder / f'_ext{EXTENSION_SUFFIXES[0]}'
     file.touch()
