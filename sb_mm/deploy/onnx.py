@@ -159,15 +159,18 @@ class SummedDynamicConv2d(nn.Module):
     def __init__(self, conv: DynamicConv2d) -> None:
         super().__init__()
         self.dynamic = conv
-        self.kernels = nn.ParameterList(conv.weight.chunk(conv.num_kernels))
+        # The kernels of one output side by side, as groups need it.
+        bank = conv.weight.unflatten(0, (conv.num_kernels, -1))
+        self.kernels = nn.Parameter(bank.transpose(0, 1).flatten(0, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x`` of shape ``(N, Cin, H, W)``."""
         conv = self.dynamic
-        shares = conv.attention(x)
         settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        ys = [F.conv2d(x, kernel, None, *settings) for kernel in self.kernels]
-        y = (torch.stack(ys, 1) * shares[:, :, None, None, None]).sum(1)
+        y = F.conv2d(x, self.kernels, None, *settings)
+        shares = conv.attention(x)
+        y = y.unflatten(1, (-1, conv.num_kernels))
+        y = (y * shares[:, None, :, None, None]).sum(2)
         if conv.bias is None:
             return y
         bias = shares @ conv.bias.view(conv.num_kernels, -1)
