@@ -1,14 +1,13 @@
 """mmcv's operators on torchvision's, for an mmcv without compiled ones.
 
 ``import mmcv._ext`` gives this module where mmcv has no C++ extension of that
-name (see :class:`sb_mm.OperatorFinder`). Signatures are those of mmcv's
-``csrc/pytorch/pybind.cpp``, whose callers in ``mmcv.ops`` document them;
-operators write into the tensors that they are given, as the compiled ones do.
-Low-precision input is computed in float32.
+name (see :class:`sb_mm.OperatorFinder`). The callers in ``mmcv.ops`` document
+the arguments. Low-precision input is computed in float32.
 
-They write by ``output[...] = values``: ``output.copy_(values)`` returns
-``output`` a second time, and ``torch.compile`` (2.11) then sends the gradient
-of mmcv's autograd functions to that one, so that it is silently zero.
+Operators write into the tensors that they are given, by ``output[...] =
+values``: ``output.copy_(values)`` returns ``output`` a second time, and
+``torch.compile`` (2.11) then sends the gradient of mmcv's autograd functions
+to that one, so that it is silently zero.
 """
 
 from collections.abc import Callable
@@ -36,13 +35,11 @@ def _refuse(operator: str, *args, **kwargs) -> NoReturn:
 
 
 def get_compiler_version() -> str:
-    """Return what ``collect_env`` shows as mmcv's compiler."""
+    """Return what ``collect_env`` shows as mmcv's compilers."""
     return 'none (operators of sb_mm)'
 
 
-def get_compiling_cuda_version() -> str:
-    """Return what ``collect_env`` shows as mmcv's CUDA compiler."""
-    return 'not available'
+get_compiling_cuda_version = get_compiler_version
 
 
 def nms(
@@ -50,10 +47,10 @@ def nms(
 ) -> Tensor:
     """Return the indices ``(K,)`` of the boxes that NMS keeps, best first.
 
-    Of equal scores, the first comes first. The threshold is compared in
-    float32, as mmcv's kernels do; ``offset`` is 1 where x2 and y2 are the last
-    pixels inside.
+    Of equal scores, the first comes first. ``offset`` is 1 where x2 and y2 are
+    the last pixels inside.
     """
+    # Compared in float32, as by mmcv's kernels.
     threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
     return torch.ops.torchvision.nms(
         _to_corners(boxes, offset), scores.float(), threshold
@@ -72,9 +69,8 @@ def softnms(
 ) -> Tensor:
     """Lower the scores of overlapping boxes (Soft-NMS, arXiv:1704.04503).
 
-    Of equal scores, the first comes first. Two empty boxes do not overlap;
-    the compiled operator's gaussian makes their scores NaN. ``method`` is 0
-    for naive, 1 for linear, 2 for gaussian.
+    Of equal scores, the first comes first. Two empty boxes do not overlap.
+    ``method`` is 0 for naive, 1 for linear, 2 for gaussian.
 
     Returns:
         Indices ``(K,)`` of the boxes that stay, best first; the first K rows
@@ -90,8 +86,7 @@ def softnms(
         scores[left] *= _decay(overlap, iou_threshold, sigma, method)
         left = left[scores[left] >= min_score]
     indices = torch.tensor(kept, dtype=torch.long)
-    dets[: len(kept), :4] = boxes[indices]
-    dets[: len(kept), 4] = scores[indices]
+    dets[: len(kept)] = torch.cat([boxes, scores[:, None]], 1)[indices]
     return indices
 
 
@@ -101,8 +96,7 @@ def _decay(
     """Return the factors ``(N,)`` of the scores for IoUs ``(N,)``."""
     if method == 2:
         return torch.exp(-(overlap**2) / sigma)
-    lowered = 1 - overlap if method == 1 else torch.zeros_like(overlap)
-    return torch.where(overlap >= iou_threshold, lowered, 1.0)
+    return torch.where(overlap >= iou_threshold, method * (1 - overlap), 1.0)
 
 
 def _to_corners(boxes: Tensor, offset: int) -> Tensor:
@@ -117,12 +111,8 @@ def roi_align_forward(
     output: Tensor,
     argmax_y: Tensor,
     argmax_x: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
     pool_mode: int,
-    aligned: bool,
+    **bins,
 ) -> None:
     """Average features bilinearly over the bins of each region.
 
@@ -132,14 +122,8 @@ def roi_align_forward(
     if pool_mode != 1:
         _refuse("roi_align_forward with pool_mode='max'")
     features = _computable(input)
-    size = (aligned_height, aligned_width)
     output[...] = torch.ops.torchvision.roi_align(
-        features,
-        rois.to(features),
-        spatial_scale,
-        *size,
-        sampling_ratio,
-        aligned,
+        features, rois.to(features), **_bins(**bins)
     )
 
 
@@ -149,34 +133,29 @@ def roi_align_backward(
     argmax_y: Tensor,
     argmax_x: Tensor,
     grad_input: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
     pool_mode: int,
-    aligned: bool,
+    **bins,
 ) -> None:
     """Write the gradient of the features to ``grad_input``."""
     gradient = _computable(grad_output)
-    size = (aligned_height, aligned_width)
+    sizes = ('batch_size', 'channels', 'height', 'width')
     grad_input[...] = torch.ops.torchvision._roi_align_backward(
         gradient,
         rois.to(gradient),
-        spatial_scale,
-        *size,
-        *grad_input.shape,
-        sampling_ratio,
-        aligned,
+        **dict(zip(sizes, grad_input.shape, strict=True)),
+        **_bins(**bins),
+    )
+
+
+def _bins(aligned_height: int, aligned_width: int, **others) -> dict:
+    """Return what both have in common, in torchvision's words."""
+    return dict(
+        pooled_height=aligned_height, pooled_width=aligned_width, **others
     )
 
 
 def sigmoid_focal_loss_forward(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    output: Tensor,
-    gamma: float,
-    alpha: float,
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, **factors
 ) -> None:
     """Write the focal loss (arXiv:1708.02002, Eq. 5) to ``output``.
 
@@ -184,7 +163,7 @@ def sigmoid_focal_loss_forward(
     has a factor for each class, 1 for the background, or is empty.
     """
     logits = _computable(input)
-    output[...] = _focal_loss(logits, target, weight, gamma, alpha)
+    output[...] = _focal_loss(logits, target, weight, **factors)
 
 
 def sigmoid_focal_loss_backward(
@@ -192,13 +171,12 @@ def sigmoid_focal_loss_backward(
     target: Tensor,
     weight: Tensor,
     grad_input: Tensor,
-    gamma: float,
-    alpha: float,
+    **factors,
 ) -> None:
     """Write the derivative of the loss by its logits to ``grad_input``."""
     with torch.enable_grad():
         logits = _computable(input).detach().requires_grad_()
-        loss = _focal_loss(logits, target, weight, gamma, alpha).sum()
+        loss = _focal_loss(logits, target, weight, **factors).sum()
     (grad_input[...],) = torch.autograd.grad(loss, logits)
 
 

@@ -1,15 +1,12 @@
 """Whether an exported file gives what the network gives."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
-from torch.testing import assert_close
-
-from sb_mm.errors import UserInputError
 
 from .onnx_runner import OnnxRunner
 
@@ -37,8 +34,8 @@ def compare(
     """Compare a file with the network that it was made from.
 
     Its outputs are compared with those of the network's exported form, the
-    ``reference``, and what follows from them with ``model.test_step``, in
-    which nothing of sb_mm's export has a part.
+    ``reference``; and these with ``model.test_step``, in which nothing of
+    sb_mm's export has a part.
 
     Yields:
         Lines that say what was compared, and how far it differs.
@@ -47,129 +44,118 @@ def compare(
         ExportFailedError: If they differ by more than rounding does, or are
             not finite.
     """
-    outputs = [_outputs(reference, batch) for batch in batches]
-    if 'image' not in runner.names:
-        found = [runner.run(_images(batch)) for batch in batches]
-        for name in runner.names:
-            worst = max(
-                _check_close(name, f[name], o[name])
-                for f, o in zip(found, outputs, strict=True)
-            )
-            yield f'largest difference of {name} from PyTorch: {worst:.1e}'
-    if hasattr(model, 'bbox_head'):
-        yield _compare_detections(runner, model, batches, outputs)
-        return
-    for batch, o in zip(batches, outputs, strict=True):
-        samples = model.test_step(copy.deepcopy(batch))
-        wanted = torch.stack([s.pred_score for s in samples])
-        _check_close('scores', o['scores'], wanted)
-    yield 'PyTorch gives the scores of test_step'
-
-
-def _images(batch: dict) -> Tensor:
-    return torch.stack(list(batch['inputs'])).float()
-
-
-def _outputs(reference: nn.Module, batch: dict) -> dict[str, Tensor]:
-    """Return the outputs of the exported form by name."""
-    outputs = reference(_images(batch))
-    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-    if not all(o.isfinite().all() for o in outputs):
+    inputs = [torch.stack(list(batch['inputs'])).float() for batch in batches]
+    wanted = _joined(map(reference, inputs))
+    if not all(value.isfinite().all() for value in wanted):
         raise ExportFailedError(
             'What the network itself gives is not finite: check the '
             'checkpoint; no file was written.'
         )
-    return dict(zip(reference.output_names, outputs, strict=True))
+    samples = _samples(model.test_step, batches)
+    suppresses = 'image' in runner.names
+    if suppresses:
+        samples += _samples(runner.predict, batches)
+    else:
+        found = _joined(map(runner.run, inputs))
+        for name, *pair in zip(runner.names, found, wanted, strict=True):
+            worst = _check_close(name, *pair)
+            yield f'largest difference of {name} from PyTorch: {worst:.1e}'
+    if hasattr(model, 'bbox_head'):
+        yield _check_detections(samples, wanted, model.bbox_head, suppresses)
+    else:
+        scores = torch.stack([sample.pred_score for sample in samples])
+        _check_close('scores', scores, *wanted)
+
+
+def _joined(outputs: Iterable[Tensor | tuple[Tensor, ...]]) -> list[Tensor]:
+    """Join the outputs of all batches."""
+    rows = [o if isinstance(o, tuple) else (o,) for o in outputs]
+    return [torch.cat(values) for values in zip(*rows, strict=True)]
+
+
+def _samples(
+    predict: Callable[[dict], list], batches: list[dict]
+) -> list[BaseDataElement]:
+    return [s for batch in batches for s in predict(copy.deepcopy(batch))]
 
 
 def _check_close(name: str, found: Tensor, wanted: Tensor) -> float:
     """Return the largest difference; raise if it is no rounding."""
-    try:
-        assert_close(found, wanted, **TOLERANCES[name])
-    except AssertionError as error:
-        lines = [line for line in str(error).splitlines() if line]
+    worst = (found - wanted).abs().max().item()
+    if not torch.allclose(found, wanted, **TOLERANCES[name]):
         raise ExportFailedError(
-            f'The {name} differ from those of PyTorch '
-            f'({"; ".join(lines[1:])}): no file was written.'
-        ) from error
-    return (found - wanted).abs().max().item()
+            f'The {name} differ from those of PyTorch by up to {worst:.1e}: '
+            'no file was written.'
+        )
+    return worst
 
 
-def _compare_detections(
-    runner: OnnxRunner,
-    model: BaseModel,
-    batches: list[dict],
-    outputs: list[dict[str, Tensor]],
+def _check_detections(
+    samples: list[BaseDataElement],
+    wanted: list[Tensor],
+    head: nn.Module,
+    suppresses: bool,
 ) -> str:
-    differ = total = 0
-    for batch, o in zip(batches, outputs, strict=True):
-        try:
-            found = runner.predict(batch)
-        except UserInputError as error:
-            # Whoever uses raw outputs suppresses in a way of their own.
-            return f'detections not compared with test_step: {error}'
-        for samples in (found, model.test_step(copy.deepcopy(batch))):
-            raw = zip(samples, o['boxes'], o['scores'], strict=True)
-            differ += sum(unexplained(*r, model.bbox_head) for r in raw)
-            total += sum(len(s.pred_instances) for s in samples)
+    """Check the detections of test_step, and those of a file behind them."""
+    images = 2 * list(zip(*wanted, strict=True))
+    differ = sum(
+        _unexplained(sample, *image, head, suppresses)
+        for sample, image in zip(samples, images, strict=False)
+    )
+    total = sum(len(sample.pred_instances) for sample in samples)
     line = (
-        f'{differ} of {total} detections of the file and of test_step do not '
-        "follow from the network's boxes and scores"
+        f"{differ} of {total} detections do not follow from PyTorch's boxes "
+        'and scores'
     )
     if differ > MAY_DIFFER * total:
         raise ExportFailedError(f'{line}: no file was written.')
     return line
 
 
-def unexplained(
-    sample: BaseDataElement, boxes: Tensor, scores: Tensor, head: nn.Module
+def _unexplained(
+    sample: BaseDataElement,
+    boxes: Tensor,
+    scores: Tensor,
+    head: nn.Module,
+    suppresses: bool,
 ) -> int:
     """Count an image's detections that boxes and scores do not explain.
 
     Each has to be one of the priors' boxes ``(P, 4)`` and scores
-    ``(P, classes)``, up to rounding, and together they have to be what the
-    head selects. Where scores are tied, as in a young network, rounding
-    decides which of two boxes suppresses the other: so the scores of the
-    detections are raised before the head selects again.
+    ``(P, classes)``, and if the file ``suppresses``, together they have to be
+    what the head selects. Where scores are tied, as in a young network,
+    rounding decides which of two boxes suppresses the other: so the scores of
+    the detections are raised before the head selects again.
     """
-    found, cfg = sample.pred_instances, head.test_cfg
-    shape = sample.metainfo['img_shape'][:2]
-    scale = sample.metainfo.get('scale_factor', (1, 1))
-    bboxes = found.bboxes * found.bboxes.new_tensor(scale).repeat(2)
-    corner = boxes.new_tensor([*shape[::-1]] * 2)
-    clipped = boxes.clamp(min=0).minimum(corner)
-    # As of a logit: next to 0 and 1 it matters less.
-    rounding = TOLERANCES['scores']['rtol'] * scores * (1 - scores)
-    rounding += TOLERANCES['scores']['atol']
-    distance = (clipped[:, None] - bboxes).abs().amax(-1)
-    off = (scores[:, found.labels] - found.scores).abs()
-    distance[~(off <= rounding[:, found.labels])] = torch.inf
-    distance, prior = distance.min(0)
-    here = distance <= TOLERANCES['boxes']['atol']
+    found, labels = sample.pred_instances, sample.pred_instances.labels
+    height, width = sample.metainfo['img_shape'][:2]
+    scale = boxes.new_tensor(sample.metainfo.get('scale_factor', (1, 1)))
+    bboxes = found.bboxes * scale.repeat(2)
+    corner = boxes.new_tensor([width, height] * 2)
+    clipped = boxes.clamp(min=0).minimum(corner)[:, None]
+    near = scores[:, labels].isclose(found.scores, **TOLERANCES['scores'])
+    off = (clipped - bboxes).abs().amax(-1).where(near, torch.inf)
+    off, prior = off.min(0)
+    known = off <= TOLERANCES['boxes']['atol']
+    if not suppresses:
+        return int((~known).sum())
     mine = torch.zeros_like(scores, dtype=torch.bool)
-    mine[prior[here], found.labels[here]] = True
-    selected = _select(boxes, scores + 2 * rounding * mine, head, shape)
+    mine[prior[known], labels[known]] = True
+    # As of a logit: next to 0 and 1, rounding matters less.
+    margin = TOLERANCES['scores']['rtol'] * scores * (1 - scores)
+    margin = 2 * (margin + TOLERANCES['scores']['atol'])
     # At the threshold and at a class's last candidate, rounding decides.
-    clear = (scores - cfg.get('score_thr', 0)).abs() > rounding
-    last = cfg.get('candidates_per_class') or len(scores)
-    if last < len(scores):
-        floor = scores.topk(last, 0).values[-1]
-        clear &= (scores - floor).abs() > 2 * rounding
-    return int((~here).sum() + ((selected != mine) & clear).sum())
-
-
-def _select(
-    boxes: Tensor, scores: Tensor, head: nn.Module, shape: tuple[int, int]
-) -> Tensor:
-    """Return which scores the head reports, ``(P, classes)``."""
     cfg = head.test_cfg
-    above = scores > cfg.get('score_thr', 0)
-    prior, labels = above.nonzero(as_tuple=True)
-    candidates = InstanceData(
-        bboxes=boxes[prior], scores=scores[above], labels=labels, prior=prior
+    last = min(cfg.get('candidates_per_class') or len(scores), len(scores))
+    floor = scores.topk(last, 0).values[-1].clamp(min=cfg.get('score_thr', 0))
+    candidates = scores > floor + torch.where(mine, -margin, margin)
+    prior, labels = candidates.nonzero(as_tuple=True)
+    rows = InstanceData(
+        bboxes=boxes[prior],
+        scores=(scores + margin * mine)[candidates],
+        labels=labels,
     )
-    meta = dict(img_shape=shape)
-    kept = head._bbox_post_process(candidates, cfg, img_meta=meta)
-    selected = torch.zeros_like(above)
-    selected[kept.prior, kept.labels] = True
-    return selected
+    rows.mine = mine[candidates]
+    meta = dict(img_shape=(height, width))
+    kept = head._bbox_post_process(rows, cfg, img_meta=meta).mine
+    return len(found) - int(kept.sum()) + int((~kept).sum())

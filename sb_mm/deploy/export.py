@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import torch
@@ -14,7 +15,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sb_mm.arguments import check_number
@@ -31,6 +32,9 @@ from .fold import fold
 from .nms import SuppressingDetector
 from .onnx import exportable, require_packages, to_onnx, wrap, wrapper_of
 from .onnx_runner import OnnxRunner
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 def export(
@@ -60,8 +64,8 @@ def export(
         Lines that say what was done.
 
     Raises:
-        UserInputError: Before the export, if anything that it needs is
-            missing or does not fit; then, if a layer has no ONNX form.
+        UserInputError: If anything that the export needs is missing or does
+            not fit, or a layer has no ONNX form.
         ExportFailedError: If the file's outputs are not the network's.
         OSError: If the file cannot be written.
     """
@@ -77,30 +81,25 @@ def export(
     images, samples = _first_images(loader, check_images)
     reference = wrap(model, tuple(images.shape[2:]))
     if hasattr(model, 'bbox_head') and (nms or evaluate):
-        SuppressingDetector(reference)  # raises if it cannot be
-    file = _to_file(model, images[:1], nms, this_cpu, loader)
-    runner = OnnxRunner(file)
+        SuppressingDetector(reference)(images[:1])  # raises if it cannot
+    file = _to_file(model, images[:1], nms, this_cpu)
+    classes = loader.dataset.metainfo.get('classes') or ()
+    _describe(file, model, list(classes))
+    content = file.SerializeToString()
+    runner = OnnxRunner(content)
     for value in (*runner.session.get_inputs(), *runner.session.get_outputs()):
         yield f'{value.name} {value.shape} {value.type}'
     batches = [
-        dict(
-            inputs=list(images[i : i + size]),
-            data_samples=samples[i : i + size],
-        )
+        dict(inputs=images[i : i + size], data_samples=samples[i : i + size])
         for size in ((1,) if this_cpu else (1, 2))
         for i in range(0, len(samples), size)
     ]
     yield from compare(runner, reference, model, batches)
     if evaluator:
-        for name, predict in (
-            ('PyTorch', model.test_step),
-            ('ONNX Runtime', runner.predict),
-        ):
-            metrics = _metrics(predict, evaluator, loader)
-            shown = ', '.join(f'{k} {v:.4f}' for k, v in metrics.items())
-            yield f'{name}: {shown}'
-    write_in_one_step(out, file)
-    yield f'{out}: {len(file) / 2**20:.1f} MiB'
+        yield f'PyTorch: {_metrics(model.test_step, evaluator, loader)}'
+        yield f'ONNX Runtime: {_metrics(runner.predict, evaluator, loader)}'
+    write_in_one_step(out, content)
+    yield f'{out}: {len(content) / 2**20:.1f} MiB'
 
 
 def _build(cfg: Config, nms: bool, evaluate: bool) -> BaseModel:
@@ -163,59 +162,50 @@ def _first_images(loader: DataLoader, number: int) -> tuple[Tensor, list]:
 
 
 def _to_file(
-    model: BaseModel,
-    image: Tensor,
-    nms: bool,
-    this_cpu: bool,
-    loader: DataLoader,
-) -> bytes:
-    from onnx.helper import set_model_props
-
+    model: BaseModel, image: Tensor, nms: bool, this_cpu: bool
+) -> 'ModelProto':
     folded = copy.deepcopy(model)
     # It may have no norm of the kind that folds, and no attention.
     with contextlib.suppress(UserInputError):
         fold(folded)
     module = exportable(folded, tuple(image.shape[2:]))
-    metadata = _metadata(module, loader)
     if nms:
         module = SuppressingDetector(module)
     if this_cpu:
         from .this_cpu import for_this_cpu
 
-        file = for_this_cpu(to_onnx(module, image, dynamic=False))
-    else:
-        file = to_onnx(module, torch.cat([image, image]), dynamic=True)
-    set_model_props(file, {k: json.dumps(v) for k, v in metadata.items()})
-    return file.SerializeToString()
+        return for_this_cpu(to_onnx(module, image, dynamic=False))
+    return to_onnx(module, torch.cat([image, image]), dynamic=True)
 
 
-def _metadata(module: nn.Module, loader: DataLoader) -> dict:
-    """Return what a user of the file has to know of its input and output."""
-    normalise = module.normalise
-    head = getattr(module.model, 'bbox_head', None)
-    return dict(
+def _describe(
+    file: 'ModelProto', model: BaseModel, classes: list[str]
+) -> None:
+    """Write into a file what its graph does not say."""
+    from onnx.helper import set_model_props
+
+    # In the words of mmdet, then of mmpretrain.
+    swaps = ('_channel_conversion', 'to_rgb')
+    bgr = any(getattr(model.data_preprocessor, n, False) for n in swaps)
+    head = getattr(model, 'bbox_head', None)
+    metadata = dict(
         sb_mm=__version__,
-        input='pixels, 0 to 255, in the order of the channels below; the '
-        'normalisation is a part of the network',
-        input_size=dict(zip(('height', 'width'), module.size, strict=True)),
-        channels='BGR' if normalise.swaps_channels else 'as in training',
-        mean=normalise.mean.flatten().tolist(),
-        std=normalise.std.flatten().tolist(),
-        classes=list(loader.dataset.metainfo.get('classes') or ()),
-        boxes='x1, y1, x2, y2 in pixels of the input',
+        input='pixels, 0 to 255; the normalisation is a part of the network',
+        channels='BGR' if bgr else 'as in training',
+        classes=classes,
         test_cfg={} if head is None else head.test_cfg.to_dict(),
     )
+    set_model_props(file, {k: json.dumps(v) for k, v in metadata.items()})
 
 
 def _metrics(
-    predict: Callable[[dict], list],
-    evaluator: Evaluator,
-    loader: DataLoader,
-) -> dict[str, float]:
-    """Return the metrics of what ``predict`` makes of the test data."""
+    predict: Callable[[dict], list], evaluator: Evaluator, loader: DataLoader
+) -> str:
+    """Say what the metrics of ``predict`` are on the test data."""
     evaluator.dataset_meta = loader.dataset.metainfo
     for batch in loader:
         with torch.no_grad():
             samples = predict(copy.deepcopy(batch))
         evaluator.process(data_samples=samples, data_batch=batch)
-    return evaluator.evaluate(len(loader.dataset))
+    metrics = evaluator.evaluate(len(loader.dataset))
+    return ', '.join(f'{name} {value:.4f}' for name, value in metrics.items())

@@ -1,7 +1,5 @@
 """Fold a trained network for inference."""
 
-import copy
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -31,8 +29,8 @@ from ..models.layers import (
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, ConvOfEmpty)
 
 
-class _FoldedMixin:
-    """What is folded does not train."""
+class Folded(nn.Identity):
+    """Stands where a norm or dropout was: what is folded does not train."""
 
     def train(self, mode: bool = True) -> nn.Module:
         """Stay in evaluation mode.
@@ -48,11 +46,7 @@ class _FoldedMixin:
         return super().train(mode)
 
 
-class Folded(_FoldedMixin, nn.Identity):
-    """Stands where a norm or dropout was."""
-
-
-class FoldedGate(_FoldedMixin, nn.Module):
+class FoldedGate(Folded):
     """A :class:`~sb_mm.models.layers.ChannelGate` without its norms."""
 
     def __init__(self, gate: ChannelGate) -> None:
@@ -67,9 +61,8 @@ class FoldedGate(_FoldedMixin, nn.Module):
 
 
 def _with_norm(linear: nn.Linear, norm: nn.Module) -> nn.Linear:
-    if isinstance(norm, nn.Identity):
-        return copy.deepcopy(linear)
-    return fuse_linear_bn_eval(linear, norm)
+    absent = isinstance(norm, nn.Identity)
+    return linear if absent else fuse_linear_bn_eval(linear, norm)
 
 
 class ShiftedConv2d(nn.Module):
@@ -106,17 +99,15 @@ class ShiftedConv2d(nn.Module):
 def fold(model: nn.Module) -> nn.Module:
     """Fold batch normalisation and shifts into convolutions, in place.
 
-    The outputs stay what they are, up to rounding. Folded are a batch
-    normalisation behind a convolution in mmcv's ``ConvModule`` and in
-    :class:`AttentionConvModule`, behind a convolution or Linear layer in an
-    ``nn.Sequential``, and in the gate of an attention; behind a
-    :class:`DynamicConv2d`, it goes into all of its kernels. The shift of a
-    :class:`ShiftBalance` before the activation becomes a part of the
-    convolution's bias. Dropout is taken out.
+    The outputs stay what they are, up to rounding. Batch normalisation goes
+    into the convolution or Linear layer before it in a ``ConvModule``, an
+    ``nn.Sequential`` or the gate of an attention, and the shift of a
+    :class:`ShiftBalance` before the activation into the convolution's bias;
+    dropout is taken out. What stands elsewhere stays, such as a norm behind
+    :class:`SqueezeExcite` (``attention_after='conv'``).
 
     Args:
-        model: Any network in evaluation mode: a backbone, a classifier, a
-            detector.
+        model: Any network in evaluation mode.
 
     Returns:
         The same network, with other names in its ``state_dict``, so that
@@ -125,10 +116,6 @@ def fold(model: nn.Module) -> nn.Module:
     Raises:
         UserInputError: If it is in training mode, or was folded before, or
             there is nothing to fold.
-
-    Note:
-        Other norms stay, and so does a batch normalisation between a
-        :class:`SqueezeExcite` and the activation (``attention_after='conv'``).
     """
     kind = type(model).__name__
     for name, module in model.named_modules():
@@ -148,23 +135,15 @@ def fold(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def _fold_gates(module: nn.Module) -> bool:
-    return _replace(module, ChannelGate, FoldedGate)
-
-
-def _drop_dropout(module: nn.Module) -> bool:
-    return _replace(module, _DropoutNd, lambda _: Folded())
-
-
-def _replace(
-    module: nn.Module,
-    old: type[nn.Module],
-    new: Callable[[nn.Module], nn.Module],
-) -> bool:
-    """Replace the children of a type; tell whether there were any."""
-    found = {n: c for n, c in module.named_children() if isinstance(c, old)}
+def _fold_children(module: nn.Module) -> bool:
+    """Fold gates, and take dropout out; tell whether there was any."""
+    found = {
+        name: FoldedGate(child) if isinstance(child, ChannelGate) else Folded()
+        for name, child in module.named_children()
+        if isinstance(child, (ChannelGate, _DropoutNd))
+    }
     for name, child in found.items():
-        setattr(module, name, new(child))
+        setattr(module, name, child)
     return bool(found)
 
 
@@ -172,11 +151,8 @@ def _fold_sequence(module: nn.Module) -> bool:
     """Fold norms that directly follow in an ``nn.Sequential``."""
     if not isinstance(module, nn.Sequential):
         return False
-    found = [
-        (first, second)
-        for first, second in pairwise(module.named_children())
-        if _folds(first[1], second[1])
-    ]
+    pairs = pairwise(module.named_children())
+    found = [(a, b) for a, b in pairs if _folds(a[1], b[1])]
     for (name, layer), (norm_name, norm) in found:
         setattr(module, name, _merged(layer, norm))
         setattr(module, norm_name, Folded())
@@ -184,11 +160,15 @@ def _fold_sequence(module: nn.Module) -> bool:
 
 
 def _folds(layer: nn.Module, norm: nn.Module | None) -> bool:
-    """Tell whether a norm is a fixed scale and offset, and folds."""
-    if not isinstance(norm, _BatchNorm):
-        return False
-    fixed = norm.affine and norm.track_running_stats
-    return fixed and type(layer) in (*_CONVS, nn.Linear, DynamicConv2d)
+    """Tell whether a norm is a fixed scale and offset of a plain layer."""
+    return (
+        isinstance(norm, _BatchNorm)
+        and norm.affine
+        and norm.track_running_stats
+        and type(layer) in (*_CONVS, nn.Linear, DynamicConv2d)
+        # Spectral norm computes the weight before each forward pass.
+        and not layer._forward_pre_hooks
+    )
 
 
 def _merged(layer: nn.Module, norm: _BatchNorm) -> nn.Module:
@@ -209,16 +189,14 @@ def _merged(layer: nn.Module, norm: _BatchNorm) -> nn.Module:
 
 def _fold_conv_module(module: nn.Module) -> bool:
     """Fold the norm of a ``ConvModule``, if it follows the convolution."""
-    if not isinstance(module, ConvModule) or module.with_spectral_norm:
+    if not isinstance(module, ConvModule):
         return False
     own = isinstance(module, AttentionConvModule)
     order = ('conv', *module.steps) if own else module.order
-    steps = list(order[order.index('conv') + 1 :])
+    steps = order[order.index('conv') + 1 :]
     # A shift between the two is scaled as the convolution is.
-    shifted = steps[:1] == ['attention'] and (
-        type(module.attention) is ShiftBalance
-    )
-    if not module.with_norm or steps[shifted : shifted + 1] != ['norm']:
+    shifted = _shifts_first(module)
+    if steps[shifted : shifted + 1] != ('norm',):
         return False
     if not _folds(module.conv, module.norm):
         return False
@@ -234,14 +212,20 @@ def _fold_conv_module(module: nn.Module) -> bool:
     return True
 
 
+def _shifts_first(module: nn.Module) -> bool:
+    """Tell whether a shift directly follows a module's convolution."""
+    return (
+        isinstance(module, AttentionConvModule)
+        and module.steps[:1] == ['attention']
+        and type(module.attention) is ShiftBalance
+    )
+
+
 def _move_shift(module: nn.Module) -> bool:
     """Make the shift a part of the convolution that it follows."""
-    if not isinstance(module, AttentionConvModule):
+    if not _shifts_first(module) or module.with_explicit_padding:
         return False
-    if module.steps[:1] != ['attention'] or module.with_explicit_padding:
-        return False
-    plain = isinstance(module.conv, nn.Conv2d) and type(module.conv) in _CONVS
-    if not plain or type(module.attention) is not ShiftBalance:
+    if type(module.conv) not in (nn.Conv2d, ConvOfEmpty):
         return False
     module.conv = ShiftedConv2d(module.conv, module.attention)
     module.attention = NoAttention()
@@ -249,10 +233,4 @@ def _move_shift(module: nn.Module) -> bool:
     return True
 
 
-_STEPS = (
-    _fold_gates,
-    _drop_dropout,
-    _fold_sequence,
-    _fold_conv_module,
-    _move_shift,
-)
+_STEPS = (_fold_children, _fold_sequence, _fold_conv_module, _move_shift)

@@ -53,39 +53,21 @@ class Suppression(nn.Module):
 
     Args:
         test_cfg: The head's.
-        num_priors: Prior boxes of an image.
-        num_classes: Classes without the background.
         size: Height and width of the input in pixels.
 
     Raises:
         UserInputError: If ``test_cfg`` asks for what cannot be exported.
     """
 
-    def __init__(
-        self,
-        test_cfg: dict,
-        num_priors: int,
-        num_classes: int,
-        size: tuple[int, int],
-    ) -> None:
+    def __init__(self, test_cfg: dict, size: tuple[int, int]) -> None:
         super().__init__()
-        nms, first = test_cfg['nms'], test_cfg.get('nms_pre', -1)
+        nms = test_cfg['nms']
         if nms.get('type', 'nms') != 'nms' or nms.get('class_agnostic'):
             raise UserInputError(
                 f'test_cfg.nms={dict(nms)} cannot be exported: use '
                 "type='nms', class by class, or leave --nms out."
             )
-        if 0 < first < num_priors * num_classes:
-            raise UserInputError(
-                f'test_cfg.nms_pre={first} keeps only some of the '
-                f'{num_priors * num_classes} scores of an image, which cannot '
-                'be exported: use candidates_per_class, or leave --nms out.'
-            )
-        wanted = test_cfg.get('candidates_per_class') or num_priors
-        self.candidates = min(wanted, num_priors)
-        self.min_side = test_cfg.get('min_bbox_size', -1)
-        self.iou_threshold = nms['iou_threshold']
-        self.score_threshold = float(test_cfg.get('score_thr', 0))
+        self.test_cfg = test_cfg
         corner = torch.tensor([size[1], size[0]] * 2, dtype=torch.float32)
         self.register_buffer('corner', corner)
 
@@ -100,20 +82,33 @@ class Suppression(nn.Module):
             The index in the batch ``(D,)``, the label ``(D,)``, the box
             ``(D, 4)``, the score ``(D,)``; by image, then by label, then by
             falling score.
+
+        Raises:
+            UserInputError: If ``nms_pre`` keeps only some of the scores.
         """
-        classes = scores.size(2)
-        scores, index = scores.transpose(1, 2).topk(self.candidates)
+        cfg, (priors, classes) = self.test_cfg, scores.shape[1:]
+        if 0 < cfg.get('nms_pre', -1) < priors * classes:
+            raise UserInputError(
+                f'test_cfg.nms_pre={cfg["nms_pre"]} keeps only some of the '
+                f'{priors * classes} scores of an image, which cannot be '
+                'exported: use candidates_per_class, or leave --nms out.'
+            )
+        candidates = min(cfg.get('candidates_per_class') or priors, priors)
+        scores, index = scores.transpose(1, 2).topk(candidates)
         rows = index.flatten(1)[..., None].expand(-1, -1, 4)
-        boxes = boxes.gather(1, rows).reshape(-1, self.candidates, 4)
-        scores = scores.reshape(-1, self.candidates)
+        boxes = boxes.gather(1, rows).reshape(-1, candidates, 4)
+        scores = scores.reshape(-1, candidates)
         sides = boxes[..., 2:] - boxes[..., :2]
         # Suppression leaves out what scores nothing.
-        scores = scores * (sides > self.min_side).all(-1)
+        scores = scores * (sides > cfg.get('min_bbox_size', -1)).all(-1)
         selected = torch.ops.sb_mm.suppress(
-            boxes, scores[:, None], self.iou_threshold, self.score_threshold
+            boxes,
+            scores[:, None],
+            cfg['nms']['iou_threshold'],
+            float(cfg.get('score_thr', 0)),
         )
         group, _, rank = selected.unbind(1)
-        flat = group * self.candidates + rank
+        flat = group * candidates + rank
         return (
             group // classes,
             group % classes,
@@ -130,13 +125,8 @@ class SuppressingDetector(nn.Module):
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
         self.detector = detector
-        head = detector.model.bbox_head
-        self.suppression = Suppression(
-            head.test_cfg,
-            len(detector.priors),
-            head.num_classes,
-            detector.size,
-        )
+        test_cfg = detector.model.bbox_head.test_cfg
+        self.suppression = Suppression(test_cfg, detector.size)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Map images ``(N, 3, H, W)`` to detections."""

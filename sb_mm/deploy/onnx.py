@@ -5,7 +5,6 @@ import copy
 import io
 import warnings
 from importlib.util import find_spec
-from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,11 +26,10 @@ _PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
 
 def require_packages() -> None:
     """Raise UserInputError unless what the export needs is installed."""
-    parameters = signature(torch.onnx.export).parameters
-    if 'custom_translation_table' not in parameters:
+    if torch.__version__ < '2.6':
         raise UserInputError(
             'Export needs PyTorch 2.6 or later, but this is '
-            f'{torch.__version__}.'
+            f'{torch.__version__}: upgrade torch.'
         )
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
@@ -52,10 +50,8 @@ class Normalise(nn.Module):
         swap = getattr(preprocessor, '_channel_conversion', False)
         self.swaps_channels = swap or getattr(preprocessor, 'to_rgb', False)
         for name, absent in (('mean', 0.0), ('std', 1.0)):
-            value = getattr(preprocessor, name, None)
-            value = torch.full((3,), absent) if value is None else value
-            value = value.detach().float().reshape(-1, 1, 1)
-            self.register_buffer(name, value)
+            value = getattr(preprocessor, name, torch.full((3,), absent))
+            self.register_buffer(name, value.float().reshape(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map pixels of 0 to 255 to what the backbone takes."""
@@ -102,21 +98,23 @@ class ExportedDetector(nn.Module):
         self.normalise = Normalise(model.data_preprocessor)
         self.model = model
         self.size = size
-        head = model.bbox_head
-        images = torch.zeros(1, 3, *size)
-        with torch.no_grad():
-            features = model.extract_feat(self.normalise(images))
-            sizes = [tuple(f.shape[2:]) for f in features]
-            priors = head.prior_generator.grid_priors(sizes, device='cpu')
-            self.register_buffer('priors', torch.cat(priors))
-            try:
-                self(images)
-            except (ValueError, RuntimeError) as error:
-                raise UserInputError(
-                    f'{type(head).__name__} cannot be exported '
-                    f'({first_line(error)}): give a head of a score a class '
-                    "and a box's four numbers for each prior."
-                ) from error
+        self._add_priors(torch.zeros(1, 3, *size))
+
+    @torch.no_grad()
+    def _add_priors(self, images: Tensor) -> None:
+        head = self.model.bbox_head
+        features = self.model.extract_feat(self.normalise(images))
+        sizes = [f.shape[2:] for f in features]
+        priors = head.prior_generator.grid_priors(sizes, device='cpu')
+        self.register_buffer('priors', torch.cat(priors))
+        try:
+            self(images)
+        except (ValueError, RuntimeError) as error:
+            raise UserInputError(
+                f'{type(head).__name__} cannot be exported '
+                f'({first_line(error)}): give a head of a score a class and a '
+                "box's four numbers for each prior."
+            ) from error
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images ``(N, 3, H, W)`` to boxes and scores of the priors.
@@ -161,27 +159,22 @@ class SummedDynamicConv2d(nn.Module):
     def __init__(self, conv: DynamicConv2d) -> None:
         super().__init__()
         self.dynamic = conv
-        self.plain = nn.Conv2d(
-            conv.in_channels,
-            conv.out_channels * conv.num_kernels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            bias=conv.bias is not None,
-        )
         # The kernels of one output side by side, as groups need it.
-        for name, bank in conv.named_parameters(recurse=False):
-            kernels = bank.data.unflatten(0, (conv.num_kernels, -1))
-            kernels = kernels.transpose(0, 1).flatten(0, 1)
-            getattr(self.plain, name).data = kernels
+        bank = conv.weight.unflatten(0, (conv.num_kernels, -1))
+        self.kernels = nn.Parameter(bank.transpose(0, 1).flatten(0, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x`` of shape ``(N, Cin, H, W)``."""
-        shares = self.dynamic.attention(x)[:, None, :, None, None]
-        y = self.plain(x).unflatten(1, (-1, self.dynamic.num_kernels))
-        return (y * shares).sum(2)
+        conv = self.dynamic
+        settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        y = F.conv2d(x, self.kernels, None, *settings)
+        shares = conv.attention(x)
+        y = y.unflatten(1, (-1, conv.num_kernels))
+        y = (y * shares[:, None, :, None, None]).sum(2)
+        if conv.bias is None:
+            return y
+        bias = shares @ conv.bias.view(conv.num_kernels, -1)
+        return y + bias[:, :, None, None]
 
 
 def exportable(
@@ -214,19 +207,12 @@ def wrapper_of(model: BaseModel) -> type[nn.Module]:
         UserInputError: If there is no export of this kind of network.
     """
     head = getattr(model, 'bbox_head', None) or getattr(model, 'head', None)
-    with contextlib.suppress(ImportError):
-        from mmdet.models import AnchorHead, SingleStageDetector
-
-        if isinstance(model, SingleStageDetector) and isinstance(
-            head, AnchorHead
-        ):
-            return ExportedDetector
-    with contextlib.suppress(ImportError):
-        # A multi-label head is no ClsHead.
-        from mmpretrain.models import ClsHead, ImageClassifier
-
-        if isinstance(model, ImageClassifier) and isinstance(head, ClsHead):
-            return ExportedClassifier
+    # By name, as either host may be absent. A multi-label head is no ClsHead.
+    bases = {base.__name__ for m in (model, head) for base in type(m).__mro__}
+    if bases >= {'SingleStageDetector', 'AnchorHead'}:
+        return ExportedDetector
+    if bases >= {'ImageClassifier', 'ClsHead'}:
+        return ExportedClassifier
     names = [type(p).__name__ for p in (model, head) if p is not None]
     raise UserInputError(
         f'{" with ".join(names)} cannot be exported: give a single-stage '
@@ -243,7 +229,8 @@ def to_onnx(module: nn.Module, images: Tensor, dynamic: bool) -> 'ModelProto':
     Raises:
         UserInputError: If an operation has no ONNX form; names it.
     """
-    shapes = ({0: torch.export.Dim('batch')},) if dynamic else None
+    names = ({0: 'batch'},) if dynamic else None
+    dims = ({0: torch.export.Dim('batch')},) if dynamic else None
     try:
         with (
             warnings.catch_warnings(),
@@ -252,7 +239,7 @@ def to_onnx(module: nn.Module, images: Tensor, dynamic: bool) -> 'ModelProto':
             warnings.simplefilter('ignore')
             # Here and not by the exporter, which then tries a slower way too.
             traced = torch.export.export(
-                module, (images,), dynamic_shapes=shapes, strict=False
+                module, (images,), dynamic_shapes=dims, strict=False
             )
             file = torch.onnx.export(
                 traced,
@@ -261,6 +248,7 @@ def to_onnx(module: nn.Module, images: Tensor, dynamic: bool) -> 'ModelProto':
                 input_names=['images'],
                 output_names=list(module.output_names),
                 opset_version=OPSET,
+                dynamic_shapes=names,
                 custom_translation_table=translations(),
                 verbose=False,
             ).model_proto
@@ -269,15 +257,6 @@ def to_onnx(module: nn.Module, images: Tensor, dynamic: bool) -> 'ModelProto':
             'The network cannot be exported to ONNX '
             f'({first_line(root_cause(error))}): replace that operation.'
         ) from error
-    _name_batch(file)
+    for node in file.graph.node:
+        node.ClearField('metadata_props')  # where each stands in the code
     return file
-
-
-def _name_batch(model: 'ModelProto') -> None:
-    """Name the free dimension, which PyTorch gives a number."""
-    graph = model.graph
-    free = graph.input[0].type.tensor_type.shape.dim[0].dim_param
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if free and dim.dim_param == free:
-                dim.dim_param = 'batch'

@@ -1,10 +1,8 @@
 """Run an exported file and give what the host's networks give."""
 
-import copy
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor
@@ -15,15 +13,14 @@ from .nms import Suppression
 
 
 class OnnxRunner:
-    """An exported classifier or detector, on the CPU.
+    """A file of ``tools/export_onnx.py``, on the CPU.
 
     Args:
-        file: What ``tools/export_onnx.py`` wrote: its path, or its bytes.
+        file: Its path, or its bytes.
         threads: Of ONNX Runtime; 0 for as many as there are cores.
 
     Raises:
-        UserInputError: If ONNX Runtime cannot load the file, or it is none of
-            sb_mm's.
+        UserInputError: If it cannot be loaded, or is none of these files.
     """
 
     def __init__(self, file: str | Path | bytes, threads: int = 0) -> None:
@@ -36,37 +33,31 @@ class OnnxRunner:
             self.session = onnxruntime.InferenceSession(
                 file, options, providers=['CPUExecutionProvider']
             )
+            texts = self.session.get_modelmeta().custom_metadata_map
+            self.test_cfg = json.loads(texts['test_cfg'])
         except Exception as error:  # ONNX Runtime has no common base class
             raise UserInputError(
-                f'{name} cannot be loaded ({first_line(error)}): give a file '
+                f'{name} cannot be used ({first_line(error)}): give a file '
                 'that tools/export_onnx.py wrote.'
             ) from error
-        texts = self.session.get_modelmeta().custom_metadata_map
-        if 'sb_mm' not in texts:
-            raise UserInputError(
-                f'{name} was not written by tools/export_onnx.py: give a file '
-                'that was.'
-            )
-        self.test_cfg = json.loads(texts['test_cfg'])
         self.names = [o.name for o in self.session.get_outputs()]
         self.batch, _, *self.size = self.session.get_inputs()[0].shape
 
-    def run(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the outputs by name.
+    def run(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs, in the order of :attr:`names`.
 
         Args:
             images: ``(N, 3, H, W)``, 0 to 255, channels in the order in which
                 the loader of the config gives them.
         """
-        pixels = np.ascontiguousarray(images.float().numpy())
+        pixels = images.float().contiguous().numpy()
         outputs = self.session.run(None, {'images': pixels})
-        values = map(torch.from_numpy, outputs)
-        return dict(zip(self.names, values, strict=True))
+        return tuple(map(torch.from_numpy, outputs))
 
     def predict(self, batch: dict) -> list[BaseDataElement]:
-        """Return the samples of a loader's batch with their predictions."""
+        """Return a batch's samples, and write predictions to them."""
         images = torch.stack(list(batch['inputs']))
-        samples = copy.deepcopy(list(batch['data_samples']))
+        samples = list(batch['data_samples'])
         # One at a time, if the file is for that.
         step = self.batch if isinstance(self.batch, int) else len(images)
         for i in range(0, len(images), step):
@@ -74,16 +65,13 @@ class OnnxRunner:
         return samples
 
     def _predict(self, images: Tensor, samples: list) -> None:
-        outputs = self.run(images)
+        rows = self.run(images)
         if self.names == ['scores']:
-            for sample, scores in zip(samples, outputs['scores'], strict=True):
+            for sample, scores in zip(samples, *rows, strict=True):
                 sample.set_pred_score(scores).set_pred_label(scores.argmax())
             return
-        rows = tuple(outputs.values())
-        if 'image' not in outputs:
-            boxes, scores = rows
-            counts = boxes.size(1), scores.size(2)
-            rows = Suppression(self.test_cfg, *counts, self.size)(*rows)
+        if 'image' not in self.names:
+            rows = Suppression(self.test_cfg, self.size)(*rows)
         for i, sample in enumerate(samples):
             here = rows[0] == i
             label, box, score = (values[here] for values in rows[1:])

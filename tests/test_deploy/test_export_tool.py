@@ -26,7 +26,6 @@ from tiny_detector import (  # noqa: E402
 )
 
 from sb_mm.deploy import export  # noqa: E402
-from sb_mm.deploy.nms import Suppression  # noqa: E402
 from sb_mm.deploy.onnx import (  # noqa: E402
     require_packages,
     to_onnx,
@@ -37,18 +36,6 @@ from sb_mm.deploy.onnx_runner import OnnxRunner  # noqa: E402
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools/export_onnx.py'
 pytestmark = pytest.mark.usefixtures('small')
-
-
-@pytest.mark.parametrize(
-    ('setting', 'message'),
-    [
-        (dict(nms=dict(type='soft_nms', iou_threshold=0.5)), 'soft_nms'),
-        (dict(nms=dict(iou_threshold=0.5, class_agnostic=True)), 'agnostic'),
-    ],
-)
-def test_what_suppression_cannot_do_is_refused(setting, message):
-    with pytest.raises(UserInputError, match=message):
-        Suppression({**TEST_CFG, **setting}, 1000, 2, (SIDE, SIDE))
 
 
 class Singular(nn.Module):
@@ -76,7 +63,7 @@ def test_what_is_missing_for_the_export_is_named(monkeypatch):
     )
     with pytest.raises(UserInputError, match='runtime: pip install'):
         require_packages()
-    monkeypatch.setattr(torch.onnx, 'export', lambda model, args: None)
+    monkeypatch.setattr(torch, '__version__', '2.5.1')
     with pytest.raises(UserInputError, match='needs PyTorch 2.6 or later'):
         require_packages()
 
@@ -84,12 +71,12 @@ def test_what_is_missing_for_the_export_is_named(monkeypatch):
 def test_a_file_of_others_is_refused(detector_file, tmp_path):
     path = tmp_path / 'a.onnx'
     path.write_bytes(b'no network')
-    with pytest.raises(UserInputError, match='cannot be loaded'):
+    with pytest.raises(UserInputError, match='Protobuf'):
         OnnxRunner(path)
     foreign = detector_file('raw')
     del foreign.metadata_props[:]
     onnx.save(foreign, str(path))
-    with pytest.raises(UserInputError, match='was not written by'):
+    with pytest.raises(UserInputError, match='that tools/export_onnx.py wro'):
         OnnxRunner(path)
 
 
@@ -141,7 +128,7 @@ def test_the_tool_exports_checks_and_evaluates(
     )
     assert code == 0, error
     assert "images ['batch', 3, 48, 48] tensor(float)" in printed
-    assert '0 of ' in printed
+    assert '\n0 of ' in printed
     shown = dict(
         line.split(': ') for line in printed.splitlines() if 'mAP_' in line
     )
@@ -164,27 +151,19 @@ def test_a_file_that_differs_is_not_written(tool, config, exported, tmp_path):
     assert out.read_text() == 'an earlier one'
 
 
-@pytest.mark.parametrize(
-    ('fault', 'code'),
-    [
-        (lambda _: os.kill(os.getpid(), signal.SIGTERM), 128 + signal.SIGTERM),
-        # Not by os.kill: SIGINT is ignored where the tests run behind nohup.
-        (lambda _: signal.default_int_handler(2, None), 128 + signal.SIGINT),
-        (lambda _: os.write(os.open('/dev/full', os.O_WRONLY), b'x'), 2),
-    ],
-)
 def test_ended_in_the_middle_nothing_is_left(
-    tool, config, checkpoint, exported, tmp_path, monkeypatch, fault, code
+    tool, config, checkpoint, exported, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr('sb_mm.files.os.fsync', fault)
-    found, printed, error = tool(
+    monkeypatch.setattr(
+        'sb_mm.files.os.fsync', lambda _: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    code, printed, _ = tool(
         *(config, checkpoint, '--out', 'net.onnx', '--check-images', 1),
         # Raw outputs are exported whatever follows them.
         *('--cfg-options', 'model.test_cfg.nms_pre=10'),
     )
-    assert 'detections not compared with test_step' in printed
-    assert found == code, error
-    assert code != 2 or 'net.onnx cannot be opened or written (No' in error
+    assert code == 128 + signal.SIGTERM
+    assert 'largest difference of scores' in printed
     assert not list(tmp_path.glob('*net.onnx*'))
 
 
@@ -200,6 +179,8 @@ def test_ended_in_the_middle_nothing_is_left(
         ('--data-root elsewhere', 'elsewhere'),
         ('--evaluate --cfg-options test_evaluator=None', 'no test_evaluator'),
         ('--nms --cfg-options model.test_cfg.nms_pre=10', 'keeps only some'),
+        ('--nms --cfg-options model.test_cfg.nms.type=soft_nms', 'soft_nms'),
+        ('--nms --cfg-options model.test_cfg.nms.class_agnostic=1', 'agnosti'),
     ],
 )
 def test_bad_input_is_refused_before_the_export(
