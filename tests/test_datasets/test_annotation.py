@@ -78,19 +78,20 @@ LONG = 'x' * 2_000_000
 @pytest.mark.parametrize(
     ('text', 'told'),
     [
-        *((text, 'is not XML') for text in ('', b'\xff\xd8', '<annotation>')),
+        *((text, UTF8) for text in ('', b'\xff\xd8', '<annotation>')),
         ('<html></html>', 'holds <html>'),
         ('<annotation>é</annotation>'.encode('latin-1'), UTF8),
         *((f'<?xml encoding="{e}"?><a/>', UTF8) for e in ('hex', 'ansi')),
-        *((without(n), f'without <{n}>') for n in ('name', 'bndbox', 'ymax')),
+        (without('name'), "object '' with xmin 2, ymin 1, xmax 9, ymax 8: ev"),
+        (without('bndbox'), "'disc' with xmin missing, ymin missing, xmax mi"),
+        (without('ymax'), 'ymax missing: every'),
         *(
-            (xml_of(dict(xmax=value)), f"xmax '{value}': coordinates are fini")
-            for value in ('ten', '', 'nan', 'inf', '1,5')
+            (xml_of(dict(ymax=value)), f'ymax {value}: every <object> needs')
+            for value in ('ten', '', 'nan', 'inf', '1,5', 0.5)
         ),
-        (xml_of(dict(xmax=1)), "inverted 'disc' box (xmin 2, ymin 1, xmax 1"),
-        (xml_of(dict(ymax=0.5)), 'ymax 0.5): xmin may not exceed xmax'),
+        (xml_of(dict(xmax=1)), 'xmin 2, ymin 1, xmax 1, ymax 8: every'),
         (xml_of(dict(xmax=LONG)), 'xx ... xx'),
-        (xml_of(dict(difficult='Unspecified')), "'Unspecified': write 1"),
+        (xml_of(dict(difficult='Unspecified')), "difficult 'unspecified': ev"),
         (xml_of(dict(difficult='nan')), "difficult 'nan'"),
     ],
     ids=lambda value: str(value)[-60:],

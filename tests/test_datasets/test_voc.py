@@ -15,7 +15,7 @@ pytest.importorskip('mmdet')
 from mmdet.datasets import ConcatDataset, VOCDataset  # noqa: E402
 from mmengine.registry import DefaultScope  # noqa: E402
 
-from sb_mm.datasets.images import turn_box  # noqa: E402
+from sb_mm.datasets.images import ImageHeader  # noqa: E402
 from sb_mm.datasets.voc import VOCDevkitDataset  # noqa: E402
 from sb_mm.errors import UserInputError  # noqa: E402
 
@@ -104,7 +104,6 @@ def test_ordinary_files_are_read_as_by_mmdet_and_years_concatenate(
         root = tiny_devkit(year, files=files, classes=('cat', 'dog'))
     ours, theirs = load_voc(root), load_voc(root, cls=VOCDataset)
     assert infos(ours) == infos(theirs)
-    assert ours.metainfo['palette'] == VOCDataset.METAINFO['palette']
     # Without `ignore_keys`, which mmdet's needs.
     assert len(ConcatDataset([ours, load_voc(root, 'VOC2012')])) == 4
 
@@ -150,7 +149,7 @@ def test_of_several_images_filename_names_the_one(
     text = xml_of(DISC).replace('<obj', f'<filename>{named}</filename><obj')
     (root / XML).write_text(text)
     assert load(root).get_data_info(0)['img_path'].endswith(used)
-    assert ''.join(warnings_of).startswith('1 names have more') == warned
+    assert ''.join(warnings_of).startswith('1 names have sev') == warned
 
 
 def test_suffixes_in_any_case_and_lists_with_blanks_labels_and_repeats(
@@ -201,7 +200,8 @@ def test_boxes_fit_the_pixels_that_are_loaded(
     exif[0x0112] = exif_tag
     image.save(flat / IMAGE, exif=exif, quality=95)
     if size_is == 'shown' and exif_tag >= 5:
-        x1, y1, x2, y2 = turn_box([v - 1 for v in box], size, exif_tag)
+        header = ImageHeader(size, exif_tag)
+        x1, y1, x2, y2 = header.turn_box([v - 1 for v in box], True)
         size, box = (48, 64), (x1 + 1, y1 + 1, x2 + 1, y2 + 1)
     (flat / XML).write_text(xml_of(('disc', box), size=size))
     pipeline = [
@@ -279,7 +279,7 @@ DAMAGED = PNG[:4000] + b'damaged' + PNG[4007:]
 REFUSED = {
     **{(file, 'is a folder, pipe or'): [None] for file in (LIST, XML, IMAGE)},
     (LIST, 'is empty'): [b' \n\n'],
-    (LIST, 'save it as UTF-8'): ['Männchen'.encode('latin-1')],
+    (LIST, 'UTF-8 text'): ['Männchen'.encode('latin-1')],
     (XML, 'is not XML'): [b''],
     (XML, 'max_annotation_mb'): [b' ' * 4_000_001],
     (XML, "'dsic'", 'square, disc', '`cl'): [
@@ -350,8 +350,8 @@ def test_what_may_not_be_read_is_named(flat, monkeypatch):
         raise PermissionError(13, 'Permission denied', path)
 
     with monkeypatch.context() as patch:
-        patch.setattr('os.scandir', deny)
-        assert 'Annotations cannot be read (Permission' in error_of(flat)
+        patch.setattr('os.access', lambda path, mode: False)
+        assert 'Annotations and' in error_of(flat)
     monkeypatch.setattr('sb_mm.datasets.images.open', deny, raising=False)
     assert 'train.txt cannot be read (Permission' in error_of(flat)
 
