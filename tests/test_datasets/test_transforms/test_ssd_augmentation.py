@@ -183,7 +183,7 @@ def statistics(transform, count):
         columns['aspect'].append(sides[1] / height / sides[0] * width)
         columns['kept'].append(len(drawn.kept))
         columns['flip'].append(drawn.flip)
-        for i, values in enumerate(drawn.boxes(boxes).T):
+        for i, values in enumerate(drawn.boxes(boxes[drawn.kept]).T):
             columns[f'box {i}'].extend(values)
     return columns
 
@@ -265,22 +265,10 @@ def test_it_packs_to_what_stock_packs_to():
     assert a.gt_instances.bboxes.dtype == b.gt_instances.bboxes.dtype
 
 
-@pytest.mark.parametrize(
-    'box',
-    [(10, 10, 5, 20), (10, 20, 15, 10), (np.nan, 0, 1, 1), (0, 0, np.inf, 1)],
-)
-def test_a_malformed_box_is_named_with_its_image(box):
-    with pytest.raises(UserInputError, match=r'a\.jpg has a malformed box'):
-        SSDAugmentation()(sample(image(), [(0, 0, 9, 9), box]))
-
-
-def test_other_unusable_input_is_named():
-    transform = SSDAugmentation()
-    results = sample(image(), [(0, 0, 9, 9)])
-    with pytest.raises(UserInputError, match=r'a\.jpg has gt_masks'):
-        transform(results | dict(gt_masks=[1]))
-    with pytest.raises(UserInputError, match='8-bit colour images'):
-        transform(results | dict(img=image().astype(np.float32)))
+def test_masks_are_refused():
+    results = sample(image(), [(0, 0, 9, 9)]) | dict(gt_masks=[1])
+    with pytest.raises(UserInputError, match='there is gt_masks'):
+        SSDAugmentation()(results)
 
 
 @pytest.mark.parametrize(
