@@ -108,7 +108,7 @@ def _read_object(node: ET.Element, path: str) -> AnnotatedObject:
     texts = {child.tag: child.text or '' for child in children}
     box = [_number(texts.get(key, '')) for key in _CORNERS]
     if not name or None in box or box[2] < box[0] or box[3] < box[1]:
-        found = (f'{k} {shorten(texts.get(k, "missing"))}' for k in _CORNERS)
+        found = (f'{k} {shorten(texts.get(k) or "missing")}' for k in _CORNERS)
         fault = f"has the object '{shorten(name)}' with {', '.join(found)}"
         raise FileFault(path, fault, _RULES)
     if difficult is None:

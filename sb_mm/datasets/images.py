@@ -73,10 +73,14 @@ def open_regular(path: str, remedy: str) -> BinaryIO:
         if stat.S_ISREG(os.stat(path).st_mode):
             return open(path, 'rb')
     except (OSError, ValueError) as error:  # or no path, as with \0
-        reason = getattr(error, 'strerror', None) or first_line(error)
-        fault = f'cannot be read ({reason})'
-        raise FileFault(path, fault, remedy) from None
+        raise cannot_read(path, error, remedy) from None
     raise FileFault(path, 'is a folder, pipe or device, not a file', remedy)
+
+
+def cannot_read(path: str, error: Exception, remedy: str) -> FileFault:
+    """Return the fault of a file or folder that the system refuses."""
+    reason = getattr(error, 'strerror', None) or first_line(error)
+    return FileFault(path, f'cannot be read ({reason})', remedy)
 
 
 def read_header(
@@ -84,14 +88,10 @@ def read_header(
 ) -> ImageHeader:
     """Read the head of an image file.
 
-    Args:
-        path: The image.
-        deep: Whether more than 8 bits a channel are wanted.
-        max_megapixels: Size of an image that is refused.
-
     Raises:
-        FileFault: The file is no image, too large, too long for OpenCV, or
-            has more than 8 bits a channel, of which loading keeps 8.
+        FileFault: The file is no image, larger than ``max_megapixels``, too
+            long for OpenCV, or has more than 8 bits a channel, of which
+            loading keeps 8, and these are not wanted (``deep``).
     """
     with open_regular(path, REPLACE) as file:
         try:
@@ -121,10 +121,7 @@ def read_header(
 
 
 def decode(path: str, load: Callable[[dict], dict | None]) -> tuple[int, int]:
-    """Decode an image with the transform that the training loads it with.
-
-    Returns:
-        (width, height) in pixels as loaded.
+    """Return the (width, height) that the training's transform loads.
 
     Raises:
         FileFault: ``load`` cannot, or the file is cut off.
@@ -146,8 +143,6 @@ def decode(path: str, load: Callable[[dict], dict | None]) -> tuple[int, int]:
 def collect(function: Callable[[Any], T], items: Sequence) -> list[T]:
     """Call a function of each file, several at once.
 
-    OpenCV decodes, and files are waited for, outside of Python's lock.
-
     Raises:
         UserInputError: Of all files of which it raised a :class:`FileFault`.
     """
@@ -158,6 +153,7 @@ def collect(function: Callable[[Any], T], items: Sequence) -> list[T]:
         except FileFault as fault:
             return fault
 
+    # OpenCV decodes, and files are waited for, outside of Python's lock.
     threads = min(2 * cores(), 16)
     # Large images are left to our own limit, which can be lifted.
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -172,11 +168,7 @@ def collect(function: Callable[[Any], T], items: Sequence) -> list[T]:
 
 
 def warn_of(notes: Iterable[tuple[str, str]]) -> None:
-    """Say of each kind of note how many there are, and of which files.
-
-    Args:
-        notes: What is said, and of which file.
-    """
+    """Say of each kind of note, given with its file, how many there are."""
     files: dict[str, list[str]] = {}
     for text, path in notes:
         files.setdefault(text, []).append(path)

@@ -1,11 +1,12 @@
 """PASCAL VOC, and anybody's data in its layout, checked when it is loaded."""
 
 import os
+import os.path as osp
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import VOCDataset, XMLDataset
@@ -16,6 +17,7 @@ from sb_mm.registry import DATASETS
 from .annotation import AnnotatedObject, nfc, read_annotation
 from .images import (
     MAX_MEGAPIXELS,
+    cannot_read,
     collect,
     decode,
     open_regular,
@@ -24,8 +26,7 @@ from .images import (
     warn_of,
 )
 
-# Of annotations and of images.
-_SUFFIXES = ('.xml',), ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+_IMAGES = '.jpg', '.jpeg', '.png', '.bmp', '.webp'
 
 # second column of the devkit's lists of one class, e.g. `000005 -1`
 _LIST_LABEL = re.compile(r'\s+-?[01]$')
@@ -95,9 +96,14 @@ class VOCDevkitDataset(XMLDataset):
 
     def load_data_list(self) -> list[dict]:
         """Find and read all annotations and the heads of all images."""
-        self._check_layout()
-        classes = self._metainfo['classes']
-        self.cat2label = {nfc(name): i for i, name in enumerate(classes)}
+        backend = (self.backend_args or {}).get('backend', 'local')
+        if backend != 'local':
+            raise UserInputError(
+                'VOCDevkitDataset reads local files only: leave '
+                f'backend_args, which has {backend}, out.'
+            )
+        names = map(nfc, self._metainfo['classes'])
+        self.cat2label = {name: label for label, name in enumerate(names)}
         data_list = collect(self.parse_data_info, self._find_files())
         warn_of(
             (note, info['xml_path'])
@@ -113,11 +119,12 @@ class VOCDevkitDataset(XMLDataset):
             img_info: ``img_id``, ``img_paths`` and ``xml_path``.
 
         Returns:
-            mmdet's keys, and ``notes``, what the user should know of it.
+            mmdet's keys, and ``notes`` for the user.
         """
         path = img_info['xml_path']
         annotation = read_annotation(path, int(self.max_annotation_mb * 1e6))
-        img_path, notes = _choose(img_info['img_paths'], annotation.filename)
+        paths = img_info.pop('img_paths')
+        img_path, notes = _choose(paths, annotation.filename)
         head = read_header(
             img_path,
             deep=self._reader.color_type == 'unchanged',
@@ -132,14 +139,12 @@ class VOCDevkitDataset(XMLDataset):
         instances = [i for i in found if _shorter_side(i['bbox']) > 0]
         notes += [_DEGENERATE] * (len(found) - len(instances))
         if is_shown != loads_shown:
-            for instance in instances:
-                turned = head.turn_box(instance['bbox'], loads_shown)
-                instance['bbox'] = turned
+            for i in instances:
+                i['bbox'] = head.turn_box(i['bbox'], loads_shown)
         width, height = head.shown_size if loads_shown else head.size
         return dict(
-            img_id=img_info['img_id'],
+            img_info,
             img_path=img_path,
-            xml_path=path,
             width=width,
             height=height,
             instances=instances,
@@ -152,9 +157,9 @@ class VOCDevkitDataset(XMLDataset):
         """Yield mmdet's keys of the objects of known classes."""
         for obj in objects:
             label = self.cat2label.get(nfc(obj.name))
-            if label is None and self.skip_unknown_classes:
-                continue
             if label is None:
+                if self.skip_unknown_classes:
+                    continue
                 classes = first_few(list(self.cat2label), limit=20)
                 raise FileFault(
                     path,
@@ -164,8 +169,8 @@ class VOCDevkitDataset(XMLDataset):
                 )
             bbox = _to_bbox(obj.box, size)
             small = _shorter_side(bbox) < (self.bbox_min_size or 0)
-            flag = int(obj.difficult or small)
-            yield dict(ignore_flag=flag, bbox=bbox, bbox_label=label)
+            ignore = int(obj.difficult or small)
+            yield dict(ignore_flag=ignore, bbox=bbox, bbox_label=label)
 
     def filter_data(self) -> list[dict]:
         """Apply ``filter_cfg`` as mmdet does, and refuse to leave nothing."""
@@ -193,48 +198,29 @@ class VOCDevkitDataset(XMLDataset):
         as_stored = flag == 'unchanged' or 'ignore_orientation' in flag
         return not as_stored and self._reader.imdecode_backend != 'turbojpeg'
 
-    def _check_layout(self) -> None:
-        backend = (self.backend_args or {}).get('backend', 'local')
-        if backend != 'local':
-            raise UserInputError(
-                'VOCDevkitDataset reads local files only: leave '
-                f'backend_args, which has {backend}, out.'
-            )
-        needed = self.ann_file or 'ann_file', *self._folders
-        missing = [p for p in needed if not os.access(p, os.R_OK)]
-        if missing:
-            raise UserInputError(
-                f'{first_few(missing)} not found or not readable: '
-                f'{self._remedy}.'
-            )
-
-    @property
-    def _folders(self) -> list[str]:
-        """Those of the annotations and the images."""
-        names = self.ann_subdir, self.img_subdir
-        return [os.path.join(self.sub_data_root, name) for name in names]
-
     @property
     def _remedy(self) -> str:
         """How to get the files: from the user, or from VOC's server."""
-        annotations, images = self._folders
-        root = os.path.normpath(self.data_root or '.')
+        root = shlex.quote(osp.normpath(self.data_root or '.'))
         return (
-            f'data_root {root} must hold {self.ann_file} (one image name a '
-            f'line, without .jpg), {annotations}/<name>.xml and '
-            f'{images}/<name>.jpg (or {", ".join(_SUFFIXES[1][1:])}); for VOC '
-            f'itself, run `python tools/prepare_voc.py --out '
-            f'{shlex.quote(root)}`'
+            f'{self.ann_file} must list image names, one a line, in UTF-8, '
+            f'and {self.sub_data_root or "data_root"} must hold '
+            f'{self.ann_subdir}/<name>.xml and {self.img_subdir}/<name>.jpg '
+            f'(or {", ".join(_IMAGES[1:])}); for VOC itself, run `python '
+            f'tools/prepare_voc.py --out {root}`'
         )
 
     def _find_files(self) -> list[dict]:
-        annotations, images = map(_index_files, self._folders, _SUFFIXES)
-        lines = _read_list(self.ann_file)
+        lines = _read_list(self.ann_file or 'ann_file', self._remedy)
+        annotations = self._index(self.ann_subdir, ('.xml',))
+        images = self._index(self.img_subdir, _IMAGES)
         files, missing = {}, []
         for line in lines:
             name = line if _key(line) in images else _LIST_LABEL.sub('', line)
-            key, found = _key(name), dict(annotation=annotations, image=images)
-            if lacks := [kind for kind in found if key not in found[kind]]:
+            key = _key(name)
+            lacks = ['annotation'] * (key not in annotations)
+            lacks += ['image'] * (key not in images)
+            if lacks:
                 missing.append(f'{name} (no {" and ".join(lacks)})')
                 continue
             files[key] = dict(
@@ -250,10 +236,28 @@ class VOCDevkitDataset(XMLDataset):
         warn_of([(_REPEATED, self.ann_file)] * (len(lines) - len(files)))
         return list(files.values())
 
+    def _index(
+        self, folder: str, suffixes: Sequence[str]
+    ) -> dict[str, list[str]]:
+        """Map names without suffix, in one form of Unicode, to the files."""
 
-def _read_list(path: str) -> list[str]:
+        def refuse(error: OSError) -> NoReturn:
+            raise cannot_read(error.filename, error, self._remedy) from None
+
+        top = osp.join(self.sub_data_root, folder)
+        found: dict[str, list[str]] = {}
+        for parent, _, names in os.walk(top, onerror=refuse, followlinks=True):
+            for name in sorted(names):
+                path = osp.join(parent, name)
+                stem, suffix = osp.splitext(path.removeprefix(top))
+                if suffix.lower() in suffixes:
+                    key = _key(stem.lstrip(os.sep))
+                    found.setdefault(key, []).append(path)
+        return found
+
+
+def _read_list(path: str, remedy: str) -> list[str]:
     """Return the lines of an image list that are not blank."""
-    remedy = 'give UTF-8 text with one image name a line, without .jpg'
     lines: list[str] = []
     with open_regular(path, remedy) as file, suppress(UnicodeDecodeError):
         lines = file.read().decode('utf-8-sig').splitlines()
@@ -262,22 +266,9 @@ def _read_list(path: str) -> list[str]:
     raise FileFault(path, 'is empty or not UTF-8', remedy)
 
 
-def _index_files(folder: str, suffixes: Sequence[str]) -> dict[str, list[str]]:
-    """Map names without suffix, in one form of Unicode, to the files."""
-    found: dict[str, list[str]] = {}
-    for parent, _, names in os.walk(folder, followlinks=True):
-        inner = os.path.relpath(parent, folder)
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in suffixes:
-                key = _key(os.path.join(inner, stem))
-                found.setdefault(key, []).append(os.path.join(parent, name))
-    return found
-
-
 def _key(name: str) -> str:
     """Return the form in which names of files are compared."""
-    return nfc(os.path.normpath(name))
+    return nfc(osp.normpath(name))
 
 
 def _choose(paths: Sequence[str], filename: str) -> tuple[str, list[str]]:
@@ -285,7 +276,7 @@ def _choose(paths: Sequence[str], filename: str) -> tuple[str, list[str]]:
     wanted = nfc(filename)
 
     def likeness(path: str) -> int:
-        name = nfc(os.path.basename(path))
+        name = nfc(osp.basename(path))
         return (name == wanted) + (name.lower() == wanted.lower())
 
     best = max(paths, key=likeness)

@@ -7,7 +7,6 @@ import torch
 
 pytest.importorskip('mmdet')
 
-from mmdet.evaluation import VOCMetric  # noqa: E402
 from mmdet.structures import DetDataSample  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
 
@@ -49,32 +48,10 @@ def logged(monkeypatch):
 def evaluate(samples, metric=None, classes=CLASSES):
     metric = metric or PascalVOCMetric()
     metric.dataset_meta = dict(classes=classes)
+    samples = [*samples]
     for one in samples:
         metric.process({}, [one])
     return metric.evaluate(len(samples))
-
-
-def random_samples(count=12, classes=2, seed=0):
-    rng = random.Random(seed)
-
-    def box():
-        x, y = rng.uniform(0, 60), rng.uniform(0, 60)
-        return [x, y, x + rng.uniform(5, 40), y + rng.uniform(5, 40)]
-
-    def near(corners):
-        return [value + rng.uniform(-6, 6) for value in corners]
-
-    samples = []
-    for _ in range(count):
-        objects = [(rng.randrange(classes), box()) for _ in range(3)]
-        difficult = [(rng.randrange(classes), box())]
-        found = [
-            (label, near(corners), rng.random())
-            for label, corners in [*objects, *objects, *difficult]
-        ]
-        false = [(rng.randrange(classes), box(), rng.random())]
-        samples.append(sample(objects, found + false, difficult))
-    return samples
 
 
 # The paper's formula written again, without mmdet
@@ -105,39 +82,34 @@ def ap_area(hits, num_objects):
 A, B, C, NOWHERE = ([x, 0, x + 9, 9] for x in (0, 20, 40, 990))
 
 
+RANDOM = [random.Random(i).random() < 0.6 for i in range(18)]
+
+
 def test_the_formulas_in_an_example():
     # recall 1/3 at precision 1, 2/3 at 2/3: tenths 0-3 give 1, 4-6 give 2/3
     assert ap_11point([1, 0, 1, 0], 3) == pytest.approx((4 + 3 * 2 / 3) / 11)
     assert ap_area([1, 0, 1, 0], 3) == pytest.approx(1 / 3 + 2 / 9)
 
 
-RANDOM = [random.Random(i).random() < 0.6 for i in range(18)]
-
-
 @pytest.mark.parametrize(('hits', 'count'), [([1, 0, 1, 0], 4), (RANDOM, 20)])
-def test_the_formulas_hold(hits, count):
-    objects = [(0, [30 * i, 0, 30 * i + 9, 9]) for i in range(count)]
-    detections = [
-        (0, objects[i][1] if hit else NOWHERE, 1 - i / 50)
+def test_the_formulas_hold_over_images_and_classes(hits, count):
+    """One class as ``hits`` says, and one with all found, in three images."""
+    boxes = [[30 * i, 0, 30 * i + 9, 9] for i in range(count)]
+    found = [
+        (0, boxes[i] if hit else NOWHERE, 1 - i / 50)
         for i, hit in enumerate(hits)
     ]
-    metrics = evaluate([sample(objects, detections)], classes=('cat',))
-    found = metrics['pascal_voc/mAP'], metrics['pascal_voc/mAP_area']
-    expected = ap_11point(hits, count), ap_area(hits, count)
-    assert found == pytest.approx(expected, abs=1e-6)
-    assert found[0] != pytest.approx(found[1], abs=1e-3)
-
-
-def test_equals_mmdets_metric_in_both_modes():
-    samples = random_samples()
-    ours = evaluate(samples)
-    eleven = evaluate(samples, VOCMetric(eval_mode='11points'))
-    area = evaluate(samples, VOCMetric(eval_mode='area'))
-    assert 0.1 < ours['pascal_voc/mAP'] < 0.9
-    assert ours['pascal_voc/mAP'] == eleven['pascal_voc/mAP']
-    assert ours['pascal_voc/mAP_area'] == pytest.approx(
-        area['pascal_voc/mAP'], abs=1e-6
+    metrics = evaluate(
+        sample(
+            [(label, box) for box in boxes[i::3] for label in (0, 1)],
+            [*found[i::3], *((1, box, 0.5) for box in boxes[i::3])],
+        )
+        for i in range(3)
     )
+    values = metrics['pascal_voc/mAP'], metrics['pascal_voc/mAP_area']
+    expected = [(ap(hits, count) + 1) / 2 for ap in (ap_11point, ap_area)]
+    assert values == pytest.approx(expected, abs=1e-6)
+    assert values[0] != pytest.approx(values[1], abs=1e-3)
 
 
 def test_a_difficult_object_is_neither_hit_nor_missed(logged):

@@ -26,10 +26,8 @@ class SSDAugmentation(BaseTransform):
     Stands between ``LoadAnnotations`` and ``PackDetInputs``, for mmdet's
     ``PhotoMetricDistortion``, ``Expand``, ``MinIoURandomCrop``, ``Resize``
     (``keep_ratio=False``) and ``RandomFlip``, with their parameters and the
-    same distribution (the augmentation of SSD, arXiv:1512.02325). It draws
-    the geometry first, then reads the pixels that will be seen and no others,
-    so that the expanded image is never built, and distorts the colours of
-    the output instead of the original.
+    same distribution (the augmentation of SSD, arXiv:1512.02325). The
+    expanded image is never built, and only the output's colours distorted.
 
     Args:
         scale: Size of the output in pixels, (width, height).
@@ -62,8 +60,8 @@ class SSDAugmentation(BaseTransform):
             raise UserInputError(
                 f'scale must be (width, height) in pixels, but got {scale!r}.'
             )
-        for size in scale:
-            check_number('scale', size, 1, integer=True)
+        for side in scale:
+            check_number('scale', side, 1, integer=True)
         check_number('flip_prob', flip_prob, 0, 1)
         self.scale = tuple(scale)
         self.flip_prob = flip_prob
@@ -155,7 +153,6 @@ class SSDAugmentation(BaseTransform):
 
 
 def _stock(cls: type, arguments: dict | None) -> Any:
-    """Build mmdet's transform, which holds and checks its parameters."""
     try:
         return None if arguments is None else cls(**arguments)
     except (AssertionError, TypeError, ValueError) as error:
