@@ -130,29 +130,11 @@ def test_a_run_that_is_stopped_leaves_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ('name', 'value'),
-    [('num_train', 1), ('num_test', 2.5), ('seed', -1), ('size', '320')],
-)
-def test_numbers_out_of_range_are_named(tmp_path, name, value):
-    with pytest.raises(UserInputError, match=f'{name} must be.*{value!r}'):
-        make_synthetic_voc(tmp_path / 'kit', **{**SMALL, name: value})
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_tool_draws_once_and_then_says_so(tmp_path, monkeypatch, capsys):
     options = ['--images', '4', '--test-images', '2', '--size', '96']
-
-    def call(out):
-        argv = [str(TOOL), '--out', str(out), *options]
-        monkeypatch.setattr(sys, 'argv', argv)
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        return caught.value.code, ''.join(capsys.readouterr())
-
+    argv = [str(TOOL), '--out', str(tmp_path / 'kit'), *options]
+    monkeypatch.setattr(sys, 'argv', argv)
     for said in ('4 + 2 images drawn', 'already there'):
-        code, text = call(tmp_path / 'kit')
-        assert (code, said in text) == (0, True)
-    (tmp_path / 'file').touch()
-    code, text = call(tmp_path / 'file')
-    assert (code, 'file' in text) == (2, True)
+        with pytest.raises(SystemExit, match='0'):
+            runpy.run_path(str(TOOL), run_name='__main__')
+        assert said in capsys.readouterr().out
