@@ -51,15 +51,11 @@ def nfc(text: str) -> str:
 
 
 def read_annotation(path: str, max_bytes: int = 1 << 30) -> Annotation:
-    """Read a PASCAL VOC annotation.
-
-    Args:
-        path: An XML file in any encoding that it declares and Python knows.
-        max_bytes: Size of a file that is not read any more.
+    """Read a PASCAL VOC annotation, in any encoding that Python knows.
 
     Raises:
-        FileFault: The file is too large or not a VOC annotation, or an
-            object has no name, no box, or none that is one.
+        FileFault: The file is larger than ``max_bytes`` or not a VOC
+            annotation, or an object has no name, no box, or none that is one.
     """
     with open_regular(path, _RESTORE) as file:
         data = file.read(max_bytes + 1)

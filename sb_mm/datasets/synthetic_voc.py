@@ -28,8 +28,7 @@ DIFFICULT_RATE = 0.05
 CROPPED_RATE = 0.08
 CROPPED_PART = 0.3  # of a shape's side that may lie outside the image
 MIN_CONTRAST = 120.0  # RGB distance (0..441) of a shape to its background
-# Test images have numbers of their own: asking for more training images
-# moves none of them.
+# So that more training images move no test image.
 FIRST_TEST = 100_001
 
 _CIRCLE = np.exp(2j * np.pi * np.arange(48) / 48)
@@ -133,13 +132,7 @@ def _write(
 def draw_image(
     seed: int, number: int, size: int = 320
 ) -> tuple[np.ndarray, list[AnnotatedObject]]:
-    """Draw an image ``(H, W, 3)``, uint8 in RGB order, and its shapes.
-
-    Args:
-        seed: Seed of the devkit.
-        number: The image's number, which is its file name.
-        size: Longer side in pixels.
-    """
+    """Draw the image of that file name, ``(H, W, 3)`` RGB, and its shapes."""
     rng = np.random.default_rng((seed, number))
     shorter = int(rng.integers(size * 3 // 4, size + 1))
     sides = (shorter, size) if rng.random() < 0.7 else (size, shorter)

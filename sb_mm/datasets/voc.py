@@ -49,23 +49,21 @@ class VOCDevkitDataset(XMLDataset):
 
     Below ``data_prefix['sub_data_root']`` (relative to ``data_root``) lie
     ``Annotations/<name>.xml`` and ``JPEGImages/<name>.jpg`` (or .jpeg,
-    .png, .bmp, .webp, in any case of letters; of several, ``<filename>``
-    names the one); ``ann_file`` lists the names. Names of files and classes
-    are the same in any form of Unicode.
+    .png, .bmp, .webp; of several, ``<filename>`` names the one);
+    ``ann_file`` lists the names, in any form of Unicode.
 
     Unlike mmdet's ``VOCDataset``, it says in one sentence what is wrong with
     the files; clips boxes to the image and turns them as the pipeline turns
     it by its EXIF tag; and has no ``dataset_type``, so that years can be
-    concatenated. As there, ``bbox`` is (x1, y1, x2, y2) in whole pixels
-    from 0.
+    concatenated. ``bbox`` is (x1, y1, x2, y2) in whole pixels from 0.
 
     Args:
         skip_unknown_classes: Leave out objects whose class is not among
             ``metainfo['classes']``; else they are an error.
-        max_megapixels: Size of an image that is refused, as it would take
-            gigabytes each time it is loaded.
+        max_megapixels: Size of an image that is refused; each loading of
+            it would take gigabytes.
         max_annotation_mb: Size of an annotation that is refused; 4 MB hold
-            10,000 objects and more.
+            10,000 objects.
         kwargs: Those of mmdet's ``XMLDataset``.
 
     Raises:
@@ -113,14 +111,7 @@ class VOCDevkitDataset(XMLDataset):
         return data_list
 
     def parse_data_info(self, img_info: dict) -> dict:
-        """Read one annotation, and the head of its image.
-
-        Args:
-            img_info: ``img_id``, ``img_paths`` and ``xml_path``.
-
-        Returns:
-            mmdet's keys, and ``notes`` for the user.
-        """
+        """Return mmdet's keys of an annotation, and notes for the user."""
         path = img_info['xml_path']
         annotation = read_annotation(path, int(self.max_annotation_mb * 1e6))
         paths = img_info.pop('img_paths')

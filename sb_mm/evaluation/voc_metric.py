@@ -23,8 +23,7 @@ class PascalVOCMetric(VOCMetric):
     heights counted as ``x2 - x1 + 1``, is at least ``iou_thr`` and no
     detection of higher score took the object. Difficult objects are neither
     found nor missed. Classes without objects are left out of the means.
-    Matching and precision are mmdet's ``eval_map``; both APs are taken of
-    one precision-recall curve a class.
+    Both APs are taken of one curve a class, of mmdet's ``eval_map``.
 
     Gives ``pascal_voc/mAP`` (11-point, VOC2007: the paper's number) and
     ``pascal_voc/mAP_area`` (VOC2010 and later), both 0 to 1 and unrounded,
@@ -60,12 +59,7 @@ class PascalVOCMetric(VOCMetric):
         self.out_file = out_file
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Evaluate what ``process`` collected.
-
-        Args:
-            results: One (annotation, boxes) pair an image; boxes is a list
-                with one (n, 5) array of x1, y1, x2, y2, score a class.
-        """
+        """Evaluate what ``process`` collected, a pair of each image."""
         if not results:
             raise UserInputError(
                 'There is nothing to evaluate, the test set gave no image: '

@@ -6,26 +6,18 @@ import numpy as np
 
 # Stock's MinIoURandomCrop draws as many patches before it draws a new mode.
 _TRIES = 50
-# Sizes and corners are in pixels of the original image; arrays of corners
-# are (left, top, right, bottom).
+# Corners are (left, top, right, bottom) in pixels of the original image, from
+# its top left corner.
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Which part of the plane around an image becomes the output.
+    """Which part of the plane around an image becomes the output."""
 
-    Attributes:
-        patch: Corners of that part, whole pixels, with the image's top left
-            corner at (0, 0): it may reach beyond the image.
-        scale: Size of the output in pixels, (width, height).
-        flip: Whether the output is mirrored from left to right.
-        kept: Indices of the boxes whose centres are in the patch.
-    """
-
-    patch: np.ndarray
-    scale: tuple[int, int]
-    flip: bool
-    kept: np.ndarray
+    patch: np.ndarray  # its corners, whole pixels, also beyond the image
+    scale: tuple[int, int]  # size of the output in pixels, (width, height)
+    flip: bool  # whether the output is mirrored from left to right
+    kept: np.ndarray  # indices of the boxes whose centres are in the patch
 
     @property
     def scale_factor(self) -> tuple[float, float]:
@@ -64,17 +56,14 @@ class Geometry:
 
 
 def draw_canvas(
-    width: int, height: int, ratio_range: tuple[float, float], prob: float
+    size: np.ndarray, ratio_range: tuple[float, float], prob: float
 ) -> np.ndarray:
     """Draw the corners of a canvas around an image as ``Expand`` does."""
     if np.random.uniform(0, 1) > prob:
-        return np.array((0, 0, width, height))
+        return np.array((0, 0, *size))
     ratio = np.random.uniform(*ratio_range)
-    left = int(np.random.uniform(0, width * ratio - width))
-    top = int(np.random.uniform(0, height * ratio - height))
-    size = np.array((int(width * ratio), int(height * ratio)))
-    corner = np.array((-left, -top))
-    return np.concatenate((corner, corner + size))
+    corner = -np.random.uniform(0, size * ratio - size).astype(int)
+    return np.concatenate((corner, corner + (size * ratio).astype(int)))
 
 
 def draw_patch(
@@ -85,15 +74,9 @@ def draw_patch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a patch as mmdet's ``MinIoURandomCrop`` does, but many at once.
 
-    Args:
-        canvas: Corners ``(4,)`` of what is cut.
-        boxes: Corners ``(N, 4)``.
-        min_ious: Least IoU of the patch with every box, one of which, no
-            condition, or no crop is drawn.
-        min_crop_size: Least share of width and height.
-
     Returns:
-        Corners ``(4,)``, and the indices of the boxes that stay.
+        Corners ``(4,)`` in the canvas, and the indices of the boxes ``(N, 4)``
+        that stay.
     """
     while True:
         min_iou = np.random.choice((1, *min_ious, 0))

@@ -27,7 +27,8 @@ class SSDAugmentation(BaseTransform):
     ``PhotoMetricDistortion``, ``Expand``, ``MinIoURandomCrop``, ``Resize``
     (``keep_ratio=False``) and ``RandomFlip``, with their parameters and the
     same distribution (the augmentation of SSD, arXiv:1512.02325). The
-    expanded image is never built, and only the output's colours distorted.
+    expanded image is never built, and only the output's colours distorted:
+    pixels differ from stock's by rounding.
 
     Args:
         scale: Size of the output in pixels, (width, height).
@@ -41,10 +42,6 @@ class SSDAugmentation(BaseTransform):
     Raises:
         UserInputError: If an argument is out of its range, or there are
             masks or maps, which it does not handle.
-
-    Note:
-        The pixels differ from stock's by rounding: colours are distorted
-        after interpolation, which has steps of a 32nd of a pixel.
     """
 
     def __init__(
@@ -72,11 +69,7 @@ class SSDAugmentation(BaseTransform):
 
     @autocast_box_type()
     def transform(self, results: dict) -> dict:
-        """Augment ``img`` ``(H, W, 3)`` and the boxes of ``results``.
-
-        Returns:
-            ``results`` with ``img`` as float32, not clipped, as stock's.
-        """
+        """Augment ``img`` ``(H, W, 3)``, float32 as stock's, and boxes."""
         for key in ('gt_masks', 'gt_seg_map'):
             if results.get(key) is not None:
                 raise UserInputError(
@@ -103,7 +96,7 @@ class SSDAugmentation(BaseTransform):
         canvas = np.array((0, 0, width, height))
         if self.expand:
             canvas = draw_canvas(
-                width, height, self.expand.ratio_range, self.expand.prob
+                canvas[2:], self.expand.ratio_range, self.expand.prob
             )
         patch, kept = canvas, np.arange(len(boxes))
         if self.crop:
