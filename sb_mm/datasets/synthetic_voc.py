@@ -173,7 +173,8 @@ def _mask(
 ) -> np.ndarray:
     """Turn, stretch, scale and move a shape, a few across the border."""
     turn = np.exp(1j * np.deg2rad(rng.uniform(-MAX_ROTATION, MAX_ROTATION)))
-    stretch = np.sqrt([(ratio := rng.uniform(0.8, 1.25)), 1 / ratio])
+    ratio = rng.uniform(0.8, 1.25)
+    stretch = np.sqrt([ratio, 1 / ratio])
     turned = [turn * contour.ravel() for contour in _CONTOURS[name]]
     contours = [np.stack([c.real, c.imag], axis=1) * stretch for c in turned]
     start, extent = contours[0].min(axis=0), np.ptp(contours[0], axis=0)
@@ -196,8 +197,10 @@ def _background(
 ) -> np.ndarray:
     """Draw stripes or blobs on a blend of colours, ``(H, W, 3)`` float."""
     canvas = np.full((height, width, 3), rng.uniform(50, 205))
-    blend, texture = (2, 2), rng.integers(5, 33, 2)
-    for cells, strength in ((blend, 30), (texture, rng.uniform(10, 25))):
-        coarse = strength * rng.uniform(-1, 1, (*cells, 3))
-        canvas += cv2.resize(coarse, (width, height), None, 0, 0, 2)
+    blend = (2, 2), 30
+    texture = rng.integers(5, 33, 2), rng.uniform(10, 25)
+    for cells, strength in (blend, texture):
+        grid = strength * rng.uniform(-1, 1, (*cells, 3))
+        size = width, height
+        canvas += cv2.resize(grid, size, interpolation=cv2.INTER_CUBIC)
     return canvas
