@@ -194,8 +194,8 @@ class VOCDevkitDataset(XMLDataset):
         """How to get the files: from the user, or from VOC's server."""
         root = shlex.quote(osp.normpath(self.data_root or '.'))
         return (
-            f'{self.ann_file} must list image names, one a line, in UTF-8, '
-            f'and {self.sub_data_root or "data_root"} must hold '
+            'the image list needs names without .jpg, one a line, in UTF-8, '
+            f'and {self.sub_data_root or "data_root"} needs '
             f'{self.ann_subdir}/<name>.xml and {self.img_subdir}/<name>.jpg '
             f'(or {", ".join(_IMAGES[1:])}); for VOC itself, run `python '
             f'tools/prepare_voc.py --out {root}`'

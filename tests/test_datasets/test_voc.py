@@ -212,7 +212,7 @@ def test_missing_files_are_named_with_the_way_to_get_them(tmp_path):
         load_voc(tmp_path)
     for part in (
         f'{tmp_path}/VOC2007/{LIST} cannot be read (No such file',
-        f'{tmp_path}/VOC2007/ must hold Annotations/<name>.xml and JPEGIma',
+        f'{tmp_path}/VOC2007/ needs Annotations/<name>.xml and JPEGImages',
         f'`python tools/prepare_voc.py --out {tmp_path}`',
     ):
         assert part in str(caught.value)
@@ -228,7 +228,7 @@ def test_all_missing_files_are_counted_and_three_are_named(tiny_devkit):
     message = error_of(root)
     assert message.startswith('4 of the 6 names')
     named = 'a (no annotation), b (no annotation and image), d (no image) and'
-    assert f'{named} 1 more:' in message
+    assert f'{named} 1 more: the image list needs names without' in message
 
 
 def encoded(kind):
