@@ -38,12 +38,6 @@ def annotation_xml(
 
 
 @pytest.fixture
-def make_xml() -> Callable[..., str]:
-    """See `annotation_xml`."""
-    return annotation_xml
-
-
-@pytest.fixture
 def tiny_devkit(tmp_path) -> Callable[..., Path]:
     """Write a devkit of plain images and return its root.
 

@@ -24,16 +24,9 @@ def main() -> None:
     add('--test-images', type=int, default=60, help='in test.txt (60)')
     add('--size', type=int, default=320, help='longer side in pixels (320)')
     add('--seed', type=int, default=0, help='seed of the drawings (0)')
-    text = 'replace a synthetic devkit with other settings; other files are '
-    add('--force', action='store_true', help=text + 'never deleted')
     args = parser.parse_args()
     drawn = make_synthetic_voc(
-        args.out,
-        num_train=args.images,
-        num_test=args.test_images,
-        seed=args.seed,
-        size=args.size,
-        force=args.force,
+        args.out, args.images, args.test_images, args.seed, args.size
     )
     state = 'drawn' if drawn else 'already there, nothing to do'
     print(f'{args.out}: {args.images} + {args.test_images} images {state}.')

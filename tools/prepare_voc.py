@@ -8,7 +8,7 @@ from pathlib import Path
 # Python puts tools/ on the path, not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sb_mm.datasets.download_voc import MIRRORS, VOC_YEARS, prepare_voc
+from sb_mm.datasets.download_voc import VOC_YEARS, prepare_voc
 from sb_mm.engine.cli import run_tool
 
 DESCRIPTION = """\
@@ -24,18 +24,9 @@ def main() -> None:
     add('--out', default='data/VOCdevkit', help='the devkit (%(default)s)')
     add('--from-dir', help='no download: a folder with the official tar files')
     add('--years', type=int, nargs='+', default=VOC_YEARS, choices=VOC_YEARS)
-    text = 'web folders with the tar files, tried in this order; {year} in '
-    text += 'one becomes 2007 or 2012'
-    add('--mirrors', nargs='+', default=MIRRORS, metavar='URL', help=text)
-    add('--keep-archives', action='store_true', help='keep OUT/archives')
     args = parser.parse_args()
-    prepare_voc(
-        args.out,
-        years={year: VOC_YEARS[year] for year in args.years},
-        from_dir=args.from_dir,
-        mirrors=args.mirrors,
-        keep_archives=args.keep_archives,
-    )
+    years = {year: VOC_YEARS[year] for year in args.years}
+    prepare_voc(args.out, years, args.from_dir)
 
 
 if __name__ == '__main__':

@@ -5,19 +5,18 @@ archives are downloaded from the first mirror that has them, checked,
 unpacked beside the target, and only then renamed to their place.
 """
 
-import errno
 import hashlib
-import http.client
 import os
 import shutil
 import tarfile
 import time
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from ssl import SSLError
+from urllib.error import URLError
 
-from rich.console import Console
 from rich.progress import wrap_file
 
 from sb_mm.errors import UserInputError, first_few
@@ -43,77 +42,43 @@ MIRRORS = (
 ROUNDS = 4  # over the mirrors; each goes on where the last one stopped
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 20  # bytes
-# No other mirror mends a full or read-only disk.
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG}
+# What another mirror may mend, unlike a full disk.
+_NETWORK = URLError, HTTPException, ConnectionError, TimeoutError, SSLError
 
 
 def prepare_voc(
-    out: Path,
+    out: str | Path,
     years: Mapping[int, Mapping[str, str]] = VOC_YEARS,
-    from_dir: Path | None = None,
-    mirrors: Sequence[str] = MIRRORS,
-    keep_archives: bool = False,
+    from_dir: str | Path | None = None,
 ) -> None:
     """Bring years of PASCAL VOC into ``out/VOC2007`` and ``out/VOC2012``.
 
     Args:
         out: The devkit's folder.
         years: Archives of each year, and their md5.
-        from_dir: A folder with the archives; None downloads them.
-        mirrors: Addresses of folders that hold the archives.
-        keep_archives: Leave the archives in ``out/archives`` after unpacking.
+        from_dir: A folder with the archives, which stay; None downloads
+            them, and deletes them when their year is complete.
 
     Raises:
-        UserInputError: If a year cannot be had, is incomplete, or cannot be
-            written.
+        UserInputError: If a year cannot be had, or is incomplete.
+        OSError: If it cannot be written.
     """
-    for mirror in mirrors:
-        if not mirror.startswith(('http://', 'https://')):
-            raise UserInputError(
-                f'The mirror {mirror!r} must begin with http:// or https://; '
-                'for local files use --from-dir.'
-            )
-    out = Path(out).expanduser().absolute()
-    folder = Path(from_dir or out / 'archives').expanduser().absolute()
-    try:
-        for number, archives in years.items():
-            target = out / f'VOC{number}'
-            if not os.path.lexists(target):
-                out.mkdir(parents=True, exist_ok=True)
-                places = [m.replace('{year}', str(number)) for m in mirrors]
-                _get(archives, folder, None if from_dir else places)
-                _unpack([folder / name for name in archives], target)
-            _check_year(target, archives)
-            print(f'{target}: complete')
-            if not from_dir and not keep_archives:
-                for name in archives:
-                    (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserInputError(
-            f'{error.filename or out} cannot be read or written '
-            f'({error.strerror or error}): free space or choose another '
-            'folder, then call the same command again.'
-        ) from error
-
-
-def _get(
-    archives: Mapping[str, str], folder: Path, places: Sequence[str] | None
-) -> None:
-    """Download archives into a folder, or check those that are there."""
-    for name, md5 in archives.items():
-        path = folder / name
-        if places is not None:
-            download([f'{p.rstrip("/")}/{name}' for p in places], path, md5)
-        elif not path.is_file():
-            raise UserInputError(
-                f'{folder} does not hold {name}: put it there or leave '
-                '--from-dir out to download it; a devkit that is unpacked '
-                'needs no preparation, only --data-root.'
-            )
-        elif file_md5(path) != md5:
-            raise UserInputError(
-                f'{path} is damaged (its md5 is not {md5}): get it again.'
-            )
+    out = Path(out).expanduser()
+    folder = Path(from_dir or out / 'archives').expanduser()
+    for number, archives in years.items():
+        target = out / f'VOC{number}'
+        paths = [folder / name for name in archives]
+        if not os.path.lexists(target):
+            for path, md5 in zip(paths, archives.values(), strict=True):
+                places = [m.format(year=number) for m in MIRRORS]
+                urls = [place + path.name for place in places]
+                download([] if from_dir else urls, path, md5)
+            _unpack(paths, target)
+        _check_year(target, archives)
+        print(f'{target}: complete')
+        if not from_dir:
+            for path in paths:
+                path.unlink(missing_ok=True)
 
 
 def _unpack(archives: Sequence[Path], target: Path) -> None:
@@ -121,33 +86,33 @@ def _unpack(archives: Sequence[Path], target: Path) -> None:
 
     Nothing in a tar file can reach outside the folder (PEP 706).
     """
-    prefix = f'.{target.name}.unpacking'
-    for left in target.parent.glob(f'{prefix}*'):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    with TemporaryDirectory(prefix=prefix, dir=target.parent) as workspace:
+    workspace = target.with_name(f'.{target.name}.unpacking')
+    try:
+        # What a run left that was killed.
+        shutil.rmtree(workspace, ignore_errors=True)
         for archive in archives:
             print(f'Unpacking {archive} ...')
             with tarfile.open(archive) as file:
                 file.extractall(workspace, filter='data')
-        Path(workspace, 'VOCdevkit', target.name).rename(target)
+        (workspace / 'VOCdevkit' / target.name).rename(target)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
 
 
 def _check_year(folder: Path, archives: Iterable[str]) -> None:
     """Check that the archives' lists are there, and all that they name."""
-    files = {str(path.relative_to(folder)) for path in folder.glob('*/*.*')}
-    missing = []
+    needed = []
     for archive in archives:  # such as VOCtest_06-Nov-2007.tar
         split = archive.removeprefix('VOC').partition('_')[0]
         path = folder / f'ImageSets/Main/{split}.txt'
-        names = path.read_text().split() if path.is_file() else []
-        needed = [f'JPEGImages/{name}.jpg' for name in names]
-        needed += [f'Annotations/{name}.xml' for name in names]
-        missing += [name for name in needed if name not in files]
-        missing += [str(path)] * (not names)
-    if missing:
+        for name in path.read_text().split() if path.is_file() else ():
+            needed += [f'JPEGImages/{name}.jpg', f'Annotations/{name}.xml']
+        needed.append(f'ImageSets/Main/{split}.txt')
+    files = {str(path.relative_to(folder)) for path in folder.rglob('*.*')}
+    if missing := [name for name in needed if name not in files]:
         raise UserInputError(
-            f'{folder} is incomplete ({first_few(missing)}): move it away and '
-            'call the same command again.'
+            f'{folder} is incomplete (no {first_few(missing)}): move it away '
+            'and call the same command again.'
         )
 
 
@@ -167,35 +132,29 @@ def download(urls: Sequence[str], path: Path, md5: str) -> None:
     and calls, until its checksum proves wrong.
 
     Args:
-        urls: Addresses to try in this order.
+        urls: Addresses to try in this order; may be none.
         path: The file to write; one with the right checksum stays.
         md5: Its checksum.
 
     Raises:
-        UserInputError: If no address gave the file.
+        UserInputError: If it is not there, and no address gave it.
         OSError: If the disk cannot take it.
     """
     if path.is_file() and file_md5(path) == md5:
         return
-    path.parent.mkdir(exist_ok=True)
     part = path.with_name(f'{path.name}.part')
-    tries = [*urls] * ROUNDS
-    while tries:
-        url, resumed = tries.pop(0), part.exists()
+    for url in [*urls] * ROUNDS:
         failure = _fetch(url, part)
         if not failure and file_md5(part) == md5:
-            os.replace(part, path)
+            part.replace(path)
             return
         if not failure:
             part.unlink()
-            failure = 'wrong checksum, deleted'
-            # Another address may be to blame: try this one alone.
-            tries = [url] * resumed + tries
-        print(f'{url}: {failure}')
+        print(f'{url}: {failure or "wrong checksum, deleted"}')
         time.sleep(1)
     raise UserInputError(
-        f'No mirror gave {path.name}: call the same command again later, add '
-        'a mirror with --mirrors, or get the file by other means and use '
+        f'{path} is missing or damaged: call the same command again later, '
+        f'or put the file with the md5 {md5} into a folder and give that to '
         '--from-dir.'
     )
 
@@ -209,29 +168,21 @@ def _fetch(url: str, part: Path) -> str:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             _receive(response, part, have)
-    except (OSError, http.client.HTTPException) as error:
-        if getattr(error, 'errno', None) in _DISK:
-            raise
+            return 'cut off' if response.length else ''
+    except _NETWORK as error:
         nothing_left = getattr(error, 'code', 0) == 416  # checksum decides
         return '' if nothing_left else str(error) or repr(error)
-    return ''
 
 
-def _receive(
-    response: http.client.HTTPResponse, part: Path, have: int
-) -> None:
+def _receive(response: HTTPResponse, part: Path, have: int) -> None:
     """Write an answer to a part file that has ``have`` bytes."""
     where = response.headers.get('Content-Range', '')
-    if not where.startswith(f'bytes {have}-'):
-        have = 0  # the server sends the file from its beginning
-    length = response.headers.get('Content-Length', '')
-    total = int(length) if length.isdecimal() else 0
-    name, console = part.stem, Console(stderr=True)
+    # Else the server sends the file from its beginning.
+    mode = 'ab' if where.startswith(f'bytes {have}-') else 'wb'
+    length, name = response.length or 0, part.stem
+    part.parent.mkdir(parents=True, exist_ok=True)
     with (
-        part.open('ab' if have else 'wb') as file,
-        wrap_file(response, total, description=name, console=console) as body,
+        part.open(mode) as file,
+        wrap_file(response, length, description=name) as body,
     ):
         shutil.copyfileobj(body, file, CHUNK)
-    size = part.stat().st_size
-    if total and size != have + total:
-        raise ConnectionError(f'cut off at {size} of {have + total} bytes')

@@ -28,30 +28,33 @@ MAX_MEGAPIXELS = 100
 
 
 class ImageHeader(NamedTuple):
-    """What the head of an image file says.
+    """What the head of an image file says."""
 
-    Attributes:
-        size: (width, height) of the stored image in pixels.
-        orientation: EXIF's, 1 to 8; 1 shows the image as it is stored.
-    """
-
-    size: tuple[int, int]
-    orientation: int
+    size: tuple[int, int]  # (width, height) of the stored image in pixels
+    orientation: int  # EXIF's, 1 to 8; 1 shows the image as it is stored
 
     @property
     def shown_size(self) -> tuple[int, int]:
         """(width, height) of the image that a viewer turns by the tag."""
         return self.size[::-1] if self.orientation >= 5 else self.size
 
-    def turn(self, from_shown: bool, to_shown: bool) -> int:
-        """Return the tag that turns a box of one of the images to the other.
+    def turn_box(self, box: Sequence[int], to_shown: bool) -> list[int]:
+        """Turn a box as a viewer turns the stored image, or back.
 
-        They are the stored image, and the one that viewers show.
+        Args:
+            box: First and last pixel: x1, y1, x2, y2, counted from 0.
+            to_shown: From the stored to the shown image, else from that.
         """
-        if from_shown == to_shown:
-            return 1
-        back = {6: 8, 8: 6}.get(self.orientation, self.orientation)
-        return self.orientation if to_shown else back
+        x1, y1, x2, y2 = box
+        swaps = self.orientation >= 5
+        if swaps and to_shown:
+            x1, y1, x2, y2 = y1, x1, y2, x2
+        last_x, last_y = (side - 1 for side in self.shown_size)
+        if self.orientation in (2, 3, 6, 7):
+            x1, x2 = last_x - x2, last_x - x1
+        if self.orientation in (3, 4, 7, 8):
+            y1, y2 = last_y - y2, last_y - y1
+        return [y1, x1, y2, x2] if swaps and not to_shown else [x1, y1, x2, y2]
 
 
 def reader_of(transforms: Sequence) -> LoadImageFromFile:
@@ -70,10 +73,14 @@ def open_regular(path: str, remedy: str) -> BinaryIO:
         if stat.S_ISREG(os.stat(path).st_mode):
             return open(path, 'rb')
     except (OSError, ValueError) as error:  # or no path, as with \0
-        reason = getattr(error, 'strerror', None) or first_line(error)
-        fault = f'cannot be read ({reason})'
-        raise FileFault(path, fault, remedy) from None
+        raise cannot_read(path, error, remedy) from None
     raise FileFault(path, 'is a folder, pipe or device, not a file', remedy)
+
+
+def cannot_read(path: str, error: Exception, remedy: str) -> FileFault:
+    """Return the fault of a file or folder that the system refuses."""
+    reason = getattr(error, 'strerror', None) or first_line(error)
+    return FileFault(path, f'cannot be read ({reason})', remedy)
 
 
 def read_header(
@@ -81,14 +88,10 @@ def read_header(
 ) -> ImageHeader:
     """Read the head of an image file.
 
-    Args:
-        path: The image.
-        deep: Whether more than 8 bits a channel are wanted.
-        max_megapixels: Size of an image that is refused.
-
     Raises:
-        FileFault: The file is no image, too large, too long for OpenCV, or
-            has more than 8 bits a channel, of which loading keeps 8.
+        FileFault: The file is no image, larger than ``max_megapixels``, too
+            long for OpenCV, or has more than 8 bits a channel, of which
+            loading keeps 8, and these are not wanted (``deep``).
     """
     with open_regular(path, REPLACE) as file:
         try:
@@ -98,7 +101,15 @@ def read_header(
                 is_untold = image.format in _DEPTH_UNTOLD
         except Exception as error:  # Pillow's readers raise many types
             raise _unreadable(path, error) from None
-    _check_size(path, size, max_megapixels)
+    width, height = size
+    if max(size) > _LONGEST_SIDE or width * height > max_megapixels * 1e6:
+        raise FileFault(
+            path,
+            f'is an image of {width}x{height} pixels',
+            f'cut or shrink it to sides up to {_LONGEST_SIDE}, for OpenCV, '
+            f'and to {max_megapixels:g} megapixels, or raise max_megapixels '
+            'of VOCDevkitDataset; --no-check leaves this out of others',
+        )
     if not deep and (is_deep or (is_untold and _is_deep_in_opencv(path))):
         raise FileFault(
             path,
@@ -109,46 +120,8 @@ def read_header(
     return ImageHeader(size, orientation)
 
 
-def _check_size(path: str, size: tuple[int, int], megapixels: float) -> None:
-    fault = f'is an image of {size[0]}x{size[1]} pixels'
-    if max(size) > _LONGEST_SIDE:
-        remedy = f'cut or shrink it, OpenCV takes sides up to {_LONGEST_SIDE}'
-        raise FileFault(path, fault, remedy)
-    if size[0] * size[1] > megapixels * 1e6:
-        remedy = (
-            f'cut or shrink it to {megapixels:g} megapixels, or raise '
-            'max_megapixels of VOCDevkitDataset; --no-check leaves this out '
-            'of other datasets'
-        )
-        raise FileFault(path, fault, remedy)
-
-
-def turn_box(
-    box: Sequence[int], size: tuple[int, int], orientation: int
-) -> list[int]:
-    """Turn a box as a viewer turns the image with that EXIF tag.
-
-    Args:
-        box: First and last pixel: x1, y1, x2, y2, counted from 0.
-        size: (width, height) of the image before it is turned.
-        orientation: 1 to 8. 6 and 8 undo each other, others themselves.
-    """
-    last_x, last_y = size[0] - 1, size[1] - 1
-    x1, y1, x2, y2 = box
-    if orientation >= 5:
-        x1, y1, x2, y2, last_x, last_y = y1, x1, y2, x2, last_y, last_x
-    if orientation in (2, 3, 6, 7):
-        x1, x2 = last_x - x2, last_x - x1
-    if orientation in (3, 4, 7, 8):
-        y1, y2 = last_y - y2, last_y - y1
-    return [x1, y1, x2, y2]
-
-
 def decode(path: str, load: Callable[[dict], dict | None]) -> tuple[int, int]:
-    """Decode an image with the transform that the training loads it with.
-
-    Returns:
-        (width, height) in pixels as loaded.
+    """Return the (width, height) that the training's transform loads.
 
     Raises:
         FileFault: ``load`` cannot, or the file is cut off.
@@ -170,8 +143,6 @@ def decode(path: str, load: Callable[[dict], dict | None]) -> tuple[int, int]:
 def collect(function: Callable[[Any], T], items: Sequence) -> list[T]:
     """Call a function of each file, several at once.
 
-    OpenCV decodes, and files are waited for, outside of Python's lock.
-
     Raises:
         UserInputError: Of all files of which it raised a :class:`FileFault`.
     """
@@ -182,6 +153,7 @@ def collect(function: Callable[[Any], T], items: Sequence) -> list[T]:
         except FileFault as fault:
             return fault
 
+    # OpenCV decodes, and files are waited for, outside of Python's lock.
     threads = min(2 * cores(), 16)
     # Large images are left to our own limit, which can be lifted.
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -196,11 +168,7 @@ def collect(function: Callable[[Any], T], items: Sequence) -> list[T]:
 
 
 def warn_of(notes: Iterable[tuple[str, str]]) -> None:
-    """Say of each kind of note how many there are, and of which files.
-
-    Args:
-        notes: What is said, and of which file.
-    """
+    """Say of each kind of note, given with its file, how many there are."""
     files: dict[str, list[str]] = {}
     for text, path in notes:
         files.setdefault(text, []).append(path)
@@ -218,10 +186,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _is_deep_in_opencv(path: str) -> bool:
-    try:
-        image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        return False  # `decode` will say so
+    image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
     return image is not None and image.dtype.itemsize > 1
 
 

@@ -8,34 +8,45 @@ depend on how many images there are.
 """
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
-from rich.progress import track
 
 from sb_mm.arguments import check_number
 from sb_mm.errors import UserInputError
 
-SYNTHETIC_CLASSES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring')
+from .annotation import AnnotatedObject
 
 MANIFEST = 'synthetic_voc.json'
-YEAR_FOLDER = 'VOC2007'
 COUNT_WEIGHTS = (0.1, 0.2, 0.3, 0.4)  # of images with 1, 2, 3, 4 shapes
 SIDE_RANGE = (0.22, 0.6)  # longer side of a box / shorter side of an image
-MAX_OVERLAP = 0.15  # intersection / smaller box, which keeps IoU below 0.2
 MAX_ROTATION = 20.0  # degrees, so that a square stays apart from a diamond
 DIFFICULT_RATE = 0.05
 CROPPED_RATE = 0.08
 CROPPED_PART = 0.3  # of a shape's side that may lie outside the image
 MIN_CONTRAST = 120.0  # RGB distance (0..441) of a shape to its background
-# Test images have numbers of their own: asking for more training images
-# moves none of them.
+# So that more training images move no test image.
 FIRST_TEST = 100_001
+
+_CIRCLE = np.exp(2j * np.pi * np.arange(48) / 48)
+# Contours around 0, as x + y j; y points down, and a second one is a hole.
+_CONTOURS = {
+    'circle': [_CIRCLE],
+    'square': [np.array([1 + 1j, -1 + 1j, -1 - 1j, 1 - 1j])],
+    'triangle': [np.array([-1j, 1 + 0.8j, -1 + 0.8j])],
+    'star': [
+        -1j * np.exp(0.2j * np.pi * np.arange(10)) * np.tile([1, 0.45], 5)
+    ],
+    'cross': [
+        np.outer(1j ** np.arange(4), [1 + 0.36j, 0.36 + 0.36j, 0.36 + 1j])
+    ],
+    'ring': [_CIRCLE, 0.55 * _CIRCLE],
+}
+SYNTHETIC_CLASSES = tuple(_CONTOURS)
+
 _OBJECT = (
     '<object><name>{}</name><difficult>{:d}</difficult><bndbox><xmin>{}</xmin>'
     '<ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>'
@@ -46,28 +57,12 @@ _ANNOTATION = (
 )
 
 
-@dataclass(frozen=True)
-class DrawnShape:
-    """One shape of an image; a difficult one is drawn faintly."""
-
-    name: str
-    mask: np.ndarray  # the pixels that show it, (H, W) bool
-    difficult: bool
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """The tight VOC box: first and last pixels, counted from 1."""
-        x, y, width, height = cv2.boundingRect(self.mask.astype(np.uint8))
-        return x + 1, y + 1, x + width, y + height
-
-
 def make_synthetic_voc(
     out: str | Path,
     num_train: int = 240,
     num_test: int = 60,
     seed: int = 0,
     size: int = 320,
-    force: bool = False,
 ) -> bool:
     """Draw a VOC devkit into a folder.
 
@@ -79,219 +74,133 @@ def make_synthetic_voc(
         seed: Seed of the drawings.
         size: Longer side of an image in pixels; the shorter one is 75 % to
             100 % of it.
-        force: Replace a synthetic devkit with other arguments that ``out``
-            already holds. Anything else is never deleted.
 
     Returns:
         True when the devkit was drawn, False when ``out`` held it already.
 
     Raises:
-        UserInputError: If an argument is out of range, ``out`` holds
-            something else, or it cannot be written.
+        UserInputError: If an argument is out of range, or ``out`` holds
+            another ``VOC2007``.
+        OSError: If ``out`` cannot be written.
     """
     check_number('num_train', num_train, 2, 99_999, integer=True)
     check_number('num_test', num_test, 1, 99_999, integer=True)
     check_number('seed', seed, 0, 2**63 - 1, integer=True)
     check_number('size', size, 64, 2048, integer=True)
-    out = Path(out).expanduser().resolve()
-    arguments = dict(
-        num_train=num_train, num_test=num_test, seed=seed, size=size
-    )
-    train = [f'{i:06}' for i in range(1, num_train + 1)]
-    test = [f'{i:06}' for i in range(FIRST_TEST, FIRST_TEST + num_test)]
-    lists = dict(trainval=train, train=train[::2], val=train[1::2], test=test)
-    try:
-        if _is_there(out, arguments, force):
+    folder = Path(out).expanduser() / 'VOC2007'
+    manifest = json.dumps([num_train, num_test, seed, size])
+    if folder.exists():
+        known = folder / MANIFEST
+        if known.is_file() and known.read_text() == manifest:
             return False
-        out.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f'.{out.name}.'
-        with TemporaryDirectory(prefix=prefix, dir=out.parent) as workspace:
-            new = Path(workspace, 'new')
-            _write(new / YEAR_FOLDER, lists, seed, size)
-            # Last: a devkit without it was not finished.
-            (new / MANIFEST).write_text(json.dumps(arguments))
-            if out.exists():
-                shutil.rmtree(out)
-            new.rename(out)
-    except OSError as error:
         raise UserInputError(
-            f'{out} cannot be written ({error.strerror}): choose another '
-            'folder.'
-        ) from error
+            f'{folder} holds something else than the images asked for: '
+            'choose another folder, or delete that one.'
+        )
+    train = range(1, num_train + 1)
+    test = range(FIRST_TEST, FIRST_TEST + num_test)
+    lists = dict(trainval=train, train=train[::2], val=train[1::2], test=test)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix='.drawing', dir=folder.parent) as workspace:
+        new = Path(workspace, 'VOC2007')
+        _write(new, lists, seed, size)
+        (new / MANIFEST).write_text(manifest)
+        new.rename(folder)
     return True
 
 
-def _is_there(out: Path, arguments: dict, force: bool) -> bool:
-    """Tell whether ``out`` holds the devkit, or raise if it must stay."""
-    names = {path.name for path in out.iterdir()} if out.exists() else set()
-    if not names:
-        return False
-    if names != {MANIFEST, YEAR_FOLDER}:
-        raise UserInputError(
-            f'{out} holds files that were not drawn by this tool and are '
-            'never deleted: choose another folder.'
-        )
-    if json.loads((out / MANIFEST).read_text()) == arguments:
-        return True
-    if not force:
-        raise UserInputError(
-            f'{out} holds a synthetic devkit with other settings: choose '
-            'another folder or replace it with --force (force=True).'
-        )
-    return False
-
-
 def _write(
-    root: Path, lists: Mapping[str, Sequence[str]], seed: int, size: int
+    root: Path, lists: Mapping[str, range], seed: int, size: int
 ) -> None:
     """Draw and write what is listed, in the layout of VOC."""
     for name in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
         (root / name).mkdir(parents=True)
-    for split, names in lists.items():
-        text = ''.join(f'{name}\n' for name in names)
+    for split, numbers in lists.items():
+        text = ''.join(f'{number:06}\n' for number in numbers)
         (root / f'ImageSets/Main/{split}.txt').write_text(text)
-    names = [*lists['trainval'], *lists['test']]
-    for name in track(names, 'drawing', transient=True):
-        image, shapes = draw_image(seed, int(name), size)
+    for number in (*lists['trainval'], *lists['test']):
+        image, objects = draw_image(seed, number, size)
         quality = [cv2.IMWRITE_JPEG_QUALITY, 92]
         data = cv2.imencode('.jpg', image[..., ::-1], quality)[1]
-        (root / f'JPEGImages/{name}.jpg').write_bytes(data.tobytes())
-        text = ''.join(
-            _OBJECT.format(shape.name, shape.difficult, *shape.box)
-            for shape in shapes
-        )
-        height, width, _ = image.shape
-        text = _ANNOTATION.format(f'{name}.jpg', width, height, text)
-        (root / f'Annotations/{name}.xml').write_text(text, 'utf-8')
+        (root / f'JPEGImages/{number:06}.jpg').write_bytes(data.tobytes())
+        text = ''.join(_OBJECT.format(n, d, *box) for n, box, d in objects)
+        head = f'{number:06}.jpg', image.shape[1], image.shape[0]
+        text = _ANNOTATION.format(*head, text)
+        (root / f'Annotations/{number:06}.xml').write_text(text)
 
 
 def draw_image(
     seed: int, number: int, size: int = 320
-) -> tuple[np.ndarray, list[DrawnShape]]:
-    """Draw an image ``(H, W, 3)``, uint8 in RGB order, and its shapes.
-
-    Args:
-        seed: Seed of the devkit.
-        number: The image's number, which is its file name.
-        size: Longer side in pixels.
-    """
+) -> tuple[np.ndarray, list[AnnotatedObject]]:
+    """Draw the image of that file name, ``(H, W, 3)`` RGB, and its shapes."""
     rng = np.random.default_rng((seed, number))
     shorter = int(rng.integers(size * 3 // 4, size + 1))
     sides = (shorter, size) if rng.random() < 0.7 else (size, shorter)
     canvas = _background(rng, *sides)
-    shapes: list[DrawnShape] = []
-    for name, contours in _placed(rng, *sides):
-        mask = np.zeros(sides, np.uint8)
-        cv2.fillPoly(mask, [np.rint(c).astype(np.int32) for c in contours], 1)
-        mask = mask.astype(bool)
+    objects = []
+    for name, mask in _placed(rng, *sides):
         difficult = bool(rng.random() < DIFFICULT_RATE)
-        _paint(canvas, mask, rng, opacity=0.4 if difficult else 1.0)
-        shapes = [replace(s, mask=s.mask & ~mask) for s in shapes]
-        shapes.append(DrawnShape(name, mask, difficult))
+        colour = behind = canvas[mask].mean(axis=0)
+        while np.linalg.norm(colour - behind) < MIN_CONTRAST:
+            colour = rng.uniform(0, 255, 3)
+        opacity = 0.4 if difficult else 1.0
+        canvas[mask] += opacity * (colour - canvas[mask])
+        x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+        box = [x + 1, y + 1, x + width, y + height]
+        objects.append(AnnotatedObject(name, box, difficult))
     canvas = cv2.GaussianBlur(canvas, (0, 0), 0.6)
     canvas += rng.normal(0, 4, canvas.shape)
-    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), shapes
+    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), objects
 
 
 def _placed(
     rng: np.random.Generator, height: int, width: int
-) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """Yield the names and contours of 1 to 4 shapes."""
-    boxes: list[np.ndarray] = []
-    for _ in range(rng.choice([1, 2, 3, 4], p=COUNT_WEIGHTS)):
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield 1 to 4 shapes, and the pixels of each: ``(H, W)`` bool."""
+    taken = np.zeros((height, width), bool)
+    for _ in range(1 + rng.choice(4, p=COUNT_WEIGHTS)):
         name = str(rng.choice(SYNTHETIC_CLASSES))
-        for _ in range(30):  # until it hardly overlaps the others
-            contours = _outline(name, rng, height, width)
-            box = np.r_[contours[0].min(axis=0), contours[0].max(axis=0)]
-            box = box.clip(0, [width - 1, height - 1] * 2)
-            if all(_overlap(box, other) < MAX_OVERLAP for other in boxes):
-                boxes.append(box)
-                yield name, contours
+        for _ in range(30):  # until it is apart from the others
+            mask = _mask(name, rng, height, width)
+            if not taken[mask].any():
+                taken |= mask
+                yield name, mask
                 break
 
 
-def _corners(name: str) -> list[np.ndarray]:
-    """Return contours ``(K, 2)`` x, y around 0; a second one is a hole."""
-    angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    round_ = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    points = np.arange(10) * np.pi / 5 - np.pi / 2
-    spikes = np.stack([np.cos(points), np.sin(points)], axis=1)
-    arm = 0.36
-    quarter = np.array([[arm, 1.0], [arm, arm], [1.0, arm]])
-    turns = [np.linalg.matrix_power([[0, -1], [1, 0]], k) for k in range(4)]
-    return {
-        'circle': [round_],
-        'square': [np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])],
-        'triangle': [np.array([[0, -1], [1, 0.8], [-1, 0.8]])],
-        'star': [spikes * np.where(np.arange(10) % 2, 0.45, 1.0)[:, None]],
-        'cross': [np.concatenate([quarter @ turn for turn in turns])],
-        'ring': [round_, 0.55 * round_],
-    }[name]
-
-
-def _outline(
+def _mask(
     name: str, rng: np.random.Generator, height: int, width: int
-) -> list[np.ndarray]:
+) -> np.ndarray:
     """Turn, stretch, scale and move a shape, a few across the border."""
-    angle = np.deg2rad(rng.uniform(-MAX_ROTATION, MAX_ROTATION))
-    stretch = np.sqrt(rng.uniform(0.8, 1.25))
-    cos, sin = np.cos(angle), np.sin(angle)
-    matrix = np.diag([stretch, 1 / stretch]) @ [[cos, sin], [-sin, cos]]
-    contours = [contour @ matrix for contour in _corners(name)]
+    turn = np.exp(1j * np.deg2rad(rng.uniform(-MAX_ROTATION, MAX_ROTATION)))
+    ratio = rng.uniform(0.8, 1.25)
+    stretch = np.sqrt([ratio, 1 / ratio])
+    turned = [turn * contour.ravel() for contour in _CONTOURS[name]]
+    contours = [np.stack([c.real, c.imag], axis=1) * stretch for c in turned]
+    start, extent = contours[0].min(axis=0), np.ptp(contours[0], axis=0)
     low, high = SIDE_RANGE
     # The root makes large shapes, which are quicker to learn, more frequent.
     side = (low + (high - low) * np.sqrt(rng.random())) * min(height, width)
-    start = contours[0].min(axis=0)
-    scale = side / np.ptp(contours[0], axis=0).max()
-    contours = [(contour - start) * scale for contour in contours]
-    extent = contours[0].max(axis=0)
+    scale = side / extent.max()
     outside = CROPPED_PART if rng.random() < CROPPED_RATE else 0.0
+    margin = outside * scale * extent
     # The last pixel is at width - 1, and rounding may add one.
-    room = np.array([width - 2, height - 2]) - extent
-    offset = rng.uniform(-outside * extent, room + outside * extent)
-    return [contour + offset for contour in contours]
-
-
-def _overlap(box: np.ndarray, other: np.ndarray) -> float:
-    """Return the intersection of two boxes as a part of the smaller one."""
-    low = np.maximum(box[:2], other[:2])
-    high = np.minimum(box[2:], other[2:])
-    smaller = min(np.prod(b[2:] - b[:2]) for b in (box, other))
-    return float(np.prod(np.maximum(high - low, 0)) / smaller)
-
-
-def _paint(
-    canvas: np.ndarray,
-    mask: np.ndarray,
-    rng: np.random.Generator,
-    opacity: float,
-) -> None:
-    """Fill a mask with a colour that stands out, with a darker edge."""
-    behind = canvas[mask].mean(axis=0)
-    colour = rng.uniform(0, 255, 3)
-    while np.linalg.norm(colour - behind) < MIN_CONTRAST:
-        colour = rng.uniform(0, 255, 3)
-    inside = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8))
-    paint = colour * np.where(inside[mask], 1.0, 0.6)[:, None]
-    canvas[mask] += opacity * (paint - canvas[mask])
+    room = np.array([width - 2, height - 2]) - scale * extent
+    offset = rng.uniform(-margin, room + margin)
+    points = [np.rint((c - start) * scale + offset) for c in contours]
+    mask = np.zeros((height, width), np.uint8)
+    return cv2.fillPoly(mask, [p.astype(np.int32) for p in points], 1) > 0
 
 
 def _background(
     rng: np.random.Generator, height: int, width: int
 ) -> np.ndarray:
-    """Draw stripes or blobs on a blend of two greys, ``(H, W, 3)`` float."""
-    angle = rng.uniform(0, 2 * np.pi)
-    rows, columns = np.indices((height, width))
-    along = np.cos(angle) * columns + np.sin(angle) * rows
-    ramp = (along - along.min()) / np.ptp(along)
-    colours = rng.uniform(50, 205, (2, 1)) + rng.uniform(-30, 30, (2, 3))
-    canvas = colours[0] + ramp[..., None] * (colours[1] - colours[0])
-    cell = rng.uniform(10, 60)  # pixels
-    if rng.random() < 0.5:
-        texture = np.sin(2 * np.pi * along / cell)
-    else:
-        cells = int(height / cell) + 3, int(width / cell) + 3
-        coarse = rng.uniform(-1, 1, cells)
-        sides = width, height
-        texture = cv2.resize(coarse, sides, interpolation=cv2.INTER_CUBIC)
-    return canvas + rng.uniform(10, 30, 3) * texture[..., None]
+    """Draw stripes or blobs on a blend of colours, ``(H, W, 3)`` float."""
+    canvas = np.full((height, width, 3), rng.uniform(50, 205))
+    blend = (2, 2), 30
+    texture = rng.integers(5, 33, 2), rng.uniform(10, 25)
+    for cells, strength in (blend, texture):
+        grid = strength * rng.uniform(-1, 1, (*cells, 3))
+        size = width, height
+        canvas += cv2.resize(grid, size, interpolation=cv2.INTER_CUBIC)
+    return canvas

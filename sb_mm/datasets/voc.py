@@ -1,9 +1,11 @@
 """PASCAL VOC, and anybody's data in its layout, checked when it is loaded."""
 
 import os
+import os.path as osp
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from mmcv.transforms import LoadImageFromFile
@@ -15,17 +17,16 @@ from sb_mm.registry import DATASETS
 from .annotation import AnnotatedObject, nfc, read_annotation
 from .images import (
     MAX_MEGAPIXELS,
+    cannot_read,
     collect,
     decode,
     open_regular,
     read_header,
     reader_of,
-    turn_box,
     warn_of,
 )
 
-# Of annotations and of images.
-_SUFFIXES = ('.xml',), ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+_IMAGES = '.jpg', '.jpeg', '.png', '.bmp', '.webp'
 
 # second column of the devkit's lists of one class, e.g. `000005 -1`
 _LIST_LABEL = re.compile(r'\s+-?[01]$')
@@ -35,14 +36,10 @@ _DEGENERATE = (
 )
 _OTHER_SIZE = 'annotations give another size than their image has'
 _TURNED = (
-    'images have an EXIF tag that turns or mirrors them, and their boxes are '
-    'taken to be those of the stored pixels, except where <size> is that of '
-    'the turned image'
+    'images have an EXIF tag that turns or mirrors them; their boxes are '
+    'taken to be those of the stored pixels, unless <size> is as turned'
 )
-_TWIN = (
-    'names have more than one image and a <filename> that is none of them; '
-    'the first is used'
-)
+_TWIN = 'names have several images and a <filename> of none; the first is used'
 _REPEATED = 'names are repeated; used once each'
 
 
@@ -52,36 +49,29 @@ class VOCDevkitDataset(XMLDataset):
 
     Below ``data_prefix['sub_data_root']`` (relative to ``data_root``) lie
     ``Annotations/<name>.xml`` and ``JPEGImages/<name>.jpg`` (or .jpeg,
-    .png, .bmp, .webp, in any case of letters; of several, ``<filename>``
-    names the one); ``ann_file`` lists the names. Names of files and classes
-    are the same in any form of Unicode.
+    .png, .bmp, .webp; of several, ``<filename>`` names the one);
+    ``ann_file`` lists the names, in any form of Unicode.
 
-    What differs from mmdet's ``VOCDataset``: what is wrong with the files is
-    said in one sentence when they are loaded, boxes are clipped to the image
-    and fit it as the pipeline reads it, whether that ignores EXIF's
-    orientation (``color_type='color_ignore_orientation'``) or not, and the
-    metainfo holds no ``dataset_type``, so that VOC2007 and VOC2012 can be
-    concatenated. As in mmdet, ``bbox`` is (x1, y1, x2, y2) in whole pixels
-    from 0.
+    Unlike mmdet's ``VOCDataset``, it says in one sentence what is wrong with
+    the files; clips boxes to the image and turns them as the pipeline turns
+    it by its EXIF tag; and has no ``dataset_type``, so that years can be
+    concatenated. ``bbox`` is (x1, y1, x2, y2) in whole pixels from 0.
 
     Args:
         skip_unknown_classes: Leave out objects whose class is not among
-            ``metainfo['classes']``; by default they are an error, as they
-            are mostly misspelt names.
-        max_megapixels: Size of an image that is refused, as it would take
-            gigabytes each time it is loaded.
+            ``metainfo['classes']``; else they are an error.
+        max_megapixels: Size of an image that is refused; each loading of
+            it would take gigabytes.
         max_annotation_mb: Size of an annotation that is refused; 4 MB hold
-            10,000 objects and more.
-        kwargs: Those of mmdet's ``XMLDataset``: ``data_root``,
-            ``ann_file``, ``data_prefix``, ``metainfo`` (``classes`` and,
-            optionally, ``palette``), ``filter_cfg``, ``pipeline``, ...
+            10,000 objects.
+        kwargs: Those of mmdet's ``XMLDataset``.
 
     Raises:
         UserInputError: The files are missing or cannot be used; raised when
             the annotations are loaded (at once unless ``lazy_init``).
     """
 
-    METAINFO = VOCDataset.METAINFO
+    METAINFO = dict(classes=VOCDataset.METAINFO['classes'], palette='random')
 
     def __init__(
         self,
@@ -100,17 +90,18 @@ class VOCDevkitDataset(XMLDataset):
     @classmethod
     def _load_metainfo(cls, metainfo: Mapping | None = None) -> dict:
         loaded = super()._load_metainfo(metainfo)
-        loaded['classes'] = _checked_classes(loaded['classes'])
-        own_classes = loaded['classes'] != tuple(cls.METAINFO['classes'])
-        if own_classes and 'palette' not in metainfo:
-            loaded['palette'] = 'random'  # but the same each time
-        return loaded
+        return dict(loaded, classes=_checked_classes(loaded['classes']))
 
     def load_data_list(self) -> list[dict]:
         """Find and read all annotations and the heads of all images."""
-        self._check_layout()
-        classes = self._metainfo['classes']
-        self.cat2label = {nfc(name): i for i, name in enumerate(classes)}
+        backend = (self.backend_args or {}).get('backend', 'local')
+        if backend != 'local':
+            raise UserInputError(
+                'VOCDevkitDataset reads local files only: leave '
+                f'backend_args, which has {backend}, out.'
+            )
+        names = map(nfc, self._metainfo['classes'])
+        self.cat2label = {name: label for label, name in enumerate(names)}
         data_list = collect(self.parse_data_info, self._find_files())
         warn_of(
             (note, info['xml_path'])
@@ -120,47 +111,57 @@ class VOCDevkitDataset(XMLDataset):
         return data_list
 
     def parse_data_info(self, img_info: dict) -> dict:
-        """Read one annotation, and the head of its image.
-
-        Args:
-            img_info: ``img_id``, ``img_paths`` and ``xml_path``.
-
-        Returns:
-            mmdet's keys, and ``notes``, what the user should know of it.
-        """
+        """Return mmdet's keys of an annotation, and notes for the user."""
         path = img_info['xml_path']
         annotation = read_annotation(path, int(self.max_annotation_mb * 1e6))
-        img_path, notes = _choose(img_info['img_paths'], annotation.filename)
+        paths = img_info.pop('img_paths')
+        img_path, notes = _choose(paths, annotation.filename)
         head = read_header(
             img_path,
             deep=self._reader.color_type == 'unchanged',
             max_megapixels=self.max_megapixels,
         )
         is_shown = annotation.size == head.shown_size != head.size
+        loads_shown = self._loads_shown
         size = head.shown_size if is_shown else head.size
         notes += [_TURNED] * (head.orientation != 1)
         notes += [_OTHER_SIZE] * (annotation.size not in (None, size))
-        turn = head.turn(is_shown, self._loads_shown)
-        instances = []
-        for obj in annotation.objects:
-            if not self._is_known(obj.name, path):
-                continue
-            bbox = _to_bbox(obj.box, size)
-            if bbox[0] < bbox[2] and bbox[1] < bbox[3]:
-                bbox = turn_box(bbox, size, turn)
-                instances.append(self._to_instance(obj, bbox))
-            else:
-                notes.append(_DEGENERATE)
-        width, height = head.shown_size if self._loads_shown else head.size
+        found = [*self._instances(annotation.objects, size, path)]
+        instances = [i for i in found if _shorter_side(i['bbox']) > 0]
+        notes += [_DEGENERATE] * (len(found) - len(instances))
+        if is_shown != loads_shown:
+            for i in instances:
+                i['bbox'] = head.turn_box(i['bbox'], loads_shown)
+        width, height = head.shown_size if loads_shown else head.size
         return dict(
-            img_id=img_info['img_id'],
+            img_info,
             img_path=img_path,
-            xml_path=path,
             width=width,
             height=height,
             instances=instances,
             notes=notes,
         )
+
+    def _instances(
+        self, objects: Sequence[AnnotatedObject], size: tuple, path: str
+    ) -> Iterator[dict]:
+        """Yield mmdet's keys of the objects of known classes."""
+        for obj in objects:
+            label = self.cat2label.get(nfc(obj.name))
+            if label is None:
+                if self.skip_unknown_classes:
+                    continue
+                classes = first_few(list(self.cat2label), limit=20)
+                raise FileFault(
+                    path,
+                    f"has the class '{shorten(obj.name)}'",
+                    f'the classes given are {classes}; correct the name or '
+                    "change `classes` in the dataset's metainfo",
+                )
+            bbox = _to_bbox(obj.box, size)
+            small = _shorter_side(bbox) < (self.bbox_min_size or 0)
+            ignore = int(obj.difficult or small)
+            yield dict(ignore_flag=ignore, bbox=bbox, bbox_label=label)
 
     def filter_data(self) -> list[dict]:
         """Apply ``filter_cfg`` as mmdet does, and refuse to leave nothing."""
@@ -188,54 +189,28 @@ class VOCDevkitDataset(XMLDataset):
         as_stored = flag == 'unchanged' or 'ignore_orientation' in flag
         return not as_stored and self._reader.imdecode_backend != 'turbojpeg'
 
-    def _check_layout(self) -> None:
-        backend = (self.backend_args or {}).get('backend', 'local')
-        if backend != 'local':
-            raise UserInputError(
-                f"backend_args has backend '{backend}', but "
-                'VOCDevkitDataset reads local files only: leave it out.'
-            )
-        missing = [path for path in self._folders if not os.path.isdir(path)]
-        if not os.path.exists(self.ann_file):
-            missing.insert(0, self.ann_file or 'ann_file')
-        if missing:
-            raise UserInputError(
-                f'{first_few(missing)} not found: {self._remedy}.'
-            )
-
-    @property
-    def _folders(self) -> list[str]:
-        """Those of the annotations and the images."""
-        names = self.ann_subdir, self.img_subdir
-        return [os.path.join(self.sub_data_root, name) for name in names]
-
     @property
     def _remedy(self) -> str:
-        """How to get the files: from VOC's server, or from the user."""
-        root = os.path.normpath(self.data_root or '.')
-        year = os.path.basename(os.path.normpath(self.sub_data_root))
-        own_classes = self._metainfo['classes'] != self.METAINFO['classes']
-        if own_classes or year not in ('VOC2007', 'VOC2012'):
-            annotations, images = self._folders
-            return (
-                f'data_root {root} must hold {self.ann_file} (one image '
-                f'name a line, without .jpg), {annotations}/<name>.xml '
-                f'and {images}/<name>.jpg (or {", ".join(_SUFFIXES[1][1:])})'
-            )
+        """How to get the files: from the user, or from VOC's server."""
+        root = shlex.quote(osp.normpath(self.data_root or '.'))
         return (
-            f'run `python tools/prepare_voc.py --out {shlex.quote(root)}` or '
-            'set data_root to the folder that holds VOC2007 and VOC2012'
+            'the image list needs names without .jpg, one a line, in UTF-8, '
+            f'and {self.sub_data_root or "data_root"} needs '
+            f'{self.ann_subdir}/<name>.xml and {self.img_subdir}/<name>.jpg '
+            f'(or {", ".join(_IMAGES[1:])}); for VOC itself, run `python '
+            f'tools/prepare_voc.py --out {root}`'
         )
 
     def _find_files(self) -> list[dict]:
-        annotations, images = map(_index_files, self._folders, _SUFFIXES)
-        lines = _read_list(self.ann_file)
+        lines = _read_list(self.ann_file or 'ann_file', self._remedy)
+        annotations = self._index(self.ann_subdir, ('.xml',))
+        images = self._index(self.img_subdir, _IMAGES)
         files, missing = {}, []
         for line in lines:
-            is_whole = _key(line) in annotations or _key(line) in images
-            name = line if is_whole else _LIST_LABEL.sub('', line)
-            key, found = _key(name), dict(annotation=annotations, image=images)
-            lacks = [kind for kind in found if key not in found[kind]]
+            name = line if _key(line) in images else _LIST_LABEL.sub('', line)
+            key = _key(name)
+            lacks = ['annotation'] * (key not in annotations)
+            lacks += ['image'] * (key not in images)
             if lacks:
                 missing.append(f'{name} (no {" and ".join(lacks)})')
                 continue
@@ -252,76 +227,52 @@ class VOCDevkitDataset(XMLDataset):
         warn_of([(_REPEATED, self.ann_file)] * (len(lines) - len(files)))
         return list(files.values())
 
-    def _is_known(self, name: str, path: str) -> bool:
-        known = nfc(name) in self.cat2label
-        if not known and not self.skip_unknown_classes:
-            classes = first_few(list(self.cat2label), limit=20)
-            raise FileFault(
-                path,
-                f"has the class '{shorten(name)}'",
-                f'the classes given are {classes}; correct the name or '
-                "change `classes` in the dataset's metainfo",
-            )
-        return known
+    def _index(
+        self, folder: str, suffixes: Sequence[str]
+    ) -> dict[str, list[str]]:
+        """Map names without suffix, in one form of Unicode, to the files."""
 
-    def _to_instance(self, obj: AnnotatedObject, bbox: list[int]) -> dict:
-        shorter = min(bbox[2] - bbox[0], bbox[3] - bbox[1])
-        ignore = obj.difficult or shorter < (self.bbox_min_size or 0)
-        label = self.cat2label[nfc(obj.name)]
-        return dict(ignore_flag=int(ignore), bbox=bbox, bbox_label=label)
+        def refuse(error: OSError) -> NoReturn:
+            raise cannot_read(error.filename, error, self._remedy) from None
+
+        top = osp.join(self.sub_data_root, folder)
+        found: dict[str, list[str]] = {}
+        for parent, _, names in os.walk(top, onerror=refuse, followlinks=True):
+            for name in sorted(names):
+                path = osp.join(parent, name)
+                stem, suffix = osp.splitext(path.removeprefix(top))
+                if suffix.lower() in suffixes:
+                    key = _key(stem.lstrip(os.sep))
+                    found.setdefault(key, []).append(path)
+        return found
 
 
-def _read_list(path: str) -> list[str]:
+def _read_list(path: str, remedy: str) -> list[str]:
     """Return the lines of an image list that are not blank."""
-    remedy = 'give a text file with one image name a line'
-    try:
-        with open_regular(path, remedy) as file:
-            lines = file.read().decode('utf-8-sig').splitlines()
-    except UnicodeDecodeError:
-        raise UserInputError(
-            f'The image list {path} is not UTF-8 text: save it as UTF-8.'
-        ) from None
+    lines: list[str] = []
+    with open_regular(path, remedy) as file, suppress(UnicodeDecodeError):
+        lines = file.read().decode('utf-8-sig').splitlines()
     if names := [line.strip() for line in lines if line.strip()]:
         return names
-    raise UserInputError(
-        f'The image list {path} is empty: write one image name a line, '
-        'without .jpg.'
-    )
-
-
-def _index_files(folder: str, suffixes: Sequence[str]) -> dict[str, list[str]]:
-    """Map names without suffix, in one form of Unicode, to the files."""
-
-    def refuse(error: OSError) -> NoReturn:
-        raise UserInputError(
-            f'{error.filename} cannot be read ({error.strerror}): correct its '
-            'permissions.'
-        ) from None
-
-    found: dict[str, list[str]] = {}
-    for parent, _, names in os.walk(folder, onerror=refuse, followlinks=True):
-        inner = os.path.relpath(parent, folder)
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in suffixes:
-                key = _key(os.path.join(inner, stem))
-                found.setdefault(key, []).append(os.path.join(parent, name))
-    return found
+    raise FileFault(path, 'is empty or not UTF-8', remedy)
 
 
 def _key(name: str) -> str:
     """Return the form in which names of files are compared."""
-    return nfc(os.path.normpath(name))
+    return nfc(osp.normpath(name))
 
 
 def _choose(paths: Sequence[str], filename: str) -> tuple[str, list[str]]:
     """Return the path that ``<filename>`` names, or the first, and notes."""
-    names = {path: nfc(os.path.basename(path)) for path in paths}
     wanted = nfc(filename)
-    same = [p for p in paths if names[p].lower() == wanted.lower()]
-    exact = [p for p in same if names[p] == wanted]
-    notes = [_TWIN] if len(paths) > 1 and not same else []
-    return (exact or same or paths)[0], notes
+
+    def likeness(path: str) -> int:
+        name = nfc(osp.basename(path))
+        return (name == wanted) + (name.lower() == wanted.lower())
+
+    best = max(paths, key=likeness)
+    notes = [_TWIN] if len(paths) > 1 and not likeness(best) else []
+    return best, notes
 
 
 def _to_bbox(box: Sequence[float], size: tuple[int, int]) -> list[int]:
@@ -330,17 +281,16 @@ def _to_bbox(box: Sequence[float], size: tuple[int, int]) -> list[int]:
     return [min(max(int(value) - 1, 0), end - 1) for value, end in pairs]
 
 
+def _shorter_side(bbox: Sequence[int]) -> int:
+    return min(bbox[2] - bbox[0], bbox[3] - bbox[1])
+
+
 def _checked_classes(classes: Any) -> tuple[str, ...]:
-    if isinstance(classes, str):
-        raise UserInputError(
-            f"classes is the text '{shorten(classes)}', not a tuple of names: "
-            f"for one class write classes=('{shorten(classes)}',)."
-        )
-    names = tuple(classes)
+    names = () if isinstance(classes, str) else tuple(classes)
     texts = {nfc(name) for name in names if isinstance(name, str)}
     if not names or len(texts) < len(names):
         raise UserInputError(
-            f'classes is {shorten(repr(names), 300)}: give one or more names, '
-            'each of them once.'
+            f'classes is {shorten(repr(classes), 300)}: give a tuple of '
+            "names, each of them once, such as ('cat', 'dog') or ('cat',)."
         )
     return names

@@ -1,30 +1,18 @@
 """Both mAPs of PASCAL VOC in one pass, with the dataset's own names."""
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmdet.evaluation import VOCMetric, average_precision, eval_map
+from mmengine.fileio import dump
 from mmengine.logging import print_log
-from terminaltables import AsciiTable, GithubFlavoredMarkdownTable
+from terminaltables import AsciiTable
 
 from sb_mm.arguments import check_number
 from sb_mm.errors import UserInputError
 from sb_mm.registry import METRICS
 
-_HEADER = 'class', 'objects', 'detections', 'recall', 'AP 11-point', 'AP area'
-
-
-class ClassResult(NamedTuple):
-    """The row of one class; shares from 0 to 1 are None without objects."""
-
-    name: str
-    objects: int  # in the test set, without difficult ones
-    detections: int  # of this class that the detector gave
-    recall: float | None  # share of the objects found
-    ap_11point: float | None  # of VOC2007
-    ap_area: float | None  # of VOC2010 and later
+_COLUMNS = 'name', 'objects', 'detections', 'recall', 'ap_11point', 'ap_area'
 
 
 @METRICS.register_module()
@@ -35,18 +23,16 @@ class PascalVOCMetric(VOCMetric):
     heights counted as ``x2 - x1 + 1``, is at least ``iou_thr`` and no
     detection of higher score took the object. Difficult objects are neither
     found nor missed. Classes without objects are left out of the means.
-    Matching and precision are mmdet's ``eval_map``; both APs are taken of
-    one precision-recall curve a class.
+    Both APs are taken of one curve a class, of mmdet's ``eval_map``.
 
     Gives ``pascal_voc/mAP`` (11-point, VOC2007: the paper's number) and
-    ``pascal_voc/mAP_area``, both 0 to 1 and unrounded, and logs one table of
-    all classes under the names of the dataset.
+    ``pascal_voc/mAP_area`` (VOC2010 and later), both 0 to 1 and unrounded,
+    and logs one table of all classes under the names of the dataset.
 
     Args:
         iou_thr: IoU of a hit, above 0 and at most 1.
-        out_file: Where to write the table as JSON (``.json``), with a
-            Markdown twin (``.md``) beside it; a later evaluation replaces
-            them. None writes nothing.
+        out_file: Where to write the table as JSON; a later evaluation
+            replaces it. None writes nothing.
         collect_device: Where results of several processes are gathered,
             'cpu' or 'gpu'.
         prefix: Put before the names of the metrics.
@@ -68,19 +54,12 @@ class PascalVOCMetric(VOCMetric):
             raise UserInputError(
                 f'out_file is {out_file}: give a file name that ends in .json.'
             )
-        super().__init__(
-            iou_thrs=[iou_thr], collect_device=collect_device, prefix=prefix
-        )
+        super().__init__(collect_device=collect_device, prefix=prefix)
         self.iou_thr = iou_thr
         self.out_file = out_file
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """Evaluate what ``process`` collected.
-
-        Args:
-            results: One (annotation, boxes) pair an image; boxes is a list
-                with one (n, 5) array of x1, y1, x2, y2, score a class.
-        """
+        """Evaluate what ``process`` collected, a pair of each image."""
         if not results:
             raise UserInputError(
                 'There is nothing to evaluate, the test set gave no image: '
@@ -95,58 +74,40 @@ class PascalVOCMetric(VOCMetric):
             eval_mode='11points',
             use_legacy_coordinate=True,
         )
-        names = self.dataset_meta['classes']
-        pairs = zip(names, curves, strict=True)
-        rows = [_class_result(name, curve) for name, curve in pairs]
-        areas = [row.ap_area for row in rows if row.objects]
+        rows = [*map(_row, self.dataset_meta['classes'], curves)]
+        areas = [row['ap_area'] for row in rows if row['objects']]
         mean_area = sum(areas) / len(areas) if areas else 0.0
         metrics = dict(mAP=mean_ap, mAP_area=mean_area)
         self._report(rows, metrics, len(results))
         return metrics
 
-    def _report(
-        self, rows: list[ClassResult], metrics: dict, num_images: int
-    ) -> None:
-        cells = _table(rows, metrics)
-        table = AsciiTable(cells)
-        table.inner_footing_row_border = True
-        used = sum(row.objects > 0 for row in rows)
-        note = (
-            f'{num_images} images, IoU {self.iou_thr:g}, difficult objects '
-            f'left out; mAP is the mean over the {used} of {len(rows)} '
-            'classes that have objects, or 0.'
+    def _report(self, rows: list[dict], metrics: dict, images: int) -> None:
+        cells = [[*map(_cell, row.values())] for row in rows]
+        last = ['mAP', '', '', '', *map(_cell, metrics.values())]
+        used = sum(row['objects'] > 0 for row in rows)
+        print_log(
+            f'\n{AsciiTable([_COLUMNS, *cells, last]).table}\n{images} '
+            f'images, IoU {self.iou_thr:g}, difficult objects left out; mAP '
+            f'is the mean over the {used} of {len(rows)} classes that have '
+            'objects, or 0.',
+            'current',
         )
-        print_log(f'\n{table.table}\n{note}', logger='current')
-        if self.out_file is None:
-            return
-        path = Path(self.out_file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = dict(
-            iou_thr=self.iou_thr,
-            images=num_images,
-            **metrics,
-            classes=[row._asdict() for row in rows],
-        )
-        path.write_text(json.dumps(content, indent=2) + '\n', 'utf-8')
-        markdown = GithubFlavoredMarkdownTable(cells).table
-        path.with_suffix('.md').write_text(f'{markdown}\n\n{note}\n', 'utf-8')
+        if self.out_file is not None:
+            settings = dict(iou_thr=self.iou_thr, images=images)
+            content = dict(**settings, **metrics, classes=rows)
+            dump(content, self.out_file, indent=2)
 
 
-def _class_result(name: str, curve: dict[str, Any]) -> ClassResult:
-    """Take one class from the curves that ``eval_map`` gave."""
+def _row(name: str, curve: dict[str, Any]) -> dict[str, Any]:
+    """Return what is said of a class; shares are None without objects."""
     recalls, objects = curve['recall'], curve['num_gts']
-    if not objects:
-        return ClassResult(name, 0, curve['num_dets'], None, None, None)
-    area = average_precision(recalls, curve['precision'], 'area')
-    recall = float(recalls[-1]) if recalls.size else 0.0
-    shares = recall, float(curve['ap']), float(area)
-    return ClassResult(name, objects, curve['num_dets'], *shares)
-
-
-def _table(rows: Sequence[ClassResult], metrics: dict) -> list[list[str]]:
-    counts = [sum(row[i] for row in rows) for i in (1, 2)]
-    last = ['mAP', *counts, '', metrics['mAP'], metrics['mAP_area']]
-    return [[*_HEADER], *([*map(_cell, row)] for row in (*rows, last))]
+    shares: tuple = (None, None, None)
+    if objects:
+        area = average_precision(recalls, curve['precision'], 'area')
+        found = recalls[-1] if recalls.size else 0
+        shares = float(found), float(curve['ap']), float(area)
+    values = (name, objects, curve['num_dets'], *shares)
+    return dict(zip(_COLUMNS, values, strict=True))
 
 
 def _cell(value: str | float | None) -> str:

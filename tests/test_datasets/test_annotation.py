@@ -1,22 +1,13 @@
 """One VOC annotation: what is read of it, and what is refused."""
 
 import pytest
+from conftest import annotation_xml
 
 from sb_mm.datasets.annotation import read_annotation
 from sb_mm.errors import FileFault
 
-OBJECT = (
-    '<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>'
-    '<xmin>{xmin}</xmin><ymin>1</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax>'
-    '</bndbox></object>'
-)
-PLAIN = dict(name='disc', difficult=0, xmin=2, xmax=9, ymax=8)
-
-
-def xml_of(*objects):
-    """An annotation of objects that differ from PLAIN in some texts."""
-    texts = [OBJECT.format(**(PLAIN | changed)) for changed in objects]
-    return f'<annotation>{"".join(texts)}</annotation>'
+BOX = (2, 1, 9, 8)
+PLAIN = annotation_xml([('disc', BOX)])
 
 
 def read(tmp_path, text):
@@ -27,19 +18,16 @@ def read(tmp_path, text):
 
 @pytest.mark.parametrize('word', ['1', '1.0', 'True', 'YES', '2', '0.5'])
 def test_words_and_numbers_that_say_difficult(tmp_path, word):
-    words = (word, '0', 'no', '')
-    text = xml_of(*(dict(difficult=w) for w in words))
-    without = xml_of({}).replace('<difficult>0</difficult>', '')
+    objects = [('disc', BOX, text) for text in (word, '0', 'no', '')]
+    text = annotation_xml([*objects, ('disc', BOX)])
     flags = [o.difficult for o in read(tmp_path, text).objects]
-    assert flags == [True, False, False, False]
-    assert not read(tmp_path, without).objects[0].difficult
+    assert flags == [True, False, False, False, False]
 
 
 def test_boxes_of_nested_parts_are_no_objects(tmp_path):
     part = '<part><name>hat</name><bndbox><xmin>1</xmin></bndbox></part>'
-    text = xml_of({}).replace('<name>', f'{part}<name>')
-    (found,) = read(tmp_path, text).objects
-    assert (found.name, found.box) == ('disc', [2, 1, 9, 8])
+    text = PLAIN.replace('<name>', f'{part}<name>')
+    assert read(tmp_path, text).objects == [('disc', [*BOX], False)]
 
 
 @pytest.mark.parametrize(
@@ -62,12 +50,12 @@ def test_boxes_of_nested_parts_are_no_objects(tmp_path):
 def test_any_encoding_that_is_declared(tmp_path, declared, written):
     name = {'latin-1': 'é', 'gb18030': '龍'}.get(written, '犬')
     head = f'<?xml version="1.0" encoding="{declared}"?>\n'
-    text = (head + xml_of(dict(name=name))).encode(written)
+    text = (head + annotation_xml([(name, BOX)])).encode(written)
     assert read(tmp_path, text).objects[0].name == name
 
 
 def without(element):
-    start, rest = xml_of({}).split(f'<{element}>')
+    start, rest = PLAIN.split(f'<{element}>')
     return start + rest.partition(f'</{element}>')[2]
 
 
@@ -78,20 +66,25 @@ LONG = 'x' * 2_000_000
 @pytest.mark.parametrize(
     ('text', 'told'),
     [
-        *((text, 'is not XML') for text in ('', b'\xff\xd8', '<annotation>')),
+        *((text, UTF8) for text in ('', b'\xff\xd8', '<annotation>')),
         ('<html></html>', 'holds <html>'),
         ('<annotation>é</annotation>'.encode('latin-1'), UTF8),
         *((f'<?xml encoding="{e}"?><a/>', UTF8) for e in ('hex', 'ansi')),
-        *((without(n), f'without <{n}>') for n in ('name', 'bndbox', 'ymax')),
+        (without('name'), "object '' with xmin 2, ymin 1, xmax 9, ymax 8: ev"),
+        (without('bndbox'), "'disc' with xmin missing, ymin missing, xmax mi"),
         *(
-            (xml_of(dict(xmax=value)), f"xmax '{value}': coordinates are fini")
-            for value in ('ten', '', 'nan', 'inf', '1,5')
+            (
+                annotation_xml([('disc', (2, 1, 9, value))]),
+                f'ymax {value or "missing"}: every <object> needs',
+            )
+            for value in ('ten', '', 'nan', 'inf', '1,5', 0.5)
         ),
-        (xml_of(dict(xmax=1)), "inverted 'disc' box (xmin 2, ymin 1, xmax 1"),
-        (xml_of(dict(ymax=0.5)), 'ymax 0.5): xmin may not exceed xmax'),
-        (xml_of(dict(xmax=LONG)), 'xx ... xx'),
-        (xml_of(dict(difficult='Unspecified')), "'Unspecified': write 1"),
-        (xml_of(dict(difficult='nan')), "difficult 'nan'"),
+        (annotation_xml([('disc', (2, 1, 1, 8))]), 'xmax 1, ymax 8: every'),
+        (annotation_xml([('disc', (LONG, 1, 9, 8))]), 'xx ... xx'),
+        *(
+            (annotation_xml([('disc', BOX, word)]), f"difficult '{word}': ev")
+            for word in ('unspecified', 'nan')
+        ),
     ],
     ids=lambda value: str(value)[-60:],
 )

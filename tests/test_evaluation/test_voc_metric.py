@@ -7,7 +7,6 @@ import torch
 
 pytest.importorskip('mmdet')
 
-from mmdet.evaluation import VOCMetric  # noqa: E402
 from mmdet.structures import DetDataSample  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
 
@@ -49,95 +48,60 @@ def logged(monkeypatch):
 def evaluate(samples, metric=None, classes=CLASSES):
     metric = metric or PascalVOCMetric()
     metric.dataset_meta = dict(classes=classes)
+    samples = [*samples]
     for one in samples:
         metric.process({}, [one])
     return metric.evaluate(len(samples))
 
 
-def random_samples(count=12, classes=2, seed=0):
-    rng = random.Random(seed)
-
-    def box():
-        x, y = rng.uniform(0, 60), rng.uniform(0, 60)
-        return [x, y, x + rng.uniform(5, 40), y + rng.uniform(5, 40)]
-
-    def near(corners):
-        return [value + rng.uniform(-6, 6) for value in corners]
-
-    samples = []
-    for _ in range(count):
-        objects = [(rng.randrange(classes), box()) for _ in range(3)]
-        difficult = [(rng.randrange(classes), box())]
-        found = [
-            (label, near(corners), rng.random())
-            for label, corners in [*objects, *objects, *difficult]
-        ]
-        false = [(rng.randrange(classes), box(), rng.random())]
-        samples.append(sample(objects, found + false, difficult))
-    return samples
-
-
 # The paper's formula written again, without mmdet
 
 
-def curve(hits, num_objects):
-    """(recall, precision) after each detection, best score first."""
-    hits = np.cumsum(hits)
-    ranks = np.arange(1, len(hits) + 1)
-    return hits / num_objects, hits / ranks
+def both_aps(hits, num_objects):
+    """Return the 11-point and the area AP; the best score comes first."""
+    found = np.cumsum(hits)
+    precision = found / np.arange(1, len(hits) + 1)
+
+    def best(recall):
+        return max(precision[found / num_objects >= recall], default=0)
+
+    tenths = [best(tenth / 10) for tenth in range(11)]
+    steps = [best(k / num_objects) for k in range(1, found[-1] + 1)]
+    return [sum(tenths) / 11, sum(steps) / num_objects]
 
 
-def ap_11point(hits, num_objects):
-    recall, precision = curve(hits, num_objects)
-    tenths = [precision[recall >= tenth / 10] for tenth in range(11)]
-    return sum(max(best, default=0) for best in tenths) / 11
-
-
-def ap_area(hits, num_objects):
-    recall, precision = curve(hits, num_objects)
-    area, before = 0, 0
-    for index, value in enumerate(recall):
-        area += (value - before) * max(precision[index:])
-        before = value
-    return area
+def aps_of(metrics):
+    return [metrics['pascal_voc/mAP'], metrics['pascal_voc/mAP_area']]
 
 
 A, B, C, NOWHERE = ([x, 0, x + 9, 9] for x in (0, 20, 40, 990))
+RANDOM = [random.Random(i).random() < 0.6 for i in range(18)]
 
 
 def test_the_formulas_in_an_example():
     # recall 1/3 at precision 1, 2/3 at 2/3: tenths 0-3 give 1, 4-6 give 2/3
-    assert ap_11point([1, 0, 1, 0], 3) == pytest.approx((4 + 3 * 2 / 3) / 11)
-    assert ap_area([1, 0, 1, 0], 3) == pytest.approx(1 / 3 + 2 / 9)
-
-
-RANDOM = [random.Random(i).random() < 0.6 for i in range(18)]
+    expected = [(4 + 3 * 2 / 3) / 11, 1 / 3 + 2 / 9]
+    assert both_aps([1, 0, 1, 0], 3) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(('hits', 'count'), [([1, 0, 1, 0], 4), (RANDOM, 20)])
-def test_the_formulas_hold(hits, count):
-    objects = [(0, [30 * i, 0, 30 * i + 9, 9]) for i in range(count)]
-    detections = [
-        (0, objects[i][1] if hit else NOWHERE, 1 - i / 50)
+def test_the_formulas_hold_over_images_and_classes(hits, count):
+    """One class as ``hits`` says, and one with all found, in three images."""
+    boxes = [[30 * i, 0, 30 * i + 9, 9] for i in range(count)]
+    found = [
+        (0, boxes[i] if hit else NOWHERE, 1 - i / 50)
         for i, hit in enumerate(hits)
     ]
-    metrics = evaluate([sample(objects, detections)], classes=('cat',))
-    found = metrics['pascal_voc/mAP'], metrics['pascal_voc/mAP_area']
-    expected = ap_11point(hits, count), ap_area(hits, count)
-    assert found == pytest.approx(expected, abs=1e-6)
-    assert found[0] != pytest.approx(found[1], abs=1e-3)
-
-
-def test_equals_mmdets_metric_in_both_modes():
-    samples = random_samples()
-    ours = evaluate(samples)
-    eleven = evaluate(samples, VOCMetric(eval_mode='11points'))
-    area = evaluate(samples, VOCMetric(eval_mode='area'))
-    assert 0.1 < ours['pascal_voc/mAP'] < 0.9
-    assert ours['pascal_voc/mAP'] == eleven['pascal_voc/mAP']
-    assert ours['pascal_voc/mAP_area'] == pytest.approx(
-        area['pascal_voc/mAP'], abs=1e-6
+    metrics = evaluate(
+        sample(
+            [(label, box) for box in boxes[i::3] for label in (0, 1)],
+            [*found[i::3], *((1, box, 0.5) for box in boxes[i::3])],
+        )
+        for i in range(3)
     )
+    expected = [(ap + 1) / 2 for ap in both_aps(hits, count)]
+    assert aps_of(metrics) == pytest.approx(expected, abs=1e-6)
+    assert expected[0] != pytest.approx(expected[1], abs=1e-3)
 
 
 def test_a_difficult_object_is_neither_hit_nor_missed(logged):
@@ -146,17 +110,14 @@ def test_a_difficult_object_is_neither_hit_nor_missed(logged):
         [sample([(0, A)], detections, difficult=[(0, B), (0, C)])],
         classes=('cat',),
     )
-    assert metrics['pascal_voc/mAP'] == pytest.approx(1)
-    assert metrics['pascal_voc/mAP_area'] == pytest.approx(1)
-    assert '| cat   | 1       | 2          | 1.000' in logged[0]
+    assert aps_of(metrics) == pytest.approx([1, 1])
+    assert '| cat  | 1       | 2          | 1.000' in logged[0]
 
 
 def test_the_second_detection_of_an_object_is_false():
     detections = [(0, A, 0.9), (0, A, 0.8), (0, B, 0.7)]
     metrics = evaluate([sample([(0, A), (0, B)], detections)], classes=('c',))
-    hits = [1, 0, 1]
-    assert metrics['pascal_voc/mAP_area'] == pytest.approx(ap_area(hits, 2))
-    assert metrics['pascal_voc/mAP'] == pytest.approx(ap_11point(hits, 2))
+    assert aps_of(metrics) == pytest.approx(both_aps([1, 0, 1], 2))
 
 
 def test_iou_thr_decides_what_is_a_hit_and_widths_count_both_ends():
@@ -166,29 +127,20 @@ def test_iou_thr_decides_what_is_a_hit_and_widths_count_both_ends():
         evaluate(pair, PascalVOCMetric(iou_thr), ('cat',))
         for iou_thr in (0.49, 0.5, 0.51)
     ]
-    assert [m['pascal_voc/mAP_area'] for m in found] == [1, 1, 0]
+    assert [*map(aps_of, found)] == [[1, 1], [1, 1], [0, 0]]
 
 
 def test_a_class_without_objects_is_left_out_of_the_mean(logged):
     metrics = evaluate([sample([(0, A)], [(0, A, 0.9), (1, B, 0.9)])])
-    assert metrics['pascal_voc/mAP'] == pytest.approx(1)
-    assert metrics['pascal_voc/mAP_area'] == pytest.approx(1)
+    assert aps_of(metrics) == pytest.approx([1, 1])
     row = next(line for line in logged[0].splitlines() if 'dog' in line)
     assert row.count('n/a') == 3
     assert 'the 1 of 2 classes that have objects' in logged[0]
 
 
-@pytest.mark.parametrize(
-    'samples',
-    [
-        [sample([(0, A)]), sample([(1, A)])],
-        [sample(detections=[(0, A, 0.9)])],
-    ],
-    ids=['no detections', 'no objects'],
-)
-def test_nothing_found_and_nothing_there_give_zero(samples):
-    metrics = evaluate(samples)
-    assert metrics == {'pascal_voc/mAP': 0, 'pascal_voc/mAP_area': 0}
+def test_nothing_found_and_nothing_there_give_zero():
+    for only in (sample([(0, A)]), sample(detections=[(0, A, 0.9)])):
+        assert aps_of(evaluate([only])) == [0, 0]
 
 
 def test_an_empty_test_set_is_refused():
@@ -204,8 +156,7 @@ def test_the_table_has_the_dataset_s_names_and_is_written(tmp_path, logged):
     for _ in range(2):  # the second replaces the first
         metrics = evaluate(images, metric, classes=('gadget', 'cog', 'nut'))
     written = json.loads(path.read_text())
-    assert written['mAP'] == metrics['pascal_voc/mAP']
-    assert written['mAP_area'] == metrics['pascal_voc/mAP_area']
+    assert [written['mAP'], written['mAP_area']] == aps_of(metrics)
     assert (written['images'], written['iou_thr']) == (1, 0.5)
     one, two, three = written['classes']
     assert (one['name'], one['objects'], one['recall']) == ('gadget', 2, 0.5)
@@ -213,12 +164,13 @@ def test_the_table_has_the_dataset_s_names_and_is_written(tmp_path, logged):
     assert one['ap_area'] == pytest.approx(0.5)
     assert (two['detections'], two['ap_area']) == (1, None)
     assert (three['recall'], three['ap_area']) == (0, 0)
-    for text in (logged[0], path.with_suffix('.md').read_text()):
-        rows = [[c.strip() for c in r.split('|')] for r in text.splitlines()]
-        head = ['class', 'objects', 'detections', 'recall', 'AP 11-point']
-        assert ['', *head, 'AP area', ''] in rows
-        assert ['', 'gadget', '2', '1', '0.500', '0.545', '0.500', ''] in rows
-        assert ['', 'mAP', '3', '2', '', '0.273', '0.250', ''] in rows
+    table = logged[0].replace('|', ' ').split('\n')
+    for row in (
+        [*one],
+        ['gadget', '2', '1', '0.500', '0.545', '0.500'],
+        ['mAP', '0.273', '0.250'],
+    ):
+        assert row in [line.split() for line in table]
     assert 'aeroplane' not in logged[0]
 
 

@@ -6,26 +6,18 @@ import numpy as np
 
 # Stock's MinIoURandomCrop draws as many patches before it draws a new mode.
 _TRIES = 50
-# Sizes and corners are in pixels of the original image; arrays of corners
-# are (left, top, right, bottom).
+# Corners are (left, top, right, bottom) in pixels of the original image, from
+# its top left corner.
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Which part of the plane around an image becomes the output.
+    """Which part of the plane around an image becomes the output."""
 
-    Attributes:
-        patch: Corners of that part, whole pixels, with the image's top left
-            corner at (0, 0): it may reach beyond the image.
-        scale: Size of the output in pixels, (width, height).
-        flip: Whether the output is mirrored from left to right.
-        kept: Indices of the boxes whose centres are in the patch.
-    """
-
-    patch: np.ndarray
-    scale: tuple[int, int]
-    flip: bool
-    kept: np.ndarray
+    patch: np.ndarray  # its corners, whole pixels, also beyond the image
+    scale: tuple[int, int]  # size of the output in pixels, (width, height)
+    flip: bool  # whether the output is mirrored from left to right
+    kept: np.ndarray  # indices of the boxes whose centres are in the patch
 
     @property
     def scale_factor(self) -> tuple[float, float]:
@@ -34,9 +26,9 @@ class Geometry:
         return self.scale[0] / width, self.scale[1] / height
 
     def boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """Map the kept of ``(N, 4)`` corners to the output, and cut them."""
+        """Map corners ``(N, 4)`` to the output, and cut them there."""
         width, height = self.scale
-        out = boxes[self.kept] - np.tile(self.patch[:2], 2)
+        out = boxes - np.tile(self.patch[:2], 2)
         out = out * np.tile(self.scale_factor, 2)
         out = out.clip(0, (width, height, width, height))
         if self.flip:
@@ -45,14 +37,10 @@ class Geometry:
 
     def visible(self, width: int, height: int) -> tuple[slice, slice]:
         """Return the output's rows and columns that show the image."""
-        columns, rows = (
-            _visible(self.patch[axis::2], self.scale[axis], size)
-            for axis, size in enumerate((width, height))
-        )
-        if self.flip:
-            end = self.scale[0]
-            columns = slice(end - columns.stop, end - columns.start)
-        return rows, columns
+        # Bilinear interpolation mixes it in half a pixel outside of it.
+        image = np.array([(-0.499, -0.499, width + 0.499, height + 0.499)])
+        left, top, right, bottom = np.rint(self.boxes(image)[0]).astype(int)
+        return slice(top, bottom), slice(left, right)
 
     def matrix(self) -> np.ndarray:
         """Return the affine map ``(2, 3)`` from output to image pixels.
@@ -67,63 +55,43 @@ class Geometry:
         return np.column_stack((np.diag(step), start))
 
 
-def _visible(ends: np.ndarray, pixels: int, size: int) -> slice:
-    """Return which of the output's pixels on one axis touch the image."""
-    step = (ends[1] - ends[0]) / pixels
-    centres = (np.arange(pixels) + 0.5) * step - 0.5 + ends[0]
-    # Bilinear interpolation mixes it in from centre to centre outside of it.
-    inside = np.flatnonzero((centres > -1) & (centres < size))
-    return slice(inside[0], inside[-1] + 1) if len(inside) else slice(0, 0)
-
-
 def draw_canvas(
-    width: int, height: int, ratio_range: tuple[float, float], prob: float
+    size: np.ndarray, ratio_range: tuple[float, float], prob: float
 ) -> np.ndarray:
     """Draw the corners of a canvas around an image as ``Expand`` does."""
     if np.random.uniform(0, 1) > prob:
-        return np.array((0, 0, width, height))
+        return np.array((0, 0, *size))
     ratio = np.random.uniform(*ratio_range)
-    left = int(np.random.uniform(0, width * ratio - width))
-    top = int(np.random.uniform(0, height * ratio - height))
-    size = np.array((int(width * ratio), int(height * ratio)))
-    corner = np.array((-left, -top))
-    return np.concatenate((corner, corner + size))
+    corner = -np.random.uniform(0, size * ratio - size).astype(int)
+    return np.concatenate((corner, corner + (size * ratio).astype(int)))
 
 
 def draw_patch(
-    width: int,
-    height: int,
+    canvas: np.ndarray,
     boxes: np.ndarray,
     min_ious: tuple[float, ...],
     min_crop_size: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a patch as mmdet's ``MinIoURandomCrop`` does, but many at once.
 
-    Args:
-        width: Of the canvas, pixels.
-        height: Of the canvas, pixels.
-        boxes: Corners ``(N, 4)`` in the canvas.
-        min_ious: Least IoU of the patch with every box, one of which, no
-            condition, or no crop is drawn.
-        min_crop_size: Least share of width and height.
-
     Returns:
-        Corners ``(4,)`` in the canvas, and the indices of the boxes that stay.
+        Corners ``(4,)`` in the canvas, and the indices of the boxes ``(N, 4)``
+        that stay.
     """
     while True:
         min_iou = np.random.choice((1, *min_ious, 0))
         if min_iou == 1:
-            return np.array((0, 0, width, height)), np.arange(len(boxes))
-        patches = _candidates(width, height, min_crop_size)
+            return canvas, np.arange(len(boxes))
+        patches = _candidates(canvas[2:] - canvas[:2], min_crop_size)
+        patches += np.tile(canvas[:2], 2)
         fits, inside = _conditions(patches, boxes, min_iou)
         if fits.any():
             first = fits.argmax()
             return patches[first], np.flatnonzero(inside[first])
 
 
-def _candidates(width: int, height: int, min_size: float) -> np.ndarray:
+def _candidates(size: np.ndarray, min_size: float) -> np.ndarray:
     """Draw the patches of one mode that have a permitted shape."""
-    size = np.array((width, height))
     sizes = np.random.uniform(min_size * size, size, (_TRIES, 2))
     # The second end is 1 in mmdet's code too, which leaves it to NumPy.
     corners = np.random.uniform(size - sizes, 1.0)

@@ -26,10 +26,9 @@ class SSDAugmentation(BaseTransform):
     Stands between ``LoadAnnotations`` and ``PackDetInputs``, for mmdet's
     ``PhotoMetricDistortion``, ``Expand``, ``MinIoURandomCrop``, ``Resize``
     (``keep_ratio=False``) and ``RandomFlip``, with their parameters and the
-    same distribution (the augmentation of SSD, arXiv:1512.02325). It draws
-    the geometry first, then reads the pixels that will be seen and no others,
-    so that the expanded image is never built, and distorts the colours of
-    the output instead of the original.
+    same distribution (the augmentation of SSD, arXiv:1512.02325). The
+    expanded image is never built, and only the output's colours distorted:
+    pixels differ from stock's by rounding.
 
     Args:
         scale: Size of the output in pixels, (width, height).
@@ -41,13 +40,8 @@ class SSDAugmentation(BaseTransform):
             distorted with it, as in mmdet's SSD configs, which distort last.
 
     Raises:
-        UserInputError: If an argument is out of its range; at a box that is
-            none; for images with masks or maps, which it does not handle.
-
-    Note:
-        The pixels differ from stock's by rounding: they are interpolated
-        before their colours are distorted, and in steps of a 32nd of a pixel
-        where the patch reaches beyond the image.
+        UserInputError: If an argument is out of its range, or there are
+            masks or maps, which it does not handle.
     """
 
     def __init__(
@@ -63,8 +57,8 @@ class SSDAugmentation(BaseTransform):
             raise UserInputError(
                 f'scale must be (width, height) in pixels, but got {scale!r}.'
             )
-        for size in scale:
-            check_number('scale', size, 1, integer=True)
+        for side in scale:
+            check_number('scale', side, 1, integer=True)
         check_number('flip_prob', flip_prob, 0, 1)
         self.scale = tuple(scale)
         self.flip_prob = flip_prob
@@ -75,24 +69,24 @@ class SSDAugmentation(BaseTransform):
 
     @autocast_box_type()
     def transform(self, results: dict) -> dict:
-        """Augment ``img`` ``(H, W, 3)``, 8 bit, and the boxes of ``results``.
-
-        Returns:
-            ``results`` with ``img`` as float32, not clipped, as stock's.
-        """
-        _check(results)
+        """Augment ``img`` ``(H, W, 3)``, float32 as stock's, and boxes."""
+        for key in ('gt_masks', 'gt_seg_map'):
+            if results.get(key) is not None:
+                raise UserInputError(
+                    f'SSDAugmentation handles boxes only, but there is {key}: '
+                    "use mmdet's transforms, or load without them."
+                )
         img = results['img']
         boxes = results['gt_bboxes'].tensor.numpy()
         geometry = self.draw(*img.shape[1::-1], boxes)
-        results['gt_bboxes'] = HorizontalBoxes(geometry.boxes(boxes))
+        kept = geometry.boxes(boxes[geometry.kept])
+        results['gt_bboxes'] = HorizontalBoxes(kept)
         for key in ('gt_bboxes_labels', 'gt_ignore_flags'):
             if key in results:
                 results[key] = results[key][geometry.kept]
         results['img'] = self.render(img, geometry)
         results['img_shape'] = results['img'].shape[:2]
-        results['scale'] = self.scale
         results['scale_factor'] = geometry.scale_factor
-        results['keep_ratio'] = False
         results['flip'] = geometry.flip
         results['flip_direction'] = 'horizontal' if geometry.flip else None
         return results
@@ -102,18 +96,13 @@ class SSDAugmentation(BaseTransform):
         canvas = np.array((0, 0, width, height))
         if self.expand:
             canvas = draw_canvas(
-                width, height, self.expand.ratio_range, self.expand.prob
+                canvas[2:], self.expand.ratio_range, self.expand.prob
             )
         patch, kept = canvas, np.arange(len(boxes))
         if self.crop:
-            corner = np.tile(canvas[:2], 2)
             patch, kept = draw_patch(
-                *(canvas[2:] - canvas[:2]),
-                boxes - corner,
-                self.crop.min_ious,
-                self.crop.min_crop_size,
+                canvas, boxes, self.crop.min_ious, self.crop.min_crop_size
             )
-            patch = patch + corner
         flip = bool(np.random.uniform(0, 1) < self.flip_prob)
         return Geometry(patch, self.scale, flip, kept)
 
@@ -122,49 +111,41 @@ class SSDAugmentation(BaseTransform):
         size = img.shape[1::-1]
         left, top, right, bottom = geometry.patch
         if min(left, top) >= 0 and right <= size[0] and bottom <= size[1]:
-            return self._distort(self._resize(img, geometry))
-        rows, columns = geometry.visible(*size)
-        seen = self._warp(img, geometry, rows, columns)
+            out = cv2.resize(img[top:bottom, left:right], self.scale)
+            return self._distort(cv2.flip(out, 1) if geometry.flip else out)
         out = np.empty((*self.scale[::-1], img.shape[2]), np.float32)
         out[:] = self.expand.mean
-        if self.distort_fill:
-            out[rows, columns] = seen
-            return self._distort(out)
-        out[rows, columns] = self._distort(seen)
-        return out
-
-    def _resize(self, img: np.ndarray, geometry: Geometry) -> np.ndarray:
-        left, top, right, bottom = geometry.patch
-        out = cv2.resize(img[top:bottom, left:right], self.scale)
-        return cv2.flip(out, 1) if geometry.flip else out
+        rows, columns = geometry.visible(*size)
+        if out[rows, columns].size:
+            seen = self._warp(img, geometry, rows, columns)
+            out[rows, columns] = (
+                seen if self.distort_fill else self._distort(seen)
+            )
+        return self._distort(out) if self.distort_fill else out
 
     def _warp(
         self, img: np.ndarray, geometry: Geometry, rows: slice, columns: slice
     ) -> np.ndarray:
         """Return the visible part of the output, at its borders mixed."""
-        matrix = geometry.matrix()
         start = (columns.start, rows.start)
+        matrix = geometry.matrix()
         matrix[:, 2] += matrix[:, :2] @ start
-        width, height = columns.stop - start[0], rows.stop - start[1]
-        if not width * height:
-            return np.empty((height, width, img.shape[2]), img.dtype)
         return cv2.warpAffine(
             img,
             matrix,
-            (width, height),
+            (columns.stop - start[0], rows.stop - start[1]),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=tuple(map(float, self.expand.mean)),
         )
 
     def _distort(self, img: np.ndarray) -> np.ndarray:
-        if self.photometric is None or not img.size:
+        if self.photometric is None:
             return img.astype(np.float32)
         return self.photometric.transform(dict(img=img))['img']
 
 
 def _stock(cls: type, arguments: dict | None) -> Any:
-    """Build mmdet's transform, which holds and checks its parameters."""
     try:
         return None if arguments is None else cls(**arguments)
     except (AssertionError, TypeError, ValueError) as error:
@@ -172,29 +153,3 @@ def _stock(cls: type, arguments: dict | None) -> Any:
             f"{arguments!r} are no arguments of mmdet's {cls.__name__}: "
             f'{error}.'
         ) from error
-
-
-def _check(results: dict) -> None:
-    """Raise unless there are an image and boxes, and only these."""
-    path = results.get('img_path', 'an image without a path')
-    for key in ('gt_masks', 'gt_seg_map'):
-        if results.get(key) is not None:
-            raise UserInputError(
-                f'SSDAugmentation handles boxes only, but {path} has {key}: '
-                "use mmdet's transforms, or load without them."
-            )
-    img = results['img']
-    if img.ndim != 3 or img.dtype != np.uint8:
-        raise UserInputError(
-            f'SSDAugmentation needs 8-bit colour images, but {path} is of '
-            f'shape {img.shape} and type {img.dtype}: put it right behind '
-            'LoadImageFromFile and LoadAnnotations.'
-        )
-    boxes = results['gt_bboxes'].tensor.numpy()
-    good = np.isfinite(boxes).all(1) & (boxes[:, 2:] >= boxes[:, :2]).all(1)
-    if not good.all():
-        raise UserInputError(
-            f'{path} has a malformed box, {boxes[~good][0].tolist()}: it must '
-            'be finite (left, top, right, bottom) with left <= right and '
-            'top <= bottom.'
-        )
