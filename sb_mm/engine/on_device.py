@@ -4,7 +4,7 @@ from mmengine.config import Config, ConfigDict
 
 from sb_mm.errors import UserInputError
 
-from .checks.options import check_own_arguments
+from .checks.options import apply_options
 
 _READING = ('LoadImageFromFile', 'Resize', 'CenterCrop')
 
@@ -38,7 +38,7 @@ def use_device_data(cfg: Config, channels_last: bool = False) -> None:
                 'OnDeviceAugmentation neither crops nor flips outside of '
                 f'training, but the pipeline of {name} does: leave that out.'
             )
-    check_own_arguments(cfg)
+    apply_options(cfg, {})  # it checks the arguments
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         _wrap(cfg[name])
 
