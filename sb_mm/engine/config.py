@@ -65,15 +65,10 @@ def read_config(path: str) -> Config:
     """Read a config file.
 
     Raises:
-        UserInputError: If it does not exist, is not Python, JSON or YAML, or
-            names a base or an import that is not there.
+        UserInputError: If it is not there or no config, or a base or an
+            import of it is not there.
     """
     path = find_config(str(path))
-    if not osp.isfile(path) and '::' not in path:
-        raise UserInputError(
-            f'The config {path} does not exist: give the path of a config '
-            'file, such as configs/ssd_sb_voc.py.'
-        )
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is code, and can raise anything
@@ -81,8 +76,8 @@ def read_config(path: str) -> Config:
         failed = isinstance(error, ImportError)
         reason = first_line(root_cause(error) if failed else error)
         raise UserInputError(
-            f'The config {path} cannot be read ({reason}): '
-            'correct it and the files and packages that it names.'
+            f'The config {path} cannot be read ({reason}): correct its path, '
+            'or it and the files and packages that it names.'
         ) from error
     if not cfg.get('model'):
         raise UserInputError(
@@ -132,8 +127,6 @@ def set_data_root(cfg: Config, root: str | None) -> None:
         _move_annotations(cfg, old, _find(root or old))
     for dataset in datasets:
         dataset.data_root = _find(root or dataset.data_root)
-    if root and 'data_root' in cfg:
-        cfg.data_root = _find(root)
 
 
 def _find(root: str | None) -> str | None:

@@ -1,5 +1,6 @@
 """Bad input gets one sentence and exit code 2, before a model is built."""
 
+import shlex
 import subprocess
 import sys
 
@@ -79,16 +80,17 @@ def test_an_mmpretrain_that_newer_transformers_break(
     _one_sentence(tool('train', MAIN), 'pip install "transformers<5"')
 
 
-@pytest.mark.parametrize('option', ['--data-root {}', 'data_root={}'])
-def test_a_missing_data_root_names_the_command(tool, tmp_path, option):
-    root = tmp_path / 'my devkit'
+@pytest.mark.parametrize(
+    ('option', 'folder'),
+    [('--data-root {}', 'my devkit'), ('--cfg-options data_root={}', 'VOC')],
+)
+def test_a_missing_data_root_names_the_command(tool, tmp_path, option, folder):
+    root = tmp_path / folder
     words = [word.format(root) for word in option.split()]
-    if len(words) == 1:
-        words.insert(0, '--cfg-options')
     _one_sentence(
         tool('train', MAIN, *words),
         f'{root}/VOC2007/ImageSets/Main/trainval.txt',
-        f"python tools/prepare_voc.py --out '{root}'",
+        f'python tools/prepare_voc.py --out {shlex.quote(str(root))}',
     )
 
 

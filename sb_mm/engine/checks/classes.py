@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
@@ -73,7 +73,7 @@ def check_equal(
         odd = sorted({*ours} ^ {*theirs})
         if not odd:
             where = 'at another place'
-            odd = [a for a, b in zip(ours, theirs, strict=False) if a != b]
+            odd = [a or b for a, b in zip_longest(ours, theirs) if a != b]
         raise UserInputError(
             f'{one} has the classes {listed(names)} and {other} '
             f'{listed(others)} ({first_few(odd)} {where}), and a label is a '

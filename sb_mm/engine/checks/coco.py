@@ -60,8 +60,8 @@ def _check_part(path: str, part: str, items: list[dict] | None) -> None:
             if not _is_valid(key, value := item.get(key)):
                 raise UserInputError(
                     f'{path} has {key} {shorten(repr(value))} in one of its '
-                    f'{part}: write integers as ids, text as names, and '
-                    'finite pixels as sizes and [x, y, width, height].'
+                    f'{part}: write an integer as id, a text as name, a '
+                    'number of pixels as size, [x, y, width, height] as bbox.'
                 )
     twice = [i for i, n in Counter(i['id'] for i in items).items() if n > 1]
     if twice:
