@@ -69,6 +69,11 @@ def read_config(path: str) -> Config:
             import of it is not there.
     """
     path = find_config(str(path))
+    if not osp.isfile(path) and '::' not in path:
+        raise UserInputError(
+            f'The config {path} does not exist: give the path of a config '
+            'file, such as configs/ssd_sb_voc.py.'
+        )
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is code, and can raise anything
@@ -76,8 +81,8 @@ def read_config(path: str) -> Config:
         failed = isinstance(error, ImportError)
         reason = first_line(root_cause(error) if failed else error)
         raise UserInputError(
-            f'The config {path} cannot be read ({reason}): correct its path, '
-            'or it and the files and packages that it names.'
+            f'The config {path} cannot be read ({reason}): '
+            'correct it and the files and packages that it names.'
         ) from error
     if not cfg.get('model'):
         raise UserInputError(

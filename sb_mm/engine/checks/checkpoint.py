@@ -141,8 +141,9 @@ def _check_classes(cfg: Config, path: str, content: dict) -> None:
         known = (given_classes(open_dataset(d)) for d in datasets)
         wanted = next(filter(None, known), [])
     if saved and wanted:
-        lists = (path, [*map(str, saved)]), ('the dataset', wanted)
-        check_equal(lists, 'use the config and data that it was trained with')
+        mine = f'The checkpoint {path}', [*map(str, saved)]
+        remedy = 'use the config and data that it was trained with'
+        check_equal([mine, ('the dataset', wanted)], remedy)
 
 
 def _skeleton(cfg: Config) -> nn.Module:

@@ -83,11 +83,15 @@ def check_data(
         str(dict(config, pipeline=None)): dataset
         for loader, config, dataset in found
         if loader in loaders and dataset is not None
-    }.values()
+    }
     # The evaluators of other loaders do not matter.
     other = {'val_evaluator', 'test_evaluator'}
     other -= {name.replace('dataloader', 'evaluator') for name in loaders}
     cfg = Config({k: v for k, v in cfg.items() if k not in other})
+    _check_files(cfg, datasets.values())
+
+
+def _check_files(cfg: Config, datasets: Collection[BaseDataset]) -> None:
     print_log('Checking the data; train and test have --no-check.', 'current')
     for dataset in datasets:
         _checker_of(dataset)(cfg, dataset)

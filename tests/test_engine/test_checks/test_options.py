@@ -17,6 +17,8 @@ from sb_mm.errors import UserInputError
 
 from ..conftest import CUSTOM, MAIN, REPOSITORY
 
+pytest.importorskip('mmpretrain')
+
 CIFAR = 'configs/cifar10/mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py'
 VOC = Config.fromfile(MAIN)
 REFUSED = {
@@ -108,7 +110,8 @@ def test_a_classifiers_names_are_those_of_its_hosts_constructors():
     apply_options(cfg, {'model.train_cfg.augments': augments})
     assert cfg.model.train_cfg.augments == augments
     # A loop without a type, too.
-    cfg.train_cfg = dict(by_epoch=False, max_iters=3)
+    loop = dict(_delete_=True, by_epoch=False, max_iters=3)
+    apply_options(cfg, dict(train_cfg=loop))
     with pytest.raises(UserInputError, match='did you mean val_begin'):
         apply_options(cfg, {'train_cfg.val_begn': 3})
     intervals = {'train_cfg.dynamic_intervals': [(150, 1)]}
