@@ -41,6 +41,8 @@ from .coco import box_notes, check_categories, read_coco
 
 # Images that are decoded of a class folder, and of a list of images.
 _PER_FOLDER, _PER_LIST = 2, 1000
+# Images that take so long that whoever waits is told.
+_MANY = 2000
 _OTHER_SIZE = 'images have another size than their annotation file says'
 _TURNED = (
     'images have an EXIF tag and are turned by it, but not their boxes, '
@@ -92,7 +94,6 @@ def check_data(
 
 
 def _check_files(cfg: Config, datasets: Collection[BaseDataset]) -> None:
-    print_log('Checking the data; train and test have --no-check.', 'current')
     for dataset in datasets:
         _checker_of(dataset)(cfg, dataset)
     folders = [(d.img_prefix, f) for d in datasets if (f := class_folders(d))]
@@ -122,7 +123,13 @@ def _check_images(
     def check(path: str) -> tuple[ImageHeader, tuple[int, int]]:
         return read_header(path, deep=deep), decode(path, reader)
 
+    _announce(len(paths))
     return collect(check, paths)
+
+
+def _announce(count: int) -> None:
+    if count > _MANY:
+        print_log(f'Decoding {count:,} images; --no-check leaves it out.')
 
 
 def _check_voc(cfg: Config, dataset: BaseDataset) -> None:
@@ -131,6 +138,7 @@ def _check_voc(cfg: Config, dataset: BaseDataset) -> None:
     with hosts_errors(type(dataset).__name__):
         dataset.full_init()
     check_class_count(cfg, dataset.metainfo['classes'])
+    _announce(len(dataset))
     dataset.check_images()
 
 
