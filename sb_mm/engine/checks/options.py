@@ -77,9 +77,9 @@ def apply_options(cfg: Config, options: Mapping[str, object]) -> None:
         for path, node in nodes(cfg._cfg_dict):
             old = {key for key in node if f'{path}.{key}' in before}
             own = str(node.get('type')).startswith('sb_mm.')
-            for key in node if path else ():
-                if own or key not in old:
-                    _check_key(path, key, node, old - {key})
+            new = [key for key in node if own or key not in old]
+            if path and new:
+                _check_keys(path, node, new, old)
 
 
 def check_values(cfg: Config, loaders: Sequence[str]) -> None:
@@ -155,24 +155,28 @@ def _check_top(cfg: Config, key: str) -> None:
     _refuse('the config', key, read, places)
 
 
-def _check_key(path: str, key: str, node: dict, old: set[str]) -> None:
-    """Raise if nothing reads ``key`` of ``node``, which has the old ones."""
+def _check_keys(path: str, node: dict, new: list[str], old: set[str]) -> None:
+    """Raise if nothing reads one of the new keys of a part of a config."""
     kind = node.get('type')
     if not kind and path.split('.')[-1] in _TYPED:
         raise UserInputError(
-            f'--cfg-options {path}.{key}: the config has no {path}. Use a '
+            f'--cfg-options {path}.{new[0]}: the config has no {path}. Use a '
             f'config that has one, or give {path}.type too.'
         )
     by_iter = path == 'train_cfg' and not node.get('by_epoch', True)
     default = 'IterBasedTrainLoop' if by_iter else _DEFAULTS.get(path)
     reader = find_class(kind) if kind else find_class(default) or default
-    if (accepted := reader and arguments_of(reader)) is None:
-        # Without a type, anybody may read it: only a slip is certain.
-        slips = [] if kind else get_close_matches(key, old, 3, 0.84)
-        if slips:
-            _refuse(path, key, old, slips)
-    elif key not in accepted:
-        _refuse(f'{path} ({kind})' if kind else path, key, accepted | old)
+    accepted = arguments_of(reader) if reader else None
+    for key in new:
+        others = old - {key}
+        if accepted is None:
+            # Without a type, anybody may read it: only a slip is certain.
+            slips = [] if kind else get_close_matches(key, others, 3, 0.84)
+            if slips:
+                _refuse(path, key, others, slips)
+        elif key not in accepted:
+            label = f'{path} ({kind})' if kind else path
+            _refuse(label, key, accepted | others)
 
 
 def _refuse(
