@@ -1,11 +1,14 @@
 """Parts of a config or of a runner, on their own."""
 
 import copy
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from inspect import isclass
 
+from mmengine import registry
 from mmengine.config import Config
 from mmengine.model import BaseModel, is_model_wrapper
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS, DefaultScope, Registry
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
@@ -17,12 +20,33 @@ def scope_of(cfg: Config) -> AbstractContextManager:
     return DefaultScope.overwrite_default_scope(scope)
 
 
-def build_model(cfg: Config) -> BaseModel:
-    """Return a config's model, with whatever weights, as the runner builds it.
+def find_class(name: object) -> type | None:
+    """Look a config's ``type`` up in every registry of MMEngine."""
+    if isclass(name):
+        return name
+    scope = DefaultScope.get_current_instance().scope_name
+    for root in vars(registry).values():
+        if isinstance(root, Registry) and isinstance(name, str):
+            found = root.get(f'{scope}.{name}') or root.get(name)
+            if isclass(found):
+                return found
+    return None
 
-    Args:
-        cfg: A whole config; not changed.
-    """
+
+def nodes(node: object, path: str = '') -> Iterator[tuple[str, dict]]:
+    """Yield every dict of a config and its dotted path."""
+    if isinstance(node, dict):
+        yield path, node
+    elif isinstance(node, (list, tuple)):
+        node = dict(enumerate(node))
+    else:
+        return
+    for key, child in node.items():
+        yield from nodes(child, f'{path}.{key}' if path else str(key))
+
+
+def build_model(cfg: Config) -> BaseModel:
+    """Return the model that the runner would build, with any weights."""
     model = copy.deepcopy(cfg.model)
     # In the configs of mmpretrain it stands beside the model.
     if cfg.get('data_preprocessor'):
@@ -32,12 +56,7 @@ def build_model(cfg: Config) -> BaseModel:
 
 
 def build_loader(cfg: Config, name: str) -> DataLoader:
-    """Return a config's dataloader, without dataloader workers.
-
-    Args:
-        cfg: A whole config.
-        name: Such as ``'test_dataloader'``.
-    """
+    """Return ``cfg.test_dataloader`` or another, without its workers."""
     settings = dict(cfg[name], num_workers=0, persistent_workers=False)
     settings.pop('prefetch_factor', None)  # of the dataloader workers
     with scope_of(cfg):

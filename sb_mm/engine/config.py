@@ -12,7 +12,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from sb_mm.errors import UserInputError, first_line, root_cause
 from sb_mm.files import find_config, product_root
 
-from .checks.options import apply_options, check_own_arguments
+from .checks.options import apply_options
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -34,8 +34,8 @@ def load_config(
         launcher: Of several processes: none, pytorch, slurm or mpi.
 
     Raises:
-        UserInputError: If the config does not exist or cannot be read, or an
-            option or a setting of a class of sb_mm names nothing.
+        UserInputError: If the config cannot be read, or an option or an
+            argument of a class of sb_mm names nothing.
     """
     cfg = read_config(path)
     scope = cfg.get('default_scope')
@@ -51,19 +51,13 @@ def load_config(
     # On its own, the variable would reach no loader.
     root = data_root or options.pop('data_root', None)
     apply_options(cfg, options)
-    check_own_arguments(cfg)
     # See ResumedScheduleHook.
-    named = [key for key in options if key.startswith('param_scheduler')]
-    cfg.schedule_named = bool(named)
+    cfg.schedule_named = any(k.startswith('param_scheduler') for k in options)
     set_data_root(cfg, root)
     cfg.launcher = launcher
     # Priority as in mmdet: option, config, name of the config file.
     default = osp.join('./work_dirs', Path(path).stem)
     cfg.work_dir = work_dir or cfg.get('work_dir') or default
-    if osp.isfile(cfg.work_dir):
-        raise UserInputError(
-            f'--work-dir {cfg.work_dir} is a file: give a folder.'
-        )
     return cfg
 
 
@@ -71,8 +65,8 @@ def read_config(path: str) -> Config:
     """Read a config file.
 
     Raises:
-        UserInputError: If it does not exist, is not Python, JSON or YAML, or
-            names a base or an import that is not there.
+        UserInputError: If it is not there or no config, or a base or an
+            import of it is not there.
     """
     path = find_config(str(path))
     if not osp.isfile(path) and '::' not in path:
@@ -115,22 +109,29 @@ def _leaves(dataset: ConfigDict) -> Iterator[ConfigDict]:
         yield from _leaves(child)
 
 
+def metrics_of(cfg: Config) -> Iterator[tuple[str, dict]]:
+    """Yield (setting's name, config) of each metric."""
+    for name in ('val_evaluator', 'test_evaluator'):
+        metrics = cfg.get(name) or []
+        if isinstance(metrics, dict):
+            yield name, metrics
+        else:
+            yield from ((f'{name}.{i}', m) for i, m in enumerate(metrics))
+
+
 def set_data_root(cfg: Config, root: str | None) -> None:
     """Let every loader and the evaluators' annotation files use one folder.
 
     Args:
         cfg: Changed in place.
-        root: Of the data; those of the config if None. Relative ones are
-            found from any working directory: what is not below that, but
-            below the repository of sb_mm, is taken from there.
+        root: Of the data; those of the config if None. What is not below the
+            working directory is looked for below the repository of sb_mm.
     """
     datasets = [d for _, d in dataset_configs(cfg) if root or 'data_root' in d]
     for old in {d.get('data_root') for d in datasets}:
         _move_annotations(cfg, old, _find(root or old))
     for dataset in datasets:
         dataset.data_root = _find(root or dataset.data_root)
-    if root and 'data_root' in cfg:
-        cfg.data_root = _find(root)
 
 
 def _find(root: str | None) -> str | None:
@@ -140,10 +141,8 @@ def _find(root: str | None) -> str | None:
 
 def _move_annotations(cfg: Config, old: str | None, new: str | None) -> None:
     """COCO-like evaluators name an annotation file of their own."""
-    for name in ('val_evaluator', 'test_evaluator'):
-        found = cfg.get(name) or []
-        for evaluator in [found] if isinstance(found, dict) else found:
-            file = evaluator.get('ann_file')
-            if old and file and file.startswith(old):
-                relative = file.removeprefix(old).lstrip('/')
-                evaluator['ann_file'] = osp.join(new, relative)
+    for _, metric in metrics_of(cfg):
+        file = metric.get('ann_file')
+        if old and file and file.startswith(old):
+            relative = file.removeprefix(old).lstrip('/')
+            metric['ann_file'] = osp.join(new, relative)

@@ -1,5 +1,6 @@
 """Bad input gets one sentence and exit code 2, before a model is built."""
 
+import shlex
 import subprocess
 import sys
 
@@ -80,21 +81,16 @@ def test_an_mmpretrain_that_newer_transformers_break(
 
 
 @pytest.mark.parametrize(
-    ('option', 'folder', 'quote'),
-    [
-        ('--data-root {}', 'my devkit', "'"),
-        ('--cfg-options data_root={}', 'VOC', ''),
-    ],
+    ('option', 'folder'),
+    [('--data-root {}', 'my devkit'), ('--cfg-options data_root={}', 'VOC')],
 )
-def test_a_missing_data_root_names_the_command(
-    tool, tmp_path, option, folder, quote
-):
+def test_a_missing_data_root_names_the_command(tool, tmp_path, option, folder):
     root = tmp_path / folder
     words = [word.format(root) for word in option.split()]
     _one_sentence(
         tool('train', MAIN, *words),
         f'{root}/VOC2007/ImageSets/Main/trainval.txt',
-        f'python tools/prepare_voc.py --out {quote}{root}{quote}',
+        f'python tools/prepare_voc.py --out {shlex.quote(str(root))}',
     )
 
 
@@ -104,40 +100,34 @@ def broken(devkit):
     (devkit / 'JPEGImages/a.jpg').unlink()
 
 
-BFLOAT16 = (
-    'optim_wrapper.type=AmpOptimWrapper',
-    'optim_wrapper.dtype=bfloat16',
-)
-SYNC_BN = ('--launcher', 'pytorch', '--cfg-options')
+NEEDS_GPU = {
+    '--amp': '(--amp) needs a GPU',
+    '--cfg-options optim_wrapper.type=AmpOptimWrapper': 'AmpOptimWrapper',
+    '--cfg-options val_cfg.fp16=True': 'val_cfg.fp16 needs a GPU',
+    '--launcher pytorch --cfg-options sync_bn=torch': 'needs GPUs',
+    '--launcher pytorch --cfg-options model.backbone.norm_cfg.type=SyncBN': (
+        'SyncBN in several processes needs GPUs'
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ('options', 'words'),
-    [
-        (['--amp'], ['--amp', 'GPU']),
-        (['--cfg-options', *BFLOAT16], ['AmpOptimWrapper', 'needs a GPU']),
-        (['--cfg-options', 'val_cfg.fp16=True'], ['val_cfg.fp16', 'a GPU']),
-        ([*SYNC_BN, 'sync_bn=torch'], ['SyncBN', 'needs GPUs']),
-        ([*SYNC_BN, 'model.backbone.norm_cfg.type=SyncBN'], ['needs GPUs']),
-    ],
-    ids=['--amp', 'bfloat16', 'fp16', 'sync_bn', 'norm_cfg'],
-)
+@pytest.mark.parametrize(('options', 'words'), NEEDS_GPU.items())
 @pytest.mark.usefixtures('broken')
 def test_what_needs_a_gpu_is_refused_before_the_data_are_looked_at(
     tool, config, monkeypatch, options, words
 ):
     monkeypatch.setattr(runner, 'get_device', lambda: 'cpu')
-    _one_sentence(tool('train', config, *options), *words)
+    _one_sentence(tool('train', config, *options.split()), words)
 
 
 @pytest.mark.parametrize(
     ('name', 'options', 'rank', 'checked'),
     [
-        ('train', [], '1', True),  # of something else
-        ('train', ['--no-check'], '0', False),
-        ('test', ['--no-check'], '0', False),
-        ('train', ['--launcher', 'pytorch'], '0', True),
-        ('test', ['--launcher', 'pytorch'], '1', False),
+        ('train', '', '1', True),  # of something else
+        ('train', '--no-check', '0', False),
+        ('test x.pth', '--no-check', '0', False),
+        ('train', '--launcher pytorch', '0', True),
+        ('test x.pth', '--launcher pytorch', '1', False),
     ],
 )
 @pytest.mark.usefixtures('broken')
@@ -149,7 +139,8 @@ def test_only_the_first_process_checks_and_only_if_it_shall(
 
     monkeypatch.setattr(runner, 'build_runner', build)
     monkeypatch.setenv('RANK', rank)
-    argv = [name, config, *(['x.pth'] if name == 'test' else []), *options]
+    name, *checkpoint = name.split()
+    argv = [name, config, *checkpoint, *options.split()]
     if checked:
         _one_sentence(tool(*argv), 'a (no image)')
     else:
@@ -166,7 +157,7 @@ def test_the_exit_code_reaches_the_shell(tmp_path):
 
 
 def test_a_work_dir_that_is_a_file(tool, config):
-    _one_sentence(tool('train', config, '--work-dir', config), 'is a file')
+    _one_sentence(tool('train', config, '--work-dir', config), str(config))
 
 
 @pytest.mark.parametrize('out', ['file/x.pkl', 'x.json'])

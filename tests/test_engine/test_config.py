@@ -23,7 +23,6 @@ def test_the_data_root_reaches_every_loader():
         ('val_dataloader', 'elsewhere'),
         ('test_dataloader', 'elsewhere'),
     ]
-    assert cfg.data_root == 'elsewhere'
 
 
 def _coco(root):

@@ -4,7 +4,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from sb_mm.datasets.images import open_regular
 from sb_mm.errors import UserInputError, first_few, first_line, shorten
@@ -15,16 +14,21 @@ _REMEDY = (
     'give the annotation file of a dataset in the format of COCO, in UTF-8 '
     'without a byte order mark'
 )
-_UNKNOWN = 'objects belong to no image in their file and are left out'
 _EMPTY = (
-    'boxes are left out, as mmdet does with those outside of the image, of '
-    'less than a pixel, or without area'
+    'objects are left out, as mmdet does with those of no image in the file, '
+    'outside of it, of less than a pixel, or without area'
 )
 _BEYOND = (
     'boxes reach beyond their image, and mmdet does not clip them (correct '
     'the boxes, or the width and height of the images)'
 )
 _OTHERS = 'objects are left out, of categories not in metainfo.classes'
+# What mmdet reads.
+_KEYS = dict(
+    images=('id', 'file_name', 'width', 'height'),
+    categories=('id', 'name'),
+    annotations=('id', 'image_id', 'category_id', 'bbox', 'area'),
+)
 
 
 def read_coco(path: str) -> dict[str, list[dict]]:
@@ -36,15 +40,11 @@ def read_coco(path: str) -> dict[str, list[dict]]:
     try:
         with open_regular(path, f'{_REMEDY}, or set --data-root') as file:
             content = json.loads(file.read().decode())
-        for part, keys in _COCO.items():
-            _check_part(path, part, content[part], keys)
-    except KeyError as error:
-        raise UserInputError(
-            f'{path} lacks {error.args[0]}: {_REMEDY}.'
-        ) from None
+        for part in _KEYS:
+            _check_part(path, part, content.get(part))
     except UserInputError:
         raise
-    except (ValueError, TypeError, RecursionError) as error:
+    except (AttributeError, ValueError, TypeError, RecursionError) as error:
         raise UserInputError(
             f'{path} is not JSON in that form ({first_line(error)}): '
             f'{_REMEDY}.'
@@ -52,19 +52,16 @@ def read_coco(path: str) -> dict[str, list[dict]]:
     return content
 
 
-def _check_part(
-    path: str, part: str, items: list[dict], keys: dict[str, tuple]
-) -> None:
+def _check_part(path: str, part: str, items: list[dict] | None) -> None:
     if not items:
         raise UserInputError(f'{path} has no {part}: {_REMEDY}.')
     for item in items:
-        for key, (is_valid, wanted) in keys.items():
-            if key not in item:
-                raise KeyError(f'{key!r} in one of its {part}')
-            if not is_valid(item[key]):
+        for key in _KEYS[part]:
+            if not _is_valid(key, value := item.get(key)):
                 raise UserInputError(
-                    f'{path} has {key} {shorten(repr(item[key]))} in one of '
-                    f'its {part}: write {wanted}.'
+                    f'{path} has {key} {shorten(repr(value))} in one of its '
+                    f'{part}: write an integer as id, a text as name, a '
+                    'number of pixels as size, [x, y, width, height] as bbox.'
                 )
     twice = [i for i, n in Counter(i['id'] for i in items).items() if n > 1]
     if twice:
@@ -103,7 +100,8 @@ def box_notes(
     notes = []
     for item in content['annotations']:
         name = names.get(item['category_id'], str(item['category_id']))
-        size = sizes.get(item['image_id'])
+        # No box lies inside of an image that is not there.
+        size = sizes.get(item['image_id'], (-math.inf, 0))
         note = _note_of(item, size) if name in classes else _OTHERS
         notes.append((note, name if note == _OTHERS else path))
     if not any(note in ('', _BEYOND) for note, _ in notes):
@@ -114,9 +112,7 @@ def box_notes(
     return [pair for pair in notes if pair[0]]
 
 
-def _note_of(item: dict, size: tuple[float, float] | None) -> str:
-    if size is None:
-        return _UNKNOWN
+def _note_of(item: dict, size: tuple[float, float]) -> str:
     x, y, w, h = item['bbox']
     inside = -w < x < size[0] and -h < y < size[1]
     if not inside or min(w, h) < 1 or item['area'] <= 0:
@@ -126,25 +122,16 @@ def _note_of(item: dict, size: tuple[float, float] | None) -> str:
     return _BEYOND if beyond else ''
 
 
-def _is_number(value: Any) -> bool:
+def _is_valid(key: str, value: object) -> bool:
+    if key in ('file_name', 'name'):
+        return isinstance(value, str)
+    if key == 'bbox':
+        is_four = isinstance(value, list) and len(value) == 4
+        return is_four and all(map(_is_number, value))
+    if key in ('width', 'height', 'area'):
+        return _is_number(value) and (value > 0 or key == 'area')
+    return isinstance(value, (int, str))
+
+
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _is_box(value: Any) -> bool:
-    is_four = isinstance(value, list) and len(value) == 4
-    return is_four and all(map(_is_number, value))
-
-
-_ID = (lambda value: isinstance(value, (int, str))), 'an integer'
-_TEXT = (lambda value: isinstance(value, str)), 'a text'
-_LENGTH = (lambda v: _is_number(v) and v > 0), 'a number of pixels'
-_AREA = _is_number, 'a finite number'
-_BOX = _is_box, '[x, y, width, height], finite numbers in pixels'
-# What mmdet reads, what is valid, and how that is called.
-_COCO = dict(
-    images=dict(id=_ID, file_name=_TEXT, width=_LENGTH, height=_LENGTH),
-    categories=dict(id=_ID, name=_TEXT),
-    annotations=dict(
-        id=_ID, image_id=_ID, category_id=_ID, bbox=_BOX, area=_AREA
-    ),
-)

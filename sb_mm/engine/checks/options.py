@@ -6,252 +6,177 @@ data were looked at (``model.backbone.lamda_init=0.5``).
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import Parameter, getsource, isclass, signature
 
-from mmengine import registry
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.optim import OptimWrapper
-from mmengine.registry import DefaultScope, Registry
-from mmengine.runner import (
-    EpochBasedTrainLoop,
-    IterBasedTrainLoop,
-    LogProcessor,
-    Runner,
-    TestLoop,
-    ValLoop,
-)
+from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from sb_mm.arguments import check_choice, check_number
-from sb_mm.errors import UserInputError, first_few
+from sb_mm.errors import UserInputError, first_few, shorten
 
-from ..build import scope_of
+from ..build import find_class, nodes, scope_of
 
 # What MMEngine takes out of a config before a constructor sees the rest.
 _TAKEN_OUT = {
-    *('type', '_delete_', '_scope_', 'by_epoch', 'convert_to_iter_based'),
-    *('constructor', 'paramwise_cfg', 'num_batch_per_epoch', 'priority'),
-    'requires_grad',
+    *('type', '_scope_', 'by_epoch', 'convert_to_iter_based', 'constructor'),
+    *('paramwise_cfg', 'num_batch_per_epoch', 'priority', 'requires_grad'),
+    'override',
 }
-# What MMEngine makes of settings that need no type.
-_READERS: dict[str, list[Callable]] = {
-    'train_dataloader': [DataLoader],
-    'val_dataloader': [DataLoader],
-    'test_dataloader': [DataLoader],
-    'train_cfg': [EpochBasedTrainLoop, IterBasedTrainLoop],
-    'val_cfg': [ValLoop],
-    'test_cfg': [TestLoop],
-    'optim_wrapper': [OptimWrapper],
-    'log_processor': [LogProcessor],
-    'randomness': [Runner.set_randomness],
+# What MMEngine makes of settings without a type.
+_DEFAULTS = {
+    'train_dataloader': DataLoader,
+    'val_dataloader': DataLoader,
+    'test_dataloader': DataLoader,
+    'train_cfg': 'EpochBasedTrainLoop',
+    'val_cfg': 'ValLoop',
+    'test_cfg': 'TestLoop',
+    'optim_wrapper': 'OptimWrapper',
+    'log_processor': 'LogProcessor',
+    'randomness': Runner.set_randomness,
 }
-# What it reads of others, such as auto_scale_lr.get('enable').
-_WORDS = set(re.findall(r"'(\w+)'", getsource(Runner)))
-# The least that whole numbers can be.
+# The least that numbers can be; whole ones, but for the last.
 _LEAST = {
-    **{
-        f'train_cfg.{key}': 1
-        for key in ('max_epochs', 'max_iters', 'val_interval')
-    },
+    'train_cfg.max_epochs': 1,
+    'train_cfg.max_iters': 1,
+    'train_cfg.val_interval': 1,
     'train_cfg.val_begin': 0,
     'optim_wrapper.accumulative_counts': 1,
     'default_hooks.logger.interval': 1,
     'default_hooks.checkpoint.max_keep_ckpts': -1,
     'randomness.seed': 0,
+    'optim_wrapper.optimizer.lr': 0,
 }
 _LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')
 # Arguments that are configs: what is new there must say what it configures.
 _TYPED = ('attention', 'attention_conv_cfg', 'conv_cfg', 'norm_cfg', 'act_cfg')
 
 
-def apply_options(cfg: Config, options: dict[str, object]) -> None:
-    """Merge ``key=value`` options into a config.
-
-    Args:
-        cfg: Changed in place.
-        options: Values by dotted keys, ``model.backbone.widen_factor``.
+def apply_options(cfg: Config, options: Mapping[str, object]) -> None:
+    """Merge ``key=value`` options into a config, in place, and check it.
 
     Raises:
-        UserInputError: If a key neither exists nor is an argument of what is
-            configured there; names the closest ones.
+        UserInputError: If a key is new and no argument of what is configured
+            there, or one of sb_mm's classes has no such argument; names the
+            closest ones.
     """
+    before = _settings(cfg)
     with scope_of(cfg):
-        for key in options:
-            _check_key(cfg, key, options)
-    try:
-        cfg.merge_from_dict(options)
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserInputError(
-            f'--cfg-options {options} do not fit the config ({error}): use '
-            'the names of its settings.'
-        ) from error
-
-
-def check_own_arguments(cfg: Config) -> None:
-    """Check what a config gives to the classes of sb_mm.
-
-    Raises:
-        UserInputError: If one of them has no such argument.
-    """
-    with scope_of(cfg):
+        for path in options:
+            _check_top(cfg, path.split('.')[0])
+        try:
+            cfg.merge_from_dict(options)
+        except (KeyError, TypeError, IndexError) as error:
+            raise UserInputError(
+                f'--cfg-options {options} do not fit the config ({error}): '
+                'use the names of its settings.'
+            ) from error
         for path, node in nodes(cfg._cfg_dict):
-            if str(node.get('type')).startswith('sb_mm.'):
-                for key in node:
-                    _check_new(path, key, dict(type=node['type']), {})
+            old = {key for key in node if f'{path}.{key}' in before}
+            own = str(node.get('type')).startswith('sb_mm.')
+            new = [key for key in node if own or key not in old]
+            if path and new:
+                _check_keys(path, node, new, old)
 
 
 def check_values(cfg: Config, loaders: Sequence[str]) -> None:
-    """Check values at which MMEngine stops only when it builds its parts.
-
-    Args:
-        cfg: A whole config.
-        loaders: Names of the dataloaders that are used.
+    """Check hooks and numbers at which MMEngine stops when it builds them.
 
     Raises:
-        UserInputError: If a hook is unknown, or a number is not possible.
+        UserInputError: If one is not possible; of the given dataloaders only.
     """
     _check_hooks(cfg)
-    least = dict(_LEAST)
+    values, least = _settings(cfg), dict(_LEAST)
     for name in loaders:
         least |= {f'{name}.batch_size': 1, f'{name}.num_workers': 0}
+        for key in ('prefetch_factor', 'persistent_workers'):
+            value = values.get(f'{name}.{key}')
+            if value and not values.get(f'{name}.num_workers'):
+                raise UserInputError(
+                    f'{name}.{key}={value} needs dataloader workers: '
+                    f'set {name}.{key}=None, or num_workers above 0.'
+                )
     for path, low in least.items():
-        if (value := _value(cfg, path)) is not None:
-            check_number(path, value, low, integer=True)
-    if (lr := _value(cfg, 'optim_wrapper.optimizer.lr')) is not None:
-        check_number('optim_wrapper.optimizer.lr', lr, 0)
+        if (value := values.get(path)) is not None:
+            check_number(path, value, low, integer=path[-3:] != '.lr')
     level = cfg.get('log_level') or 'INFO'
     if not isinstance(level, int):
         check_choice('log_level', level, _LEVELS)
-    for name in loaders:
-        loader = cfg.get(name) or {}
-        for key in ('prefetch_factor', 'persistent_workers'):
-            if loader.get(key) and not loader.get('num_workers'):
-                raise UserInputError(
-                    f'{name}.{key}={loader[key]} needs dataloader workers: '
-                    f'set {name}.{key}=None, or num_workers above 0.'
-                )
 
 
-def _value(cfg: Config, path: str) -> object:
-    """Return what a config has at a dotted path, or None."""
-    node: object = cfg._cfg_dict
-    for key in path.split('.'):
-        node = node.get(key) if isinstance(node, dict) else None
-    return node
+def _settings(cfg: Config) -> dict[str, object]:
+    """Return every value of a config by its dotted path."""
+    parts = nodes(cfg._cfg_dict)
+    return {f'{path}.{k}': v for path, node in parts for k, v in node.items()}
 
 
 def _check_hooks(cfg: Config) -> None:
     custom = cfg.get('custom_hooks') or []
-    if not isinstance(custom, (list, tuple)):
-        raise UserInputError(
-            f'custom_hooks is {custom}, but must be a list of hooks, such as '
-            "[dict(type='EMAHook')]."
-        )
-    default = cfg.get('default_hooks') or {}
-    for hook in (*custom, *default.values()):
-        if isinstance(hook, str):
-            raise UserInputError(
-                f"The hook {hook!r} must be written dict(type='{hook}')."
-            )
-        kind = hook.get('type') if isinstance(hook, dict) else hook
+    listed = isinstance(custom, (list, tuple))
+    default = (cfg.get('default_hooks') or {}).values()
+    for hook in (*(custom if listed else [custom]), *default):
+        kind = hook.get('type') if isinstance(hook, dict) else None
         with scope_of(cfg):
-            cls = _find_class(kind)
-        known = cls and issubclass(cls, Hook)
-        if not known and not isinstance(hook, Hook | None):
+            cls = find_class(kind) or type(hook)
+        if not listed or not (hook is None or issubclass(cls, Hook)):
             raise UserInputError(
-                f'The hook {kind} is unknown: correct the type, or name the '
-                'module that defines it in custom_imports.'
+                f'{shorten(str(hook))} is no hook: write custom_hooks as '
+                "[dict(type='EMAHook')], and name the module that defines "
+                'the type in custom_imports.'
             )
-
-
-def nodes(node: object, path: str = '') -> Iterator[tuple[str, dict]]:
-    """Yield every dict of a config and its dotted path."""
-    if isinstance(node, dict):
-        yield path, node
-    elif isinstance(node, (list, tuple)):
-        node = dict(enumerate(node))
-    else:
-        return
-    for key, child in node.items():
-        yield from nodes(child, f'{path}.{key}' if path else str(key))
-
-
-def _check_key(cfg: Config, path: str, options: dict) -> None:
-    node: object = cfg._cfg_dict
-    keys = path.split('.')
-    _check_top(cfg, keys[0])
-    for i, key in enumerate(keys):
-        name = '.'.join(keys[:i])
-        if isinstance(node, (list, tuple)) and key.isdigit():
-            node = node[int(key)] if int(key) < len(node) else None
-        elif not isinstance(node, dict):
-            return  # MMEngine has a message for it
-        elif key in node:
-            node = node[key]
-        else:
-            if name:
-                _check_new(name, key, node, options)
-            node = {}
 
 
 def _check_top(cfg: Config, key: str) -> None:
     """Raise if MMEngine's runner does not read a key of the top level."""
-    kind = _find_class(cfg.get('runner_type')) or Runner
+    kind = find_class(cfg.get('runner_type')) or Runner
     read = {'runner_type', *signature(kind.__init__).parameters}
-    # It takes many of them from its config, such as cfg.get('sync_bn').
-    read |= set(re.findall(r"cfg\.get\(\s*'(\w+)'", getsource(kind)))
+    # It takes some of them from its config, such as self.cfg.get('sync_bn').
+    read |= set(re.findall(r"self\.cfg\.get\(\s*'(\w+)'", getsource(kind)))
     if key in read:
         return
-    parts = list(nodes(cfg._cfg_dict))
+    # Written without its path, or a variable that the file made use of.
+    places = [
+        path
+        for path, value in _settings(cfg).items()
+        if path.split('.')[0] in read
+        and (path.split('.')[-1] == key or key in cfg and value == cfg[key])
+    ]
     if key in cfg:
-        value = cfg._cfg_dict[key]
-        copies = [
-            f'{path}.{k}'
-            for path, node in parts
-            for k, v in node.items()
-            if path.split('.')[0] in read and v == value
-        ]
-        instead = f'set {first_few(copies)}' if copies else 'change the file'
+        instead = f'set {first_few(places)}' if places else 'change the file'
         raise UserInputError(
             f'--cfg-options {key}: this variable was used when the config '
             f'file was read, and nothing reads it later; {instead}.'
         )
-    # Written without its path, or misspelt.
-    deeper = [f'{path}.{key}' for path, node in parts if key in node]
     if key == 'classes':
-        deeper = ['metainfo.classes of the dataset of every loader']
-    _refuse('the config', key, read, deeper)
+        places = ['metainfo.classes of the dataset of every loader']
+    _refuse('the config', key, read, places)
 
 
-def _check_new(name: str, key: str, node: dict, options: dict) -> None:
-    """Raise if ``key`` would be new in ``node`` and nothing reads it."""
-    kind = options.get(f'{name}.type', node.get('type'))
-    label = f'{name} ({kind})' if kind else name
-    if not kind and name.split('.')[-1] in _TYPED:
+def _check_keys(path: str, node: dict, new: list[str], old: set[str]) -> None:
+    """Raise if nothing reads one of the new keys of a part of a config."""
+    kind = node.get('type')
+    if not kind and path.split('.')[-1] in _TYPED:
         raise UserInputError(
-            f'--cfg-options {name}.{key}: the config has no {name}. Use a '
-            f'config that has one, or give {name}.type too.'
+            f'--cfg-options {path}.{new[0]}: the config has no {path}. Use a '
+            f'config that has one, or give {path}.type too.'
         )
-    accepted = _accepted(name, kind, options)
-    if accepted is not None and key not in accepted:
-        _refuse(label, key, {*accepted, *node})
-    # Whatever is without a type, anybody may read: only a slip is certain.
-    read = set(node) if '.' in name else {*node, *_WORDS}
-    close = get_close_matches(key, read, 3, 0.84)
-    if not kind and accepted is None and close and key not in read:
-        _refuse(label, key, read, close)
-
-
-def _accepted(name: str, kind: object, options: dict) -> set[str] | None:
-    """Return the keys that a part of a config can have, if known."""
-    if name == 'default_hooks':
-        return {k.split('.')[1] for k in options if k.endswith('.type')}
-    readers = [_find_class(kind)] if kind else _READERS.get(name, [])
-    known = [arguments_of(reader) for reader in readers if reader]
-    return set().union(*known) if known and None not in known else None
+    by_iter = path == 'train_cfg' and not node.get('by_epoch', True)
+    default = 'IterBasedTrainLoop' if by_iter else _DEFAULTS.get(path)
+    reader = find_class(kind) if kind else find_class(default) or default
+    accepted = arguments_of(reader) if reader else None
+    for key in new:
+        others = old - {key}
+        if accepted is None:
+            # Without a type, anybody may read it: only a slip is certain.
+            slips = [] if kind else get_close_matches(key, others, 3, 0.84)
+            if slips:
+                _refuse(path, key, others, slips)
+        elif key not in accepted:
+            label = f'{path} ({kind})' if kind else path
+            _refuse(label, key, accepted | others)
 
 
 def _refuse(
@@ -263,19 +188,6 @@ def _refuse(
     if close:
         hint = f'did you mean {first_few(close)}?'
     raise UserInputError(f'{label} has no setting {key!r}: {hint}')
-
-
-def _find_class(name: object) -> type | None:
-    """Look a config's ``type`` up in every registry of MMEngine."""
-    if isclass(name):
-        return name
-    scope = DefaultScope.get_current_instance().scope_name
-    for root in vars(registry).values():
-        if isinstance(root, Registry) and isinstance(name, str):
-            found = root.get(f'{scope}.{name}') or root.get(name)
-            if isclass(found):
-                return found
-    return None
 
 
 def arguments_of(reader: Callable) -> set[str] | None:

@@ -7,6 +7,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from mmengine.utils import mkdir_or_exist
 
+from sb_mm.errors import UserInputError, first_few
 from sb_mm.files import DRAFT_SUFFIX, write_in_one_step
 from sb_mm.registry import HOOKS
 
@@ -67,7 +68,13 @@ class AtomicCheckpointHook(CheckpointHook):
         self._remove_outdated(runner)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        super()._save_best_checkpoint(runner, metrics)
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        except KeyError as error:
+            raise UserInputError(
+                f'save_best names {error}, but the validation gives '
+                f'{first_few([*metrics], limit=9)}: correct save_best.'
+            ) from error
         self._remove_outdated(runner)
 
     def _remove_outdated(self, runner: Runner) -> None:

@@ -6,6 +6,7 @@ import io
 import os
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from sb_mm.engine.checks.checkpoint import newest_checkpoint
 from sb_mm.engine.hooks import AtomicCheckpointHook, ValidateResumedHook
+from sb_mm.errors import UserInputError
 from sb_mm.weights import load_checkpoint_file, weights_only
 
 from ..conftest import tiny_runner
@@ -158,3 +160,10 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path, monkeypatch):
     assert checkpoints(tmp_path) == {'epoch_1.pth'}
     load_checkpoint_file(newest_checkpoint(tmp_path))
     assert not any(tmp_path.glob('.*'))
+
+
+def test_a_best_of_a_metric_that_is_not_measured():
+    hook = AtomicCheckpointHook(save_best='voc/map', rule='greater')
+    runner = SimpleNamespace(epoch=1, iter=1)
+    with pytest.raises(UserInputError, match="names 'voc/map', .* voc/mAP:"):
+        hook._save_best_checkpoint(runner, {'voc/mAP': 0.5})
