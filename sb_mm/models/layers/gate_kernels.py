@@ -66,7 +66,7 @@ def _input(x, gamma, beta, rows, cols, n, width):
 
 @triton.jit
 def _linear_norm(
-    x, x_gamma, x_beta, weight, mean, var, batches, normed, rows, cols,
+    x, x_gamma, x_beta, weight, mean, var, normed, rows, cols,
     n, inputs, width, factor, eps, momentum, K: tl.constexpr,
 ):  # fmt: skip
     """Store and return the normalised ``factor * input @ weight.T``."""
@@ -92,8 +92,6 @@ def _linear_norm(
     unbiased = squares / (n - 1)
     unbiased = old_var + momentum * (unbiased - old_var)
     tl.store(var + cols, unbiased, mask=valid)
-    if tl.program_id(0) == 0:
-        tl.store(batches, tl.load(batches) + 1)
     return z
 
 
@@ -192,7 +190,7 @@ def _block(n: int) -> tuple[int, int, int]:
 
 @kernel(_plan)
 def hidden_forward(
-    x, weight, mean, var, batches, normed,
+    x, weight, mean, var, normed,
     n, hidden, inputs, factor, eps, momentum,
     FUNCTION: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
@@ -201,7 +199,7 @@ def hidden_forward(
     rows = tl.arange(0, ROWS)
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
     _linear_norm(
-        x, None, None, weight, mean, var, batches, normed, rows, cols,
+        x, None, None, weight, mean, var, normed, rows, cols,
         n, inputs, hidden, factor, eps, momentum, K,
     )  # fmt: skip
 
@@ -209,7 +207,7 @@ def hidden_forward(
 @kernel(_plan)
 def output_forward(
     x, x_gamma, x_beta, weight, gamma, beta, scale,
-    mean, var, batches, normed, out,
+    mean, var, normed, out,
     n, outputs, hidden, offset, eps, momentum,
     FUNCTION: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
@@ -219,7 +217,7 @@ def output_forward(
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
     weights, biases = _row(gamma, cols, outputs), _row(beta, cols, outputs)
     z = _linear_norm(
-        x, x_gamma, x_beta, weight, mean, var, batches, normed, rows, cols,
+        x, x_gamma, x_beta, weight, mean, var, normed, rows, cols,
         n, hidden, outputs, 1.0, eps, momentum, K,
     )  # fmt: skip
     z = weights * z + biases + offset
