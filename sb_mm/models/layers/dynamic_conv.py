@@ -40,10 +40,10 @@ class DynamicConv2d(nn.Module):
     Args:
         in_channels: Input channels.
         out_channels: Output channels.
-        kernel_size: Pixels, one number or (height, width).
-        stride: Pixels, one number or (height, width).
-        padding: Pixels of zeros, one number or (height, width).
-        dilation: Pixels, one number or (height, width).
+        kernel_size: See ``nn.Conv2d``, as for the next four.
+        stride: Pixels.
+        padding: Pixels of zeros.
+        dilation: Pixels.
         groups: Blocked connections from input to output channels.
         bias: Whether each kernel has a bias; the paper's have none.
         num_kernels: :math:`K`.

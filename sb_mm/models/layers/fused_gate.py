@@ -17,12 +17,7 @@ from .gate_kernels import MAX_ROWS
 from .launch import INTERPRETED, launch
 from .norm import MIN_VALUES, GateBatchNorm1d
 
-FUNCTIONS = {
-    torch.tanh: 'tanh',
-    torch.sigmoid: 'sigmoid',
-    torch.relu: 'relu',
-    torch.positive: 'none',
-}
+FUNCTIONS = torch.tanh, torch.sigmoid, torch.relu, torch.positive
 # What the activations clamp to.
 BOUNDS = {type(None): (-inf, inf), nn.ReLU: (0.0, inf), nn.ReLU6: (0.0, 6.0)}
 DTYPES = torch.float32, torch.bfloat16, torch.float16
@@ -157,13 +152,9 @@ def attend(
     x: Tensor,
     activation: nn.Module | None,
 ) -> Tensor:
-    """Return the activated result of an attention that :func:`applies`.
+    """Return what ``attention(trunk, x, activation)`` does.
 
-    Args:
-        attention: With the gate, its function and, to be added, ``lambda_``.
-        trunk: ``(N, Cout, H', W')``.
-        x: ``(N, Cin, H, W)``.
-        activation: Of a type in ``BOUNDS``.
+    The activation is of a type in ``BOUNDS``.
     """
     gate, scale = attention.gate, getattr(attention, 'lambda_', None)
     weights, stats = [], []
@@ -172,6 +163,6 @@ def attend(
         stats += norm.running_mean, norm.running_var, (norm.eps, norm.momentum)
     return _FusedGate.apply(
         trunk, x, *weights, scale, *stats, float(gate.offset),
-        FUNCTIONS[attention.gate_function], 'mul' if scale is None else 'add',
+        attention.gate_function.__name__, 'mul' if scale is None else 'add',
         BOUNDS[type(activation)],
     )  # fmt: skip

@@ -20,12 +20,13 @@ All of it is float32; a product is three of TF32, which is as exact.
 # ruff: noqa: ANN001, ANN201, ANN202 (a kernel's arguments have no types)
 
 from collections.abc import Sequence
+from functools import partial
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import kernel
+from .launch import Plan, kernel
 
 MAX_ROWS = 256  # which a program's registers hold
 PRECISION = tl.constexpr('tf32x3')
@@ -162,30 +163,19 @@ def _plan(
     reads: Sequence[Tensor | None],
     writes: Sequence[Tensor],
     sizes: Sequence[int],
-    tiles: int = 0,
-) -> tuple[tuple, tuple, int]:
-    """Plan for ``sizes[:2]``, the rows and columns of the result."""
-    rows, columns, _ = block = _block(sizes[0])
-    grid = -(-sizes[1] // columns) + tiles, 1, 1
-    return grid, block, 8 if rows > 128 else 4
-
-
-def _plan_with_weights(
-    reads: Sequence[Tensor | None],
-    writes: Sequence[Tensor],
-    sizes: Sequence[int],
-) -> tuple[tuple, tuple, int]:
+    weights: bool = False,
+) -> Plan:
     """Plan for ``sizes[:2]``, and for weights ``(sizes[2], sizes[1])``."""
-    _, columns, step = _block(sizes[0])
-    tiles = -(-sizes[2] // columns) * -(-sizes[1] // step)
-    return _plan(reads, writes, sizes, tiles)
-
-
-def _block(n: int) -> tuple[int, int, int]:
-    """Return the rows and columns of a program, and its steps' columns."""
-    rows = max(16, 1 << (n - 1).bit_length())
+    n, width, outputs = sizes
+    rows = max(16, triton.next_power_of_2(n))
     # The shared memory of a smaller card holds no more.
-    return rows, BLOCK['COLS'], BLOCK['K'] // (2 if rows > 128 else 1)
+    step = BLOCK['K'] // (2 if rows > 128 else 1)
+    programs = triton.cdiv(width, BLOCK['COLS'])
+    if weights:
+        tiles = triton.cdiv(outputs, BLOCK['COLS']) * triton.cdiv(width, step)
+        programs += tiles
+    block = rows, BLOCK['COLS'], step
+    return (programs, 1, 1), block, 8 if rows > 128 else 4
 
 
 @kernel(_plan)
@@ -257,7 +247,7 @@ def output_backward(
     _store(dz, d, rows, cols, n, outputs)
 
 
-@kernel(_plan_with_weights)
+@kernel(partial(_plan, weights=True))
 def hidden_backward(
     dnext, next_weight, normed, gamma, beta, dz, dnext_weight, dvectors,
     n, hidden, outputs, factor,
@@ -285,7 +275,7 @@ def hidden_backward(
         _store(dz, d * factor, rows, cols, n, hidden)
 
 
-@kernel(_plan_with_weights)
+@kernel(partial(_plan, weights=True))
 def input_backward(
     dz, weight, x, dweight, dx, n, inputs, hidden,
     FUNCTION: tl.constexpr,

@@ -12,6 +12,8 @@ from triton import knobs  # of Triton 3.4, whose launchers take these arguments
 
 INTERPRETED = knobs.runtime.interpret
 KERNELS, _compiled = {}, {}
+# A grid, the values of constants, the number of warps.
+Plan = tuple[tuple[int, int, int], tuple, int]
 
 
 def kernel(plan: Callable) -> Callable:

@@ -13,8 +13,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import cdiv
 
-from .launch import kernel, launch
+from .launch import Plan, kernel, launch
 
 # Pixels and channels of a tile: with channels_last, or contiguous pixels.
 TILES = {True: (64, 32), False: (256, 8)}
@@ -55,19 +56,19 @@ def backward(
         dout: The gradient of the result, in the layout of ``saved``.
         saved: The result of ``'add'``, the trunk of ``'mul'``.
         gates: Those of ``'mul'``.
-        function: See :func:`forward`.
-        bounds: See :func:`forward`.
+        function: See :func:`forward`, as for ``bounds``.
+        bounds: The lowest and the highest value.
 
     Returns:
         ``(N, C, H, W)``; ``(parts, N, C)``, float32, to be added.
     """
     n, channels, height, width = saved.shape
     size, columns = TILES[_is_last(saved)]
-    tiles = -(-height * width // size)
-    programs = n * -(-channels // columns)
-    steps = -(-tiles // min(tiles, MAX_PARTS, -(-PROGRAMS // programs)))
+    tiles = cdiv(height * width, size)
+    parts = cdiv(PROGRAMS, n * cdiv(channels, columns))
+    steps = cdiv(tiles, min(tiles, MAX_PARTS, parts))
+    parts = cdiv(tiles, steps)
     dtrunk = torch.empty_like(saved)
-    parts = -(-tiles // steps)
     sums = torch.empty(parts, n, channels, device=saved.device)
     launch(
         'pixels_backward', (dout, saved, gates), (dtrunk, sums),
@@ -84,14 +85,14 @@ def _plan(
     reads: Sequence[Tensor | None],
     writes: Sequence[Tensor],
     sizes: Sequence[int],
-) -> tuple[tuple, tuple, int]:
+) -> Plan:
     """Plan tiles; a vector is what divides every start in a tile."""
     n, channels, pixels, steps = sizes
     last = _is_last(reads[0])
     size, columns = TILES[last]
     addresses = gcd(*[t.data_ptr() for t in (*reads[:2], writes[0])])
     vector = gcd(8, channels if last else pixels) if addresses % 16 == 0 else 1
-    grid = -(-channels // columns), -(-pixels // (size * steps)), n
+    grid = cdiv(channels, columns), cdiv(pixels, size * steps), n
     return grid, (last, vector, size, columns), WARPS
 
 
