@@ -97,16 +97,6 @@ def test_dyconv_has_exactly_its_parameters(
     assert parameter_count(conv) == k * 12 * kernel + gate
 
 
-@pytest.mark.parametrize('form', ['pointwise with bias', 'grouped'])
-def test_every_parameter_gets_a_gradient(form, x, randomise, all_gradients):
-    conv = randomise(build(form)).train()
-    out = conv(x)
-    (out * torch.randn_like(out)).sum().backward()
-    # The batch norm takes the bias of the Linear before it away again.
-    lost = ['gate.fc1.bias', 'gate.fc2.bias']
-    assert [n for n in all_gradients(conv) if n not in lost] == []
-
-
 def test_the_temperature_is_saved_and_restored(x, randomise):
     hot = randomise(build('pointwise')).eval()
     cold = build('pointwise', temperature=2.0).eval()
@@ -144,12 +134,9 @@ def test_autocast_gives_the_output_but_not_the_gate_in_bfloat16(
 
 
 def test_an_empty_batch_gives_an_empty_output():
-    conv = build('pointwise').eval()
     x = torch.randn(0, 8, 6, 7)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        assert conv(x.to(memory_format=layout)).shape == (0, 8, 6, 7)
-    conv = build('strided depthwise').eval()
-    assert conv(x).shape == (0, 8, 3, 4)
+    assert build('pointwise').eval()(x).shape == x.shape
+    assert build('strided depthwise').eval()(x).shape == (0, 8, 3, 4)
 
 
 @pytest.mark.parametrize(
@@ -180,9 +167,7 @@ def test_kernels_start_as_a_plain_convolution(init_cfg, std):
     ('kwargs', 'message'),
     [
         (dict(num_kernels=0), r'num_kernels must be an integer in \[1'),
-        (dict(num_kernels=2.5), 'num_kernels must be an integer'),
         (dict(temperature=0), r'temperature must be a number in \(0, inf\)'),
-        (dict(temperature=float('inf')), 'temperature must be a number'),
         (dict(reduction=0), r'reduction must be an integer in \[1'),
     ],
     ids=repr,

@@ -51,16 +51,6 @@ def test_fewer_are_normalised_with_statistics_that_they_update(n, randomise):
     torch.testing.assert_close(norm.eval()(x), out)
 
 
-@pytest.mark.parametrize('n', [1, 2, 4])
-def test_small_batches_alone_learn_the_statistics(n):
-    torch.manual_seed(0)
-    norm = GateBatchNorm1d(200, momentum=0.02).train()
-    for _ in range(400):
-        norm(torch.randn(n, 200) * 3 + 5)
-    assert norm.running_mean.mean().item() == pytest.approx(5, rel=0.02)
-    assert norm.running_var.mean().item() == pytest.approx(9, rel=0.06)
-
-
 def test_a_level_counts_its_pixels(randomise):
     norm = randomise(
         MODELS.build(dict(type='LevelBatchNorm2d', num_features=5))
