@@ -268,8 +268,8 @@ class ShiftBalance(ChannelAttention):
         self.gate_function = GATES[gate]
 
     def _combine(self, trunk: Tensor, gates: Tensor) -> Tensor:
-        # A product with lambda as a batch norm of mean 0 and deviation 1,
-        # whose gradients are one call instead of three.
+        # lambda * gates as a batch norm of mean 0 and variance 0 + eps, whose
+        # gradients are one call on the device, and those of a product three.
         mean = var = self.zeros
         shift = F.batch_norm(gates, mean, var, self.lambda_, eps=1.0)
         return trunk + shift.to(trunk.dtype)[:, :, None, None]

@@ -12,10 +12,10 @@ from sb_mm.registry import MODELS
 
 from .attention import ChannelGate
 
-# What mmcv's ConvModule reads of a convolution.
+# What mmcv's ConvModule, and extra_repr, read of a convolution.
 _GEOMETRY = (
     *('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding'),
-    *('dilation', 'groups', 'transposed', 'output_padding'),
+    *('dilation', 'groups', 'transposed', 'output_padding', 'padding_mode'),
 )
 
 
@@ -40,11 +40,11 @@ class DynamicConv2d(nn.Module):
     Args:
         in_channels: Input channels.
         out_channels: Output channels.
-        kernel_size: See ``nn.Conv2d``, as for the next four.
+        kernel_size: See ``nn.Conv2d``, also for the next four.
         stride: Pixels.
-        padding: Pixels of zeros.
+        padding: Pixels.
         dilation: Pixels.
-        groups: Blocked connections from input to output channels.
+        groups: Number of groups.
         bias: Whether each kernel has a bias; the paper's have none.
         num_kernels: :math:`K`.
         temperature: :math:`\tau`; large values mix the kernels evenly.
@@ -147,8 +147,8 @@ class DynamicConv2d(nn.Module):
 
     def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         # A (1, 1) kernel without padding is one matrix product a sample.
-        pointwise = self.kernel_size == (1, 1) and self.groups == 1
-        if pointwise and self.padding == (0, 0):
+        one = self.kernel_size == (1, 1) and self.groups == 1
+        if one and self.padding == (0, 0):
             return self._pointwise(x, weight.flatten(2))
         return self._grouped(x, weight)
 
@@ -181,10 +181,8 @@ class DynamicConv2d(nn.Module):
 
     def plain_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of a plain convolution's weights, which load."""
-        shapes = dict(weight=(self.out_channels, *self.weight.shape[1:]))
-        if self.bias is not None:
-            shapes['bias'] = (self.out_channels,)
-        return shapes
+        banks = self.named_parameters(recurse=False)
+        return {n: (self.out_channels, *b.shape[1:]) for n, b in banks}
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args
@@ -199,12 +197,8 @@ class DynamicConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         """Describe the convolution in ``print(model)``."""
-        return (
-            f'{self.in_channels}, {self.out_channels}, '
-            f'kernel_size={self.kernel_size}, stride={self.stride}, '
-            f'padding={self.padding}, groups={self.groups}, '
-            f'num_kernels={self.num_kernels}'
-        )
+        plain = nn.Conv2d.extra_repr(self)
+        return f'{plain}, num_kernels={self.num_kernels}'
 
 
 def _is_channels_last(x: Tensor) -> bool:

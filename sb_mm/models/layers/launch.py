@@ -20,11 +20,8 @@ def kernel(plan: Callable) -> Callable:
     """Make a kernel that is compiled once for all sizes and addresses.
 
     Its arguments are what it reads, what it writes, sizes, numbers, the name
-    of a function, and the constants of its plan.
-
-    Args:
-        plan: Returns the grid, the constants and the number of warps for what
-            is read and written and the sizes.
+    of a function, and the constants of the :data:`Plan` that ``plan`` returns
+    for the first three of these.
     """
 
     def register(function: Callable) -> Callable:
@@ -49,7 +46,7 @@ def _launch_gate(
     numbers: Sequence[float],
     function: str,
 ) -> None:
-    """Start a kernel, named, as its plan says."""
+    """Start a kernel as its plan says."""
     jit, plan = KERNELS[kernel]
     grid, constants, warps = plan(reads, writes, sizes)
     if INTERPRETED:  # there, NumPy >= 2.4 makes no range of an integer

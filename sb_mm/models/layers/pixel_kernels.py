@@ -56,8 +56,8 @@ def backward(
         dout: The gradient of the result, in the layout of ``saved``.
         saved: The result of ``'add'``, the trunk of ``'mul'``.
         gates: Those of ``'mul'``.
-        function: See :func:`forward`, as for ``bounds``.
-        bounds: The lowest and the highest value.
+        function: See :func:`forward`.
+        bounds: See :func:`forward`.
 
     Returns:
         ``(N, C, H, W)``; ``(parts, N, C)``, float32, to be added.

@@ -49,9 +49,7 @@ def sample_loop(conv, x, shares):
     return torch.cat(outs)
 
 
-@pytest.mark.parametrize(
-    ('batch', 'training'), [(1, False), (9, False), (9, True)]
-)
+@pytest.mark.parametrize(('batch', 'training'), [(1, False), (9, True)])
 @forms
 def test_dyconv_is_a_loop_over_the_samples(
     form, batch, training, x, randomise, gate_formula
