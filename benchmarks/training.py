@@ -44,8 +44,8 @@ from .networks import (
 )
 
 NCHW, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
-# Allocations, and questions about types: nothing runs on a device.
-_NO_CALLS = 'empty', 'empty_like', 'empty_strided', 'promote_types'
+# Allocations: nothing runs on a device.
+_NO_CALLS = 'empty', 'empty_like', 'empty_strided'
 Form = Callable[[nn.Module, Tensor], object]
 
 

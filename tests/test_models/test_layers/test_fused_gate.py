@@ -69,30 +69,26 @@ def agree(randomise):
     """Compare a fused attention with the plain one in float64."""
 
     def check(
-        kind, channels, n, dtype=torch.float, layout=None, activation=None,
-        **kwargs,
+        kind, channels, n, dtype=torch.float, layout=torch.preserve_format,
+        activation=None, **kwargs,
     ):  # fmt: skip
         inputs, _, outputs = channels
         fused = kind(inputs, outputs, fused=True, **kwargs)
         fused.gate = ChannelGate(*channels, offset=fused.gate.offset)
-        plain, smallest = copy.deepcopy(fused).double(), []
+        plain, near = copy.deepcopy(fused).double(), []
         plain.fused = False
         for norm in plain.gate.bn1, plain.gate.bn2:
-            norm.register_forward_hook(
-                lambda *args: smallest.append(args[2].abs().min())
-            )
+            norm.register_forward_hook(lambda *args: near.append(args[2]))
         for seed in count():
             randomise(fused, seed=seed)
             plain.load_state_dict(fused.state_dict())
             plain.zero_grad()
             x = (torch.randn(n, inputs, 3, 2) * 2 + 1).to(dtype)
             trunk, gradient = torch.randn(2, n, outputs, 2, 2).to(dtype)
-            data = trunk, x, gradient
-            if layout is not None:
-                data = [t.to(memory_format=layout) for t in data]
+            data = [t.to(memory_format=layout) for t in (trunk, x, gradient)]
             expected = _results(plain, data, activation, torch.double, 'cpu')
             # Nearer to a kink, a unit may be on its other side.
-            if min(smallest[-2:]) > 3e-6:
+            if min(y.abs().min() for y in near[-2:]) > 3e-6:
                 break
         with torch.autocast(DEVICE, torch.bfloat16, dtype != torch.float):
             fused = fused.to(DEVICE)
@@ -366,13 +362,12 @@ def test_two_passes_before_one_backward(layer, batches):
 def test_ddp_averages_the_gradients_of_the_plain_form(
     layer, batches, in_two_processes
 ):
-    plain, batches = copy.deepcopy(layer), batches.detach()
-    plain.attention.fused = False
-
     def train(rank):
         parallel = DistributedDataParallel(layer)
         return _gradients(parallel, [_loss(parallel, batches[rank])])
 
+    plain = copy.deepcopy(layer)
+    plain.attention.fused = False
     separate = [_gradients(plain, [_loss(plain, x)]) for x in batches]
     means = [sum(parts) / 2 for parts in zip(*separate, strict=True)]
     for found in in_two_processes(train):
