@@ -167,15 +167,13 @@ def _plan(
 ) -> Plan:
     """Plan for ``sizes[:2]``, and for weights ``(sizes[2], sizes[1])``."""
     n, width, outputs = sizes
-    rows = max(16, triton.next_power_of_2(n))
+    rows, columns = max(16, 1 << (n - 1).bit_length()), BLOCK['COLS']
     # The shared memory of a smaller card holds no more.
     step = BLOCK['K'] // (2 if rows > 128 else 1)
-    programs = triton.cdiv(width, BLOCK['COLS'])
+    programs = -(-width // columns)  # triton.cdiv takes microseconds
     if weights:
-        tiles = triton.cdiv(outputs, BLOCK['COLS']) * triton.cdiv(width, step)
-        programs += tiles
-    block = rows, BLOCK['COLS'], step
-    return (programs, 1, 1), block, 8 if rows > 128 else 4
+        programs += -(-outputs // columns) * -(-width // step)
+    return (programs, 1, 1), (rows, columns, step), 8 if rows > 128 else 4
 
 
 @kernel(_plan)

@@ -13,7 +13,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton import cdiv
 
 from .launch import Plan, kernel, launch
 
@@ -64,10 +63,10 @@ def backward(
     """
     n, channels, height, width = saved.shape
     size, columns = TILES[_is_last(saved)]
-    tiles = cdiv(height * width, size)
-    parts = cdiv(PROGRAMS, n * cdiv(channels, columns))
-    steps = cdiv(tiles, min(tiles, MAX_PARTS, parts))
-    parts = cdiv(tiles, steps)
+    tiles = -(-height * width // size)
+    programs = n * -(-channels // columns)
+    steps = -(-tiles // min(tiles, MAX_PARTS, -(-PROGRAMS // programs)))
+    parts = -(-tiles // steps)
     dtrunk = torch.empty_like(saved)
     sums = torch.empty(parts, n, channels, device=saved.device)
     launch(
@@ -92,7 +91,7 @@ def _plan(
     size, columns = TILES[last]
     addresses = gcd(*[t.data_ptr() for t in (*reads[:2], writes[0])])
     vector = gcd(8, channels if last else pixels) if addresses % 16 == 0 else 1
-    grid = cdiv(channels, columns), cdiv(pixels, size * steps), n
+    grid = -(-channels // columns), -(-pixels // (size * steps)), n
     return grid, (last, vector, size, columns), WARPS
 
 
