@@ -122,7 +122,7 @@ def applies(attention: nn.Module, trunk: Tensor, x: Tensor) -> bool:
         and type(gate.dropout) is nn.Identity
         and all(map(_is_plain_norm, (gate.bn1, gate.bn2)))
         and all(map(_is_plain_linear, (gate.fc1, gate.fc2)))
-        and not any(map(has_hooks, (gate, *gate.children())))
+        and not any(map(has_hooks, (gate, *gate._modules.values())))
         and not torch.jit.is_tracing()
     )
 
