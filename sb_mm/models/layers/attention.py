@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sb_mm.arguments import check_choice, check_number
@@ -92,9 +91,9 @@ class ChannelGate(nn.Module):
     def _pool(self, x: Tensor) -> Tensor:
         # The weight of a quantised layer is a method.
         dtype = getattr(self.fc1.weight, 'dtype', x.dtype)
-        if self.training:
+        if self.training:  # TorchScript saves no Function
             return _Mean.apply(x, dtype)
-        return x.mean((2, 3), dtype=dtype)  # a file of TorchScript takes this
+        return x.mean((2, 3), dtype=dtype)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Add a part; a norm made an ``nn.SyncBatchNorm`` stays a gate's.
@@ -263,16 +262,32 @@ class ShiftBalance(ChannelAttention):
         self.lambda_ = nn.Parameter(
             torch.full((out_channels,), float(lambda_init))
         )
-        zeros = torch.zeros(out_channels)
-        self.register_buffer('zeros', zeros, persistent=False)
         self.gate_function = GATES[gate]
 
     def _combine(self, trunk: Tensor, gates: Tensor) -> Tensor:
-        # lambda * gates as a batch norm of mean 0 and variance 0 + eps, whose
-        # gradients are one call on the device, and those of a product three.
-        mean = var = self.zeros
-        shift = F.batch_norm(gates, mean, var, self.lambda_, eps=1.0)
+        if self.training:
+            return _Shift.apply(trunk, gates, self.lambda_)
+        shift = self.lambda_ * gates
         return trunk + shift.to(trunk.dtype)[:, :, None, None]
+
+
+class _Shift(torch.autograd.Function):
+    """``trunk + scale * gates``, in four calls on the device instead of six.
+
+    They are ``(N, C, H, W)``, ``(C,)`` and ``(N, C)``.
+    """
+
+    @staticmethod
+    def forward(ctx, trunk, gates, scale):  # noqa: ANN001, ANN205
+        ctx.save_for_backward(gates, scale)
+        gates, scale = gates.to(trunk.dtype), scale.to(trunk.dtype)
+        return trunk.addcmul(gates[:, :, None, None], scale[:, None, None])
+
+    @staticmethod
+    def backward(ctx, gradient):  # noqa: ANN001, ANN205
+        gates, scale = ctx.saved_tensors
+        total = gradient.sum((2, 3), dtype=gates.dtype)
+        return gradient, total * scale, torch.einsum('nc,nc->c', total, gates)
 
 
 class NoAttention(nn.Module):

@@ -158,9 +158,12 @@ def test_gradients_once_and_twice(kind, randomise):
     assert torch.autograd.gradgradcheck(forward, leaves, fast_mode=True)
 
 
+@pytest.mark.parametrize('training', [False, True])
 @KINDS
-def test_type_and_memory_format_are_the_trunk_s(kind, data, is_channels_last):
-    attention = kind(5, 7).eval()
+def test_type_and_memory_format_are_the_trunk_s(
+    kind, training, data, is_channels_last
+):
+    attention = kind(5, 7).train(training)
     trunk, x = data
     assert attention(trunk.bfloat16(), x).dtype == torch.bfloat16
     last = [t.to(memory_format=torch.channels_last) for t in data]
