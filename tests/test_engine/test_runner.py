@@ -89,9 +89,8 @@ def _rates(work_dir: Path) -> list[float]:
     """Return the learning rate of each epoch that the last start trained."""
     records = _scalars(work_dir, 'lr')
     # Two starts in one second share a folder.
-    return [
-        r['lr'] for _, r in sorted({r['epoch']: r for r in records}.items())
-    ]
+    rates = {r['epoch']: r['lr'] for r in records}
+    return [rate for _, rate in sorted(rates.items())]
 
 
 def test_a_resume_with_more_epochs_follows_its_schedule_or_is_refused(
