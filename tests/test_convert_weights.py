@@ -96,6 +96,11 @@ def reordered(state):
     return {**state, 'features.0.1.weight': scale}
 
 
+def shortened(state):
+    del state['features.4.conv.1.0.weight']
+    return state
+
+
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
@@ -104,38 +109,21 @@ def reordered(state):
             'widen_factor=1.0, but has features.19.0.weight (1,) in the place',
         ),
         (
-            lambda s: {
-                k: s[k] for k in s if k != 'features.4.conv.1.0.weight'
-            },
-            'in the place of backbone.layer3.0.conv.1.conv.weight (144, 1,',
-        ),
-        (
             lambda s: {**s, 'features.0.0.weight': torch.ones(16, 3, 3, 3)},
             'features.0.0.weight (16, 3, 3, 3) in the place of '
             'backbone.conv1.conv.weight (32, 3, 3, 3): give the weights of',
         ),
-        (
-            lambda s: {**s, 'features.17.conv.2.weight': torch.ones(())},
-            'in the place of',
-        ),
+        (shortened, 'of backbone.layer3.0.conv.1.conv.weight (144, 1,'),
         (reordered, 'features.0.1.bias (32,) in the place of'),
+        (lambda _: {'fc.weight': torch.ones(2, 2)}, 'fc.weight'),
+        (lambda _: {}, 'but has'),
     ],
 )
-def test_a_changed_network_is_refused(change, words):
+def test_another_network_is_refused(change, words):
     with pytest.raises(UserInputError) as error:
         convert(change(dict(weights())), 'tv.pth')
-    assert str(error.value).startswith('tv.pth comes closest to AttentionMob')
+    assert str(error.value).startswith('tv.pth comes closest to Attention')
     assert words in str(error.value)
-
-
-@pytest.mark.parametrize('name', ['semnasnet_050', 'mobilenetv2_110d'])
-def test_other_networks_are_refused(name):
-    timm = pytest.importorskip('timm', reason='timm is not installed')
-    with torch.device('meta'):
-        state = timm.create_model(name).state_dict()
-    for other in (state, {'fc.weight': torch.ones(2, 2)}, {}):
-        with pytest.raises(UserInputError, match='comes closest to Attention'):
-            convert(other)
 
 
 @pytest.fixture

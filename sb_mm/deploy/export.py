@@ -30,7 +30,7 @@ from sb_mm.weights import state_dict_of
 from .agreement import compare
 from .fold import fold
 from .nms import SuppressingDetector
-from .onnx import exportable, require_packages, to_onnx, wrap, wrapper_of
+from .onnx import exportable, require_packages, to_onnx, wrapper_of
 from .onnx_runner import OnnxRunner
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def export(
     """Export a network, and write the file if it gives what PyTorch gives.
 
     Args:
-        cfg: Of :func:`~sb_mm.engine.config.load_config`.
+        cfg: Config.
         checkpoint: File; random weights if None.
         out: The file to write.
         nms: Let the file suppress overlapping boxes.
@@ -79,7 +79,7 @@ def export(
     yield _load(model, cfg, checkpoint, trust)
     loader = build_loader(cfg, 'test_dataloader')
     images, samples = _first_images(loader, check_images)
-    reference = wrap(model, tuple(images.shape[2:]))
+    reference = exportable(model, tuple(images.shape[2:]))
     if hasattr(model, 'bbox_head') and (nms or evaluate):
         SuppressingDetector(reference)(images[:1])  # raises if it cannot
     file = _to_file(model, images[:1], nms, this_cpu)
@@ -104,16 +104,12 @@ def export(
 
 def _build(cfg: Config, nms: bool, evaluate: bool) -> BaseModel:
     """Build the network; refuse what cannot be exported."""
-    if not cfg.get('test_dataloader'):
-        raise UserInputError(
-            'The config has no test_dataloader, with whose images the file '
-            'is checked: add one.'
-        )
-    if evaluate and not cfg.get('test_evaluator'):
-        raise UserInputError(
-            'The config has no test_evaluator: add one, or leave --evaluate '
-            'out.'
-        )
+    for key in ('test_dataloader', 'test_evaluator')[: 1 + evaluate]:
+        if not cfg.get(key):
+            raise UserInputError(
+                f'The config has no {key}, which the check of the file needs '
+                '(test_evaluator for --evaluate only): add one.'
+            )
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     model = build_model(cfg).eval()
     wrapper_of(model)  # raises if there is none
@@ -164,11 +160,11 @@ def _first_images(loader: DataLoader, number: int) -> tuple[Tensor, list]:
 def _to_file(
     model: BaseModel, image: Tensor, nms: bool, this_cpu: bool
 ) -> 'ModelProto':
-    folded = copy.deepcopy(model)
+    model = copy.deepcopy(model)
     # It may have no norm of the kind that folds, and no attention.
     with contextlib.suppress(UserInputError):
-        fold(folded)
-    module = exportable(folded, tuple(image.shape[2:]))
+        fold(model)
+    module = exportable(model, tuple(image.shape[2:]))
     if nms:
         module = SuppressingDetector(module)
     if this_cpu:

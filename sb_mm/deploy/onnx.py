@@ -72,7 +72,6 @@ class ExportedClassifier(nn.Module):
         super().__init__()
         self.normalise = Normalise(model.data_preprocessor)
         self.model = model
-        self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(N, 3, H, W)`` to scores ``(N, classes)``."""
@@ -180,17 +179,6 @@ class SummedDynamicConv2d(nn.Module):
 def exportable(
     model: BaseModel, size: tuple[int, int]
 ) -> ExportedClassifier | ExportedDetector:
-    """Return what :func:`wrap` does, in operations that can be exported."""
-    model = copy.deepcopy(model).requires_grad_(False)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, DynamicConv2d):
-            model.set_submodule(name, SummedDynamicConv2d(module))
-    return wrap(model, size)
-
-
-def wrap(
-    model: BaseModel, size: tuple[int, int]
-) -> ExportedClassifier | ExportedDetector:
     """Return a network that maps pixels to what the file gives.
 
     Args:
@@ -201,7 +189,7 @@ def wrap(
 
 
 def wrapper_of(model: BaseModel) -> type[nn.Module]:
-    """Return the class that :func:`wrap` makes of a network.
+    """Return the class that :func:`exportable` makes of a network.
 
     Raises:
         UserInputError: If there is no export of this kind of network.
@@ -222,13 +210,17 @@ def wrapper_of(model: BaseModel) -> type[nn.Module]:
 
 
 def to_onnx(module: nn.Module, images: Tensor, dynamic: bool) -> 'ModelProto':
-    """Return a network of :func:`exportable` as ONNX.
+    """Return a network whose outputs are ``output_names`` as ONNX.
 
     It takes as many images as the example has, any number if ``dynamic``.
 
     Raises:
         UserInputError: If an operation has no ONNX form; names it.
     """
+    module = copy.deepcopy(module).requires_grad_(False)
+    for name, part in list(module.named_modules()):
+        if isinstance(part, DynamicConv2d):
+            module.set_submodule(name, SummedDynamicConv2d(part))
     names = ({0: 'batch'},) if dynamic else None
     dims = ({0: torch.export.Dim('batch')},) if dynamic else None
     try:

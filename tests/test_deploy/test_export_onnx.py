@@ -29,7 +29,7 @@ from tiny_detector import (  # noqa: E402
 from sb_mm.deploy import this_cpu  # noqa: E402
 from sb_mm.deploy.agreement import ExportFailedError, compare  # noqa: E402
 from sb_mm.deploy.nms import SuppressingDetector  # noqa: E402
-from sb_mm.deploy.onnx import exportable, to_onnx, wrap  # noqa: E402
+from sb_mm.deploy.onnx import exportable, to_onnx  # noqa: E402
 from sb_mm.deploy.onnx_runner import OnnxRunner  # noqa: E402
 from sb_mm.deploy.this_cpu import for_this_cpu  # noqa: E402
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures('small')
 
 def runner(file, test_cfg=TEST_CFG):
     onnx.helper.set_model_props(file, dict(test_cfg=json.dumps(test_cfg)))
-    return OnnxRunner(file.SerializeToString(), threads=1)
+    return OnnxRunner(file.SerializeToString())
 
 
 def image_batch(number, sample=DetDataSample):
@@ -97,11 +97,11 @@ def test_one_classifier_file_takes_every_batch_size():
             )
             assert a.pred_label == b.pred_label
         assert 0.3 < expected[0].pred_score.max() < 0.999
-    reference = wrap(copy.deepcopy(model), SIZE)
+    reference = exportable(copy.deepcopy(model), SIZE)
     list(compare(file, reference, model, batches))
     # Of another network, and from another form of it.
     model.head.fc.bias.data[0] += 0.1
-    for other in (wrap(model, SIZE), reference):
+    for other in (exportable(model, SIZE), reference):
         with pytest.raises(ExportFailedError, match='The scores differ'):
             list(compare(file, other, model, batches))
 
@@ -131,7 +131,7 @@ def test_a_detector_file_finds_what_the_detector_finds(kind, detector_file):
 
 def test_the_exported_form_pads_as_the_preprocessor_does():
     model = detector(pad_size_divisor=32, pad_value=3)
-    form = wrap(model, SIZE)
+    form = exportable(model, SIZE)
     # Priors of 64 pixels, boxes within 48.
     assert len(form.priors) == 6 * (32**2 + 16**2 + 8**2)
     itself = SimpleNamespace(names=form.output_names, run=form)
@@ -178,7 +178,7 @@ def test_a_file_that_computes_something_else_is_refused(
     kind, detector_file, monkeypatch
 ):
     model = detector()
-    file, reference = runner(detector_file(kind)), wrap(model, SIZE)
+    file, reference = runner(detector_file(kind)), exportable(model, SIZE)
     batches = [image_batch(n) for n in (1, 2)]
     assert list(compare(file, reference, model, batches))
     run = file.run
@@ -195,7 +195,7 @@ def test_a_file_that_computes_something_else_is_refused(
         model = detector()
         alter(model)
         with pytest.raises(ExportFailedError, match=message):
-            list(compare(file, wrap(model, SIZE), model, batches))
+            list(compare(file, exportable(model, SIZE), model, batches))
     # Which test_step alone decodes otherwise.
     model = detector()
     other_coder(model)
@@ -206,7 +206,7 @@ def test_a_file_that_computes_something_else_is_refused(
 def test_a_network_that_finds_nothing_is_no_fault(detector_file):
     cfg = dict(TEST_CFG, score_thr=1.1)
     model = detector(cfg)
-    form = SuppressingDetector(wrap(model, SIZE))
+    form = SuppressingDetector(exportable(model, SIZE))
     file = runner(detector_file('nms'), cfg)
     file.run = form
     (line,) = compare(file, form.detector, model, [image_batch(2)])
@@ -220,7 +220,7 @@ def test_ties_of_a_young_network_are_no_fault(candidates, detector_file):
     model = detector(cfg)
     for conv in model.bbox_head.cls_convs:
         nn.init.normal_(conv[-1].weight, std=1e-5)
-    form = SuppressingDetector(wrap(model, SIZE))
+    form = SuppressingDetector(exportable(model, SIZE))
     file = runner(detector_file('nms'), cfg)
 
     def run(images):
