@@ -71,7 +71,6 @@ def compare(
 
 
 def _joined(outputs: Iterable[Tensor | tuple[Tensor, ...]]) -> list[Tensor]:
-    """Join the outputs of all batches."""
     rows = [o if isinstance(o, tuple) else (o,) for o in outputs]
     return [torch.cat(values) for values in zip(*rows, strict=True)]
 
@@ -119,14 +118,14 @@ def _unexplained(
     sample: BaseDataElement,
     boxes: Tensor,
     scores: Tensor,
-    test_cfg: dict,
+    cfg: dict,
     suppresses: bool,
 ) -> int:
     """Count an image's detections that boxes and scores do not explain.
 
     Each has to be one of the priors' boxes ``(P, 4)``, clipped to the image,
     with its score in ``(P, classes)``; and if the file ``suppresses``,
-    together they have to be what suppression selects.
+    together they have to be what ``cfg``, the head's, selects.
     """
     found = sample.pred_instances
     height, width = sample.metainfo['img_shape'][:2]
@@ -134,48 +133,46 @@ def _unexplained(
     bboxes = found.bboxes * scale.repeat(2)
     corner = boxes.new_tensor([width, height] * 2)
     clipped = boxes.clamp(min=0).minimum(corner)[:, None]
-    limit = test_cfg.get('score_thr', 0)
-    if len(found) == test_cfg.get('max_per_img'):
+    limit = cfg.get('score_thr', 0)
+    if len(found) == cfg.get('max_per_img'):
         limit = max(limit, found.scores.min().item())
     count = 0
     for label, score in enumerate(scores.T):
         own = found.labels == label
-        fits = score[:, None].isclose(
-            found.scores[own], **TOLERANCES['scores']
-        )
+        values = found.scores[own]
+        fits = score[:, None].isclose(values, **TOLERANCES['scores'])
         off = (clipped - bboxes[own]).abs().amax(-1)
         fits &= off <= TOLERANCES['boxes']['atol']
         count += int((~fits.any(0)).sum())
         if suppresses:
-            count += _misjudged(fits, boxes, score, limit, test_cfg)
+            count += _misjudged(fits, boxes, score, limit, cfg)
     return count
 
 
 def _misjudged(
-    fits: Tensor, boxes: Tensor, scores: Tensor, limit: float, test_cfg: dict
+    fits: Tensor, boxes: Tensor, scores: Tensor, limit: float, cfg: dict
 ) -> int:
     """Count the priors of a class that suppression treats otherwise.
 
-    Which of the priors that fit ``(P, D)`` a detection is, it does not say:
-    clipped to the image, many boxes are the same. So each of them may
-    suppress others, and only of a single one it is known that nothing does.
-    Where scores are tied, as in a young network, either may be the better.
+    Clipped, many boxes are the same: of the priors that fit ``(P, D)``, a
+    detection may be any. So each of them may suppress others, and only where
+    it is the only one nothing may suppress it. Where scores are tied, as in a
+    young network, either may be the better.
     """
     # As of a logit: next to 0 and 1, rounding matters less.
     margin = TOLERANCES['scores']['rtol'] * scores * (1 - scores)
     margin = 2 * (margin + TOLERANCES['scores']['atol'])
-    last = min(
-        test_cfg.get('candidates_per_class') or len(scores), len(scores)
-    )
-    floor = scores.topk(last).values[-1].clamp(min=limit)
-    sides = (boxes[:, 2:] - boxes[:, :2]).amin(1)
-    enters = (scores > floor + margin) & (
-        sides > test_cfg.get('min_bbox_size', -1)
-    )
-    kept, sure = fits.any(1), fits[:, fits.sum(0) == 1].any(1)
-    overlaps = box_iou(boxes, boxes[kept]) > test_cfg['nms']['iou_threshold']
+    candidates = cfg.get('candidates_per_class') or len(scores)
+    last = scores.topk(min(candidates, len(scores))).values[-1]
+    floor = last.clamp(min=limit)
+    kept, sure = fits.any(1), fits.T[fits.sum(0) == 1].nonzero()[:, 1]
+    overlaps = box_iou(boxes, boxes[kept]) > cfg['nms']['iou_threshold']
     beaten = overlaps & (scores[kept] >= (scores - margin)[:, None])
-    missing = enters & ~kept & ~beaten.any(1)
-    below = sure & (scores < floor - margin)
-    twice = overlaps[sure][:, sure[kept]].triu(1)
+    large = (boxes[:, 2:] - boxes[:, :2]).amin(1) > cfg.get(
+        'min_bbox_size', -1
+    )
+    missing = large & (scores > floor + margin) & ~kept & ~beaten.any(1)
+    below = (scores < floor - margin)[sure]
+    each = box_iou(boxes[sure], boxes[sure]).triu(1)
+    twice = each > cfg['nms']['iou_threshold']
     return int(missing.sum() + below.sum() + twice.sum())

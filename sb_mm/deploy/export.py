@@ -15,7 +15,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sb_mm.arguments import check_number
@@ -82,7 +82,7 @@ def export(
     reference = exportable(model, tuple(images.shape[2:]))
     if hasattr(model, 'bbox_head') and (nms or evaluate):
         SuppressingDetector(reference)(images[:1])  # raises if it cannot
-    file = _to_file(model, images[:1], nms, this_cpu)
+    file = _to_file(reference, images[:1], nms, this_cpu)
     classes = loader.dataset.metainfo.get('classes') or ()
     _describe(file, model, list(classes))
     content = file.SerializeToString()
@@ -103,7 +103,7 @@ def export(
 
 
 def _build(cfg: Config, nms: bool, evaluate: bool) -> BaseModel:
-    """Build the network; refuse what cannot be exported."""
+    """Build the network; raise if it cannot be exported."""
     for key in ('test_dataloader', 'test_evaluator')[: 1 + evaluate]:
         if not cfg.get(key):
             raise UserInputError(
@@ -158,13 +158,12 @@ def _first_images(loader: DataLoader, number: int) -> tuple[Tensor, list]:
 
 
 def _to_file(
-    model: BaseModel, image: Tensor, nms: bool, this_cpu: bool
+    reference: nn.Module, image: Tensor, nms: bool, this_cpu: bool
 ) -> 'ModelProto':
-    model = copy.deepcopy(model)
+    module = copy.deepcopy(reference)
     # It may have no norm of the kind that folds, and no attention.
     with contextlib.suppress(UserInputError):
-        fold(model)
-    module = exportable(model, tuple(image.shape[2:]))
+        fold(module)
     if nms:
         module = SuppressingDetector(module)
     if this_cpu:

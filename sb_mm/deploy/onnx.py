@@ -80,10 +80,7 @@ class ExportedClassifier(nn.Module):
 
 
 class ExportedDetector(nn.Module):
-    """A detector with prior boxes, from pixels to decoded boxes.
-
-    mmdet's ``SingleStageDetector`` with an ``AnchorHead``, whose prior boxes
-    are those of images of ``size``.
+    """mmdet's ``SingleStageDetector`` with an ``AnchorHead``, to its boxes.
 
     Raises:
         UserInputError: If the head gives more than scores and boxes of the
@@ -151,8 +148,7 @@ def _by_prior(levels: list[Tensor], numbers: int) -> Tensor:
 class SummedDynamicConv2d(nn.Module):
     """A :class:`DynamicConv2d` as a weighted sum of ``K`` convolutions.
 
-    Of the same value and ``K`` times the work, but in operations that are
-    the same for every batch size.
+    ``K`` times the work, but the same operations for every batch size.
     """
 
     def __init__(self, conv: DynamicConv2d) -> None:

@@ -152,6 +152,7 @@ def test_mirrors_without_the_file_are_passed_over(tmp_path, server, capsys):
         assert reason in said
 
 
+@pytest.mark.usefixtures('server')
 def test_no_mirror_left_says_what_to_do(tmp_path):
     nobody = f'http://127.0.0.1:9/{ONE}'  # port 9 (discard)
     with pytest.raises(UserInputError, match='missing or damaged.*--from-dir'):

@@ -18,12 +18,7 @@ pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
 pytest.importorskip('mmdet')
 
-from tiny_detector import (  # noqa: E402
-    SIDE,
-    TEST_CFG,
-    detector,
-    write_config,
-)
+from tiny_detector import SIDE, TEST_CFG, detector, write_config  # noqa: E402
 
 from sb_mm.deploy import export  # noqa: E402
 from sb_mm.deploy.onnx import (  # noqa: E402
