@@ -40,19 +40,14 @@ def published(name='mobilenet_v2'):
     else:
         timm = pytest.importorskip('timm', reason='timm is not installed')
         model = timm.create_model(name, num_classes=CLASSES)
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.weight.data.uniform_(0.5, 1.5)
-        norm.bias.data.normal_(0, 0.5)
-        norm.momentum = 1.0
-    # Statistics near the true ones: no signal dies on the way.
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.weight.data.uniform_(0.5, 1.5)
+            norm.bias.data.normal_(0, 0.5)
+            norm.momentum = 1.0
+    # Statistics of images: no signal dies on the way.
     with torch.no_grad():
-        model(images(4, seed=2))
-    for norm in norms:
-        var = norm.running_var.clamp(min=norm.running_var.mean() / 4)
-        norm.running_mean += 0.2 * var.sqrt() * torch.randn_like(var)
-        norm.running_var.copy_(var * (0.5 + torch.rand_like(var)))
-        norm.num_batches_tracked.random_(1000)
+        model(images(8, seed=2))
     return model.eval()
 
 

@@ -80,7 +80,7 @@ class ExportedClassifier(nn.Module):
 
 
 class ExportedDetector(nn.Module):
-    """mmdet's ``SingleStageDetector`` with an ``AnchorHead``, to its boxes.
+    """mmdet's detector with prior boxes, from pixels to decoded boxes.
 
     Raises:
         UserInputError: If the head gives more than scores and boxes of the

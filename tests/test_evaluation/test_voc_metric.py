@@ -78,12 +78,6 @@ A, B, C, NOWHERE = ([x, 0, x + 9, 9] for x in (0, 20, 40, 990))
 RANDOM = [random.Random(i).random() < 0.6 for i in range(18)]
 
 
-def test_the_formulas_in_an_example():
-    # recall 1/3 at precision 1, 2/3 at 2/3: tenths 0-3 give 1, 4-6 give 2/3
-    expected = [(4 + 3 * 2 / 3) / 11, 1 / 3 + 2 / 9]
-    assert both_aps([1, 0, 1, 0], 3) == pytest.approx(expected)
-
-
 @pytest.mark.parametrize(('hits', 'count'), [([1, 0, 1, 0], 4), (RANDOM, 20)])
 def test_the_formulas_hold_over_images_and_classes(hits, count):
     """One class as ``hits`` says, and one with all found, in three images."""
