@@ -146,7 +146,7 @@ def other_overlap(model):
 
 
 def other_threshold(model):
-    model.bbox_head.test_cfg['score_thr'] = 0.7
+    model.bbox_head.test_cfg['score_thr'] = 0.995
 
 
 def other_coder(model):
