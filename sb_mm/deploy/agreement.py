@@ -134,7 +134,7 @@ def _unexplained(
     corner = boxes.new_tensor([width, height] * 2)
     clipped = boxes.clamp(min=0).minimum(corner)[:, None]
     limit = cfg.get('score_thr', 0)
-    if len(found) == cfg.get('max_per_img'):
+    if 0 < len(found) == cfg.get('max_per_img'):
         limit = max(limit, found.scores.min().item())
     count = 0
     for label, score in enumerate(scores.T):

@@ -84,7 +84,7 @@ def export(
         SuppressingDetector(reference)(images[:1])  # raises if it cannot
     file = _to_file(reference, images[:1], nms, this_cpu)
     classes = loader.dataset.metainfo.get('classes') or ()
-    _describe(file, model, list(classes))
+    _describe(file, reference, list(classes))
     content = file.SerializeToString()
     runner = OnnxRunner(content)
     for value in (*runner.session.get_inputs(), *runner.session.get_outputs()):
@@ -174,15 +174,13 @@ def _to_file(
 
 
 def _describe(
-    file: 'ModelProto', model: BaseModel, classes: list[str]
+    file: 'ModelProto', reference: nn.Module, classes: list[str]
 ) -> None:
     """Write into a file what its graph does not say."""
     from onnx.helper import set_model_props
 
-    # In the words of mmdet, then of mmpretrain.
-    swaps = ('_channel_conversion', 'to_rgb')
-    bgr = any(getattr(model.data_preprocessor, n, False) for n in swaps)
-    head = getattr(model, 'bbox_head', None)
+    bgr = reference.normalise.swaps_channels
+    head = getattr(reference.model, 'bbox_head', None)
     metadata = dict(
         sb_mm=__version__,
         input='pixels, 0 to 255; the normalisation is a part of the network',

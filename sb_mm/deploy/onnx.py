@@ -47,6 +47,7 @@ class Normalise(nn.Module):
         # Both hosts pad after the normalisation, on the right and below.
         self.divisor = getattr(preprocessor, 'pad_size_divisor', 1)
         self.pad_value = float(getattr(preprocessor, 'pad_value', 0))
+        # In the words of mmdet, then of mmpretrain.
         swap = getattr(preprocessor, '_channel_conversion', False)
         self.swaps_channels = swap or getattr(preprocessor, 'to_rgb', False)
         for name, absent in (('mean', 0.0), ('std', 1.0)):
