@@ -40,19 +40,14 @@ def published(name='mobilenet_v2'):
     else:
         timm = pytest.importorskip('timm', reason='timm is not installed')
         model = timm.create_model(name, num_classes=CLASSES)
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.weight.data.uniform_(0.5, 1.5)
-        norm.bias.data.normal_(0, 0.5)
-        norm.momentum = 1.0
-    # Statistics near the true ones: no signal dies on the way.
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.weight.data.uniform_(0.5, 1.5)
+            norm.bias.data.normal_(0, 0.5)
+            norm.momentum = 1.0
+    # Statistics of images: no signal dies on the way.
     with torch.no_grad():
-        model(images(4, seed=2))
-    for norm in norms:
-        var = norm.running_var.clamp(min=norm.running_var.mean() / 4)
-        norm.running_mean += 0.2 * var.sqrt() * torch.randn_like(var)
-        norm.running_var.copy_(var * (0.5 + torch.rand_like(var)))
-        norm.num_batches_tracked.random_(1000)
+        model(images(8, seed=2))
     return model.eval()
 
 
@@ -96,6 +91,11 @@ def reordered(state):
     return {**state, 'features.0.1.weight': scale}
 
 
+def shortened(state):
+    del state['features.4.conv.1.0.weight']
+    return state
+
+
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
@@ -104,38 +104,21 @@ def reordered(state):
             'widen_factor=1.0, but has features.19.0.weight (1,) in the place',
         ),
         (
-            lambda s: {
-                k: s[k] for k in s if k != 'features.4.conv.1.0.weight'
-            },
-            'in the place of backbone.layer3.0.conv.1.conv.weight (144, 1,',
-        ),
-        (
             lambda s: {**s, 'features.0.0.weight': torch.ones(16, 3, 3, 3)},
             'features.0.0.weight (16, 3, 3, 3) in the place of '
             'backbone.conv1.conv.weight (32, 3, 3, 3): give the weights of',
         ),
-        (
-            lambda s: {**s, 'features.17.conv.2.weight': torch.ones(())},
-            'in the place of',
-        ),
+        (shortened, 'of backbone.layer3.0.conv.1.conv.weight (144, 1,'),
         (reordered, 'features.0.1.bias (32,) in the place of'),
+        (lambda _: {'fc.weight': torch.ones(2, 2)}, 'fc.weight'),
+        (lambda _: {}, 'but has'),
     ],
 )
-def test_a_changed_network_is_refused(change, words):
+def test_another_network_is_refused(change, words):
     with pytest.raises(UserInputError) as error:
         convert(change(dict(weights())), 'tv.pth')
-    assert str(error.value).startswith('tv.pth comes closest to AttentionMob')
+    assert str(error.value).startswith('tv.pth comes closest to Attention')
     assert words in str(error.value)
-
-
-@pytest.mark.parametrize('name', ['semnasnet_050', 'mobilenetv2_110d'])
-def test_other_networks_are_refused(name):
-    timm = pytest.importorskip('timm', reason='timm is not installed')
-    with torch.device('meta'):
-        state = timm.create_model(name).state_dict()
-    for other in (state, {'fc.weight': torch.ones(2, 2)}, {}):
-        with pytest.raises(UserInputError, match='comes closest to Attention'):
-            convert(other)
 
 
 @pytest.fixture

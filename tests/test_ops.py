@@ -126,10 +126,10 @@ def test_soft_nms_lowers_the_scores_as_the_loop_does(method, offset, dtype):
     _assert_close(dets[:, 4], lowered)
 
 
-def test_no_boxes_give_no_boxes():
-    for function in (mmcv.ops.nms, mmcv.ops.soft_nms):
-        dets, kept = function(torch.zeros(0, 4), torch.zeros(0), 0.5)
-        assert (dets.shape, kept.dtype) == ((0, 5), torch.long)
+@pytest.mark.parametrize('function', [mmcv.ops.nms, mmcv.ops.soft_nms])
+def test_no_boxes_give_no_boxes(function):
+    dets, kept = function(torch.zeros(0, 4), torch.zeros(0), 0.5)
+    assert (dets.shape, kept.dtype) == ((0, 5), torch.long)
 
 
 @both_dtypes

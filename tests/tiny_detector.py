@@ -62,8 +62,6 @@ def model_config(test_cfg=TEST_CFG):
         max_sizes=[16, 24, 40],
         ratios=[[2, 3]] * 3,
     )
-    # Clipped alike, boxes are told apart by agreement.py no more.
-    cfg['bbox_head']['bbox_coder']['clip_border'] = True
     return dict(cfg, test_cfg=dict(test_cfg))
 
 

@@ -15,13 +15,12 @@ from sb_mm.registry import DATASETS, FUNCTIONS
 
 @DATASETS.register_module()
 class IndexedImages(Dataset):
-    """A dataset of equal images, all in memory, read by index.
+    """A dataset in memory, whose batches are indices.
 
-    For :class:`~sb_mm.models.data_preprocessors.OnDeviceAugmentation`, which
-    keeps the images on the device and cuts the batches out there. A batch
-    is a dict of ``images`` ``(N, H, W, C)``, uint8, and ``labels`` ``(N,)``
-    of the whole dataset, always the same two tensors, and ``indices``
-    ``(B,)``. The loader needs ``num_workers=0`` and
+    A batch, for ``sb_mm.OnDeviceAugmentation``,
+    is a dict of ``images`` ``(N, H, W, C)``, uint8, and ``labels`` ``(N,)`` of
+    the whole dataset, always the same two tensors, and ``indices`` ``(B,)``.
+    The loader needs ``num_workers=0`` and
     ``collate_fn=dict(type='sb_mm.whole_batch')``.
 
     Args:
@@ -33,17 +32,16 @@ class IndexedImages(Dataset):
             folders sorted by class give some of each; None for all.
 
     Raises:
-        UserInputError: If an image differs in size or type from the first,
-            the pipeline leaves no image or no label, there are fewer images
-            than ``indices``, or a loader's worker reads the data.
+        UserInputError: If images differ in size or are not of 8 bit, the
+            pipeline leaves no image or no label, there are fewer images than
+            ``indices``, or a dataloader worker reads the data.
     """
 
     def __init__(self, dataset: dict, indices: int | None = None) -> None:
         self.dataset = MMENGINE_DATASETS.build(dataset)
         total = len(self.dataset)
-        if indices is not None:
-            check_number('indices', indices, 1, total, integer=True)
         count = total if indices is None else indices
+        check_number('indices', count, 1, total, integer=True)
         self._places = [i * total // count for i in range(count)]
         self._tensors: tuple[Tensor, Tensor] | None = None
 
@@ -53,12 +51,10 @@ class IndexedImages(Dataset):
         return self.dataset.metainfo
 
     def full_init(self) -> None:
-        """Load the images now."""
-        if self._tensors is None:
-            self._tensors = self._load()
-
-    def _load(self) -> tuple[Tensor, Tensor]:
-        arrays: list[np.ndarray] = []
+        """Load the images, unless they are loaded."""
+        if self._tensors is not None:
+            return
+        images: list[np.ndarray] = []
         labels = []
         for index in self._places:
             sample = self.dataset[index]
@@ -68,12 +64,17 @@ class IndexedImages(Dataset):
                     'gt_label: let its pipeline read and resize the images '
                     'and nothing else (no PackInputs).'
                 )
-            arrays.append(np.asarray(sample['img']))
-            _check_image(index, arrays[-1], arrays[0])
+            images.append(np.atleast_3d(sample['img']))
             labels.append(int(sample['gt_label']))
-        images = torch.from_numpy(np.stack(arrays))
-        images = images[..., None] if images.ndim == 3 else images
-        return images, torch.tensor(labels)
+            shape, kind, first = images[-1].shape, images[-1].dtype, images[0]
+            if kind != np.uint8 or shape != first.shape:
+                raise UserInputError(
+                    f'Image {index} is of shape {shape} and type {kind}, and '
+                    'sb_mm.IndexedImages needs 8-bit images of one size '
+                    f'({first.shape} here): resize them in its pipeline.'
+                )
+        images = torch.from_numpy(np.stack(images))
+        self._tensors = images, torch.tensor(labels)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -82,7 +83,7 @@ class IndexedImages(Dataset):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> dict:
-        """Return a batch, see above; PyTorch's loader asks for it so."""
+        """Return a batch, as PyTorch's loader asks for it."""
         if get_worker_info() is not None:
             raise UserInputError(
                 'sb_mm.IndexedImages must be read by the training process '
@@ -95,8 +96,6 @@ class IndexedImages(Dataset):
 
 
 class _Batch(dict):
-    """A batch that says what it is for where something else is expected."""
-
     def __deepcopy__(self, memo: dict) -> '_Batch':
         """Copy the batch, not the dataset, as hooks do that keep batches."""
         return _Batch(self, indices=self['indices'].clone())
@@ -107,16 +106,6 @@ class _Batch(dict):
             "loader collate_fn=dict(type='sb_mm.whole_batch'), the model "
             'sb_mm.OnDeviceAugmentation as data_preprocessor, and what '
             "draws or exports single images the host's own dataset."
-        )
-
-
-def _check_image(index: int, image: np.ndarray, first: np.ndarray) -> None:
-    if image.dtype != np.uint8 or image.shape != first.shape:
-        raise UserInputError(
-            f'Image {index} is of shape {image.shape} and type '
-            f'{image.dtype}, and sb_mm.IndexedImages needs 8-bit images '
-            f'of one size ({first.shape} here): resize them in the pipeline '
-            'of its dataset.'
         )
 
 

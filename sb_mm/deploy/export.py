@@ -15,7 +15,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sb_mm.arguments import check_number
@@ -30,7 +30,7 @@ from sb_mm.weights import state_dict_of
 from .agreement import compare
 from .fold import fold
 from .nms import SuppressingDetector
-from .onnx import exportable, require_packages, to_onnx, wrap, wrapper_of
+from .onnx import exportable, require_packages, to_onnx, wrapper_of
 from .onnx_runner import OnnxRunner
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def export(
     """Export a network, and write the file if it gives what PyTorch gives.
 
     Args:
-        cfg: Of :func:`~sb_mm.engine.config.load_config`.
+        cfg: Config.
         checkpoint: File; random weights if None.
         out: The file to write.
         nms: Let the file suppress overlapping boxes.
@@ -79,12 +79,12 @@ def export(
     yield _load(model, cfg, checkpoint, trust)
     loader = build_loader(cfg, 'test_dataloader')
     images, samples = _first_images(loader, check_images)
-    reference = wrap(model, tuple(images.shape[2:]))
+    reference = exportable(model, tuple(images.shape[2:]))
     if hasattr(model, 'bbox_head') and (nms or evaluate):
         SuppressingDetector(reference)(images[:1])  # raises if it cannot
-    file = _to_file(model, images[:1], nms, this_cpu)
+    file = _to_file(reference, images[:1], nms, this_cpu)
     classes = loader.dataset.metainfo.get('classes') or ()
-    _describe(file, model, list(classes))
+    _describe(file, reference, list(classes))
     content = file.SerializeToString()
     runner = OnnxRunner(content)
     for value in (*runner.session.get_inputs(), *runner.session.get_outputs()):
@@ -103,17 +103,13 @@ def export(
 
 
 def _build(cfg: Config, nms: bool, evaluate: bool) -> BaseModel:
-    """Build the network; refuse what cannot be exported."""
-    if not cfg.get('test_dataloader'):
-        raise UserInputError(
-            'The config has no test_dataloader, with whose images the file '
-            'is checked: add one.'
-        )
-    if evaluate and not cfg.get('test_evaluator'):
-        raise UserInputError(
-            'The config has no test_evaluator: add one, or leave --evaluate '
-            'out.'
-        )
+    """Build the network; raise if it cannot be exported."""
+    for key in ('test_dataloader', 'test_evaluator')[: 1 + evaluate]:
+        if not cfg.get(key):
+            raise UserInputError(
+                f'The config has no {key}, which the check of the file needs '
+                '(test_evaluator for --evaluate only): add one.'
+            )
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     model = build_model(cfg).eval()
     wrapper_of(model)  # raises if there is none
@@ -162,13 +158,12 @@ def _first_images(loader: DataLoader, number: int) -> tuple[Tensor, list]:
 
 
 def _to_file(
-    model: BaseModel, image: Tensor, nms: bool, this_cpu: bool
+    reference: nn.Module, image: Tensor, nms: bool, this_cpu: bool
 ) -> 'ModelProto':
-    folded = copy.deepcopy(model)
+    module = copy.deepcopy(reference)
     # It may have no norm of the kind that folds, and no attention.
     with contextlib.suppress(UserInputError):
-        fold(folded)
-    module = exportable(folded, tuple(image.shape[2:]))
+        fold(module)
     if nms:
         module = SuppressingDetector(module)
     if this_cpu:
@@ -179,15 +174,13 @@ def _to_file(
 
 
 def _describe(
-    file: 'ModelProto', model: BaseModel, classes: list[str]
+    file: 'ModelProto', reference: nn.Module, classes: list[str]
 ) -> None:
     """Write into a file what its graph does not say."""
     from onnx.helper import set_model_props
 
-    # In the words of mmdet, then of mmpretrain.
-    swaps = ('_channel_conversion', 'to_rgb')
-    bgr = any(getattr(model.data_preprocessor, n, False) for n in swaps)
-    head = getattr(model, 'bbox_head', None)
+    bgr = reference.normalise.swaps_channels
+    head = getattr(reference.model, 'bbox_head', None)
     metadata = dict(
         sb_mm=__version__,
         input='pixels, 0 to 255; the normalisation is a part of the network',

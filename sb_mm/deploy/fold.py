@@ -70,16 +70,14 @@ class ShiftedConv2d(nn.Module):
 
     .. math:: y = W * x + b + \lambda \cdot \tanh(F(x))
 
-    The shift of one sample is a bias. A batch of one gets it inside of the
-    convolution, at no cost over the output's pixels; in a larger batch the
-    samples' biases differ, and it is added in place.
+    A batch of one gets the shift inside of the convolution, at no cost over
+    the output's pixels; in a larger batch the samples' biases differ.
     """
 
     def __init__(self, conv: nn.Conv2d, attention: ShiftBalance) -> None:
         super().__init__()
         if conv.bias is None:
-            zeros = conv.weight.new_zeros(conv.out_channels)
-            conv.bias = nn.Parameter(zeros)
+            conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
         self.conv = conv
         self.gate = attention.gate
         self.gate_function = attention.gate_function
@@ -100,22 +98,20 @@ def fold(model: nn.Module) -> nn.Module:
     """Fold batch normalisation and shifts into convolutions, in place.
 
     The outputs stay what they are, up to rounding. Batch normalisation goes
-    into the convolution or Linear layer before it in a ``ConvModule``, an
-    ``nn.Sequential`` or the gate of an attention, and the shift of a
+    into the convolution or Linear layer before it, and the shift of a
     :class:`ShiftBalance` before the activation into the convolution's bias;
     dropout is taken out. What stands elsewhere stays, such as a norm behind
     :class:`SqueezeExcite` (``attention_after='conv'``).
 
     Args:
-        model: Any network in evaluation mode.
+        model: Any network in evaluation mode, with its weights loaded.
 
     Returns:
-        The same network, with other names in its ``state_dict``, so that
-        weights are to be loaded first. Its ``train()`` raises.
+        The same network, whose ``state_dict`` has other names and whose
+        ``train()`` raises.
 
     Raises:
-        UserInputError: If it is in training mode, or was folded before, or
-            there is nothing to fold.
+        UserInputError: If it is in training mode, or nothing is to fold.
     """
     kind = type(model).__name__
     for name, module in model.named_modules():
@@ -136,7 +132,7 @@ def fold(model: nn.Module) -> nn.Module:
 
 
 def _fold_children(module: nn.Module) -> bool:
-    """Fold gates, and take dropout out; tell whether there was any."""
+    """Fold gates, take dropout out; tell whether there was any."""
     found = {
         name: FoldedGate(child) if isinstance(child, ChannelGate) else Folded()
         for name, child in module.named_children()
@@ -213,7 +209,7 @@ def _fold_conv_module(module: nn.Module) -> bool:
 
 
 def _shifts_first(module: nn.Module) -> bool:
-    """Tell whether a shift directly follows a module's convolution."""
+    """Tell whether a shift directly follows a convolution."""
     return (
         isinstance(module, AttentionConvModule)
         and module.steps[:1] == ['attention']

@@ -12,10 +12,9 @@ from sb_mm.errors import UserInputError
 def suppress(
     boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float
 ) -> Tensor:
-    """Select boxes as ONNX's ``NonMaxSuppression`` does.
+    """Select of boxes ``(B, K, 4)`` as ONNX's ``NonMaxSuppression`` does.
 
-    Of boxes ``(B, K, 4)`` and scores ``(B, 1, K)``, return ``(D, 3)``: the
-    index along B, 0, the index along K.
+    Return ``(D, 3)``: the index along B, 0, the index along K.
     """
     from torchvision.ops import nms
 
@@ -80,8 +79,7 @@ class Suppression(nn.Module):
 
         Returns:
             The index in the batch ``(D,)``, the label ``(D,)``, the box
-            ``(D, 4)``, the score ``(D,)``; by image, then by label, then by
-            falling score.
+            ``(D, 4)``, the score ``(D,)``; by image, label, falling score.
 
         Raises:
             UserInputError: If ``nms_pre`` keeps only some of the scores.

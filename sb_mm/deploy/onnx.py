@@ -47,6 +47,7 @@ class Normalise(nn.Module):
         # Both hosts pad after the normalisation, on the right and below.
         self.divisor = getattr(preprocessor, 'pad_size_divisor', 1)
         self.pad_value = float(getattr(preprocessor, 'pad_value', 0))
+        # In the words of mmdet, then of mmpretrain.
         swap = getattr(preprocessor, '_channel_conversion', False)
         self.swaps_channels = swap or getattr(preprocessor, 'to_rgb', False)
         for name, absent in (('mean', 0.0), ('std', 1.0)):
@@ -72,7 +73,6 @@ class ExportedClassifier(nn.Module):
         super().__init__()
         self.normalise = Normalise(model.data_preprocessor)
         self.model = model
-        self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(N, 3, H, W)`` to scores ``(N, classes)``."""
@@ -81,10 +81,7 @@ class ExportedClassifier(nn.Module):
 
 
 class ExportedDetector(nn.Module):
-    """A detector with prior boxes, from pixels to decoded boxes.
-
-    mmdet's ``SingleStageDetector`` with an ``AnchorHead``, whose prior boxes
-    are those of images of ``size``.
+    """mmdet's detector with prior boxes, from pixels to decoded boxes.
 
     Raises:
         UserInputError: If the head gives more than scores and boxes of the
@@ -152,8 +149,7 @@ def _by_prior(levels: list[Tensor], numbers: int) -> Tensor:
 class SummedDynamicConv2d(nn.Module):
     """A :class:`DynamicConv2d` as a weighted sum of ``K`` convolutions.
 
-    Of the same value and ``K`` times the work, but in operations that are
-    the same for every batch size.
+    ``K`` times the work, but the same operations for every batch size.
     """
 
     def __init__(self, conv: DynamicConv2d) -> None:
@@ -180,17 +176,6 @@ class SummedDynamicConv2d(nn.Module):
 def exportable(
     model: BaseModel, size: tuple[int, int]
 ) -> ExportedClassifier | ExportedDetector:
-    """Return what :func:`wrap` does, in operations that can be exported."""
-    model = copy.deepcopy(model).requires_grad_(False)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, DynamicConv2d):
-            model.set_submodule(name, SummedDynamicConv2d(module))
-    return wrap(model, size)
-
-
-def wrap(
-    model: BaseModel, size: tuple[int, int]
-) -> ExportedClassifier | ExportedDetector:
     """Return a network that maps pixels to what the file gives.
 
     Args:
@@ -201,7 +186,7 @@ def wrap(
 
 
 def wrapper_of(model: BaseModel) -> type[nn.Module]:
-    """Return the class that :func:`wrap` makes of a network.
+    """Return the class that :func:`exportable` makes of a network.
 
     Raises:
         UserInputError: If there is no export of this kind of network.
@@ -222,13 +207,17 @@ def wrapper_of(model: BaseModel) -> type[nn.Module]:
 
 
 def to_onnx(module: nn.Module, images: Tensor, dynamic: bool) -> 'ModelProto':
-    """Return a network of :func:`exportable` as ONNX.
+    """Return a network whose outputs are ``output_names`` as ONNX.
 
     It takes as many images as the example has, any number if ``dynamic``.
 
     Raises:
         UserInputError: If an operation has no ONNX form; names it.
     """
+    module = copy.deepcopy(module).requires_grad_(False)
+    for name, part in list(module.named_modules()):
+        if isinstance(part, DynamicConv2d):
+            module.set_submodule(name, SummedDynamicConv2d(part))
     names = ({0: 'batch'},) if dynamic else None
     dims = ({0: torch.export.Dim('batch')},) if dynamic else None
     try:

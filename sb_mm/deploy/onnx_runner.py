@@ -17,21 +17,18 @@ class OnnxRunner:
 
     Args:
         file: Its path, or its bytes.
-        threads: Of ONNX Runtime; 0 for as many as there are cores.
 
     Raises:
         UserInputError: If it cannot be loaded, or is none of these files.
     """
 
-    def __init__(self, file: str | Path | bytes, threads: int = 0) -> None:
+    def __init__(self, file: str | Path | bytes) -> None:
         import onnxruntime
 
         name = 'The file' if isinstance(file, bytes) else file
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
         try:
             self.session = onnxruntime.InferenceSession(
-                file, options, providers=['CPUExecutionProvider']
+                file, providers=['CPUExecutionProvider']
             )
             texts = self.session.get_modelmeta().custom_metadata_map
             self.test_cfg = json.loads(texts['test_cfg'])

@@ -132,7 +132,6 @@ def test_a_download_goes_on_where_an_earlier_call_stopped(
 
 
 def test_cut_connections_are_continued_by_later_calls(tmp_path, server):
-    assert len(DATA[ONE]) > 12_000
     with pytest.raises(UserInputError):
         fetch(server, tmp_path, 'cut')
     asked = [asked for _, _, asked in server.requests]
@@ -152,12 +151,11 @@ def test_mirrors_without_the_file_are_passed_over(tmp_path, server, capsys):
         assert reason in said
 
 
-def test_no_mirror_left_says_what_to_do(tmp_path, server):
+@pytest.mark.usefixtures('server')
+def test_no_mirror_left_says_what_to_do(tmp_path):
     nobody = f'http://127.0.0.1:9/{ONE}'  # port 9 (discard)
-    urls = [nobody, f'{server.url}/wrong/{ONE}']
     with pytest.raises(UserInputError, match='missing or damaged.*--from-dir'):
-        download(urls, tmp_path / ONE, MD5[ONE])
-    assert not list(tmp_path.iterdir())
+        download([nobody], tmp_path / ONE, MD5[ONE])
 
 
 def test_a_full_disk_is_not_taken_for_a_bad_mirror(
@@ -191,37 +189,32 @@ def test_both_years_are_downloaded_unpacked_and_tidied(
     assert not any((out / 'archives').iterdir())
 
 
-def test_archives_of_the_user_are_checked_and_kept(tmp_path, tars):
+def test_the_users_archives_are_checked_and_kept_as_is_a_year_with_gaps(
+    tmp_path, tars
+):
     kit = tmp_path / 'kit'
     prepare(kit, tars)
     assert sorted(os.listdir(kit)) == ['VOC2007', 'VOC2012']
     assert len(os.listdir(tars)) == 3
-    (tars / ONE).write_bytes(DATA[ONE][:5000])
-    for _ in range(2):
-        with pytest.raises(UserInputError, match=f'{ONE} is missing or dam'):
-            prepare(tmp_path / 'other', tars)
-        (tars / ONE).unlink(missing_ok=True)
-    assert not (tmp_path / 'other').exists()
-
-
-def test_an_incomplete_year_stays_and_its_gaps_are_named(tmp_path, tars):
-    prepare(tmp_path / 'kit', tars)
-    year = tmp_path / 'kit/VOC2007'
+    year = kit / 'VOC2007'
     for name in ('000001.jpg', '000103.xml', 'test.txt'):
         gap = next(year.rglob(name))
         gap.unlink()
         gap = gap.relative_to(year)
         with pytest.raises(UserInputError, match=f'incomplete.*{gap}.*move'):
-            prepare(tmp_path / 'kit', tars)
+            prepare(kit, tars)
     assert (year / 'JPEGImages/000002.jpg').exists()
+    (tars / ONE).write_bytes(DATA[ONE][:5000])
+    with pytest.raises(UserInputError, match=f'{ONE} is missing or damaged'):
+        prepare(tmp_path / 'other', tars)
+    assert not (tmp_path / 'other').exists()
 
 
 def test_an_interrupted_unpacking_leaves_nothing(tmp_path, tars, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    left = tmp_path / 'kit/.VOC2007.unpacking/VOCdevkit'  # by kill -9
-    left.mkdir(parents=True)
+    (tmp_path / 'kit/.VOC2007.unpacking').mkdir(parents=True)  # by kill -9
     monkeypatch.setattr(tarfile.TarFile, 'extractall', stop)
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / 'kit', tars)

@@ -2,7 +2,6 @@
 
 import os
 import runpy
-import sys
 from pathlib import Path
 
 import cv2
@@ -84,14 +83,13 @@ def test_lists_and_annotations_are_those_of_voc(tmp_path):
 def test_the_same_arguments_give_the_same_bytes(tmp_path):
     more = dict(SMALL, num_train=6, num_test=3)
     kits = []
-    for seed, arguments in ((5, SMALL), (5, SMALL), (5, more), (6, SMALL)):
+    for seed, arguments in ((5, SMALL), (5, more), (6, SMALL)):
         out = tmp_path / f'kit{len(kits)}'
         make_synthetic_voc(out, seed=seed, **arguments)
         files = [f for f in out.rglob('*.*') if f.suffix in ('.jpg', '.xml')]
         kits.append({file.name: file.read_bytes() for file in files})
-    ours, same, more, other = kits
+    ours, more, other = kits
     assert len(ours) == 12
-    assert ours == same
     assert ours.items() <= more.items()
     assert not ours.items() & other.items()
 
@@ -119,9 +117,9 @@ def test_a_run_that_is_stopped_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_the_tool_draws_once_and_then_says_so(tmp_path, monkeypatch, capsys):
-    options = ['--images', '4', '--test-images', '2', '--size', '96']
-    argv = [str(TOOL), '--out', str(tmp_path / 'kit'), *options]
-    monkeypatch.setattr(sys, 'argv', argv)
+    options = '--images 4 --test-images 2 --size 96 --out'
+    argv = [str(TOOL), *options.split(), str(tmp_path / 'kit')]
+    monkeypatch.setattr('sys.argv', argv)
     for said in ('4 + 2 images drawn', 'already there'):
         with pytest.raises(SystemExit, match='0'):
             runpy.run_path(str(TOOL), run_name='__main__')

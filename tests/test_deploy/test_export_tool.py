@@ -18,18 +18,13 @@ pytest.importorskip('onnxruntime')
 pytest.importorskip('onnxscript')
 pytest.importorskip('mmdet')
 
-from tiny_detector import (  # noqa: E402
-    SIDE,
-    TEST_CFG,
-    detector,
-    write_config,
-)
+from tiny_detector import SIDE, TEST_CFG, detector, write_config  # noqa: E402
 
 from sb_mm.deploy import export  # noqa: E402
 from sb_mm.deploy.onnx import (  # noqa: E402
+    exportable,
     require_packages,
     to_onnx,
-    wrap,
     wrapper_of,
 )
 from sb_mm.deploy.onnx_runner import OnnxRunner  # noqa: E402
@@ -54,7 +49,7 @@ def test_networks_that_cannot_be_exported_are_named():
     model = detector()
     model.bbox_head.forward = lambda x: (x, x, x)
     with pytest.raises(UserInputError, match='SSDLiteHead cannot be exported'):
-        wrap(model, (SIDE, SIDE))
+        exportable(model, (SIDE, SIDE))
 
 
 def test_what_is_missing_for_the_export_is_named(monkeypatch):

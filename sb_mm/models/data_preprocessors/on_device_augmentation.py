@@ -16,9 +16,8 @@ from sb_mm.registry import MODELS
 class OnDeviceAugmentation(BaseDataPreprocessor):
     """Cut a batch out of images that stay on the device as 8 bit.
 
-    Does there, for every image of the batch on its own, what mmpretrain's
-    ``RandomCrop`` (with ``padding``), ``RandomFlip`` and
-    ``ClsDataPreprocessor`` do one image after the other, with the same
+    Does for every image on its own what mmpretrain's ``RandomCrop`` (with
+    ``padding``), ``RandomFlip`` and ``ClsDataPreprocessor`` do, with the same
     distribution. The loader only draws indices, see
     :class:`~sb_mm.datasets.indexed_images.IndexedImages`.
 
@@ -31,7 +30,7 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         flip_prob: Probability of mirroring from left to right.
         to_rgb: Exchange the first and the third channel.
         channels_last: Give the batch to the network in that memory format.
-        num_classes: For the configs of ``ClsDataPreprocessor``; not needed.
+        num_classes: Of ``ClsDataPreprocessor``; not used.
         batch_augments: The same; must be None.
 
     Raises:
@@ -39,10 +38,9 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
             from another dataset or was pinned.
 
     Note:
-        Random numbers are those of the device's own generator, which
-        MMEngine seeds alike in every process: with several, use
-        ``sb_mm.EpochSeedHook``, else the same places of their batches are
-        cropped and flipped alike.
+        MMEngine seeds the device's generator alike in every process: with
+        several, use ``sb_mm.EpochSeedHook``, else the same places of their
+        batches are cropped and flipped alike.
     """
 
     def __init__(
@@ -63,11 +61,6 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         if crop_size is not None:
             check_number('crop_size', crop_size, 1, integer=True)
         check_number('flip_prob', flip_prob, 0, 1)
-        if len(mean) != len(std):
-            raise UserInputError(
-                f'mean has {len(mean)} numbers and std has {len(std)}: give '
-                'both one number for each channel.'
-            )
         for value in std:
             check_number('std', value, 0, open_low=True)
         if batch_augments is not None:
@@ -83,8 +76,9 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         self.channels_last = channels_last
         self.register_buffer('mean', torch.tensor(mean).float(), False)
         self.register_buffer('std', torch.tensor(std).float(), False)
-        # By address and device: a dataset's images, so that no other tensor
-        # gets the address, their padded copy and the labels.
+        self._check_channels(len(mean))
+        # By address and device: a dataset's images, which keeps the address
+        # theirs, their padded copy and the labels.
         self._stores: dict[tuple, tuple[Tensor, ...]] = {}
 
     def forward(self, data: dict, training: bool = False) -> dict:
@@ -97,40 +91,37 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
             training: Whether to crop and flip at random.
 
         Returns:
-            ``inputs`` ``(B, C, H, W)``, float32, and ``data_samples``. In
-            training this is one sample with all labels, which the losses
-            concatenate anyway; else there is one for each image.
+            ``inputs`` ``(B, C, H, W)``, float32, and ``data_samples``: in
+            training one sample with all labels, which the losses concatenate
+            anyway, else one for each image.
         """
         if 'images' in data:
-            return self._forward_indexed(data, training)
-        if training:
+            images, samples = self._indexed(data, training)
+        elif training:
             raise UserInputError(
                 'OnDeviceAugmentation needs batches of indices: wrap the '
                 "dataset of the loader in dict(type='sb_mm.IndexedImages')."
             )
-        images = torch.stack([*data['inputs']]).to(self.device)
-        samples = self.cast_data(data.get('data_samples'))
-        inputs = self._normalise(images.movedim(1, -1))
-        return dict(inputs=inputs, data_samples=samples)
-
-    def _forward_indexed(self, data: dict, training: bool) -> dict:
-        from mmpretrain.structures import DataSample
-
-        padded, labels = self._store(data)
-        indices = data['indices'].to(self.device, non_blocking=True)
-        inputs = self._normalise(self._cut(padded, indices, training))
-        labels = labels[indices]
-        parts = [labels] if training else labels.split(1)
-        samples = [DataSample().set_gt_label(part) for part in parts]
-        return dict(inputs=inputs, data_samples=samples)
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        """Map images ``(B, H, W, C)`` to the network's ``(B, C, H, W)``."""
+        else:
+            images = torch.stack([*data['inputs']]).to(self.device)
+            images = images.movedim(1, -1)
+            samples = self.cast_data(data.get('data_samples'))
         if self.to_rgb:
             images = images.flip(-1)
         # A view in channels_last format.
         inputs = ((images.float() - self.mean) / self.std).movedim(-1, 1)
-        return inputs if self.channels_last else inputs.contiguous()
+        inputs = inputs if self.channels_last else inputs.contiguous()
+        return dict(inputs=inputs, data_samples=samples)
+
+    def _indexed(self, data: dict, training: bool) -> tuple[Tensor, list]:
+        from mmpretrain.structures import DataSample
+
+        padded, labels = self._store(data)
+        indices = data['indices'].to(self.device, non_blocking=True)
+        labels = labels[indices]
+        parts = [labels] if training else labels.split(1)
+        samples = [DataSample().set_gt_label(part) for part in parts]
+        return self._cut(padded, indices, training), samples
 
     def _cut(self, padded: Tensor, indices: Tensor, random: bool) -> Tensor:
         """Return windows ``(B, h, w, C)`` of the padded images."""
@@ -160,23 +151,22 @@ class OnDeviceAugmentation(BaseDataPreprocessor):
         """Return the padded images and the labels on the device."""
         images, labels = data['images'], data['labels']
         key = images.data_ptr(), self.device
-        if key not in self._stores:
-            self._check_images(images)
-            padded = F.pad(images.to(self.device), self._border)
-            self._stores[key] = images, padded, labels.to(self.device)
-        return self._stores[key][1:]
-
-    def _check_images(self, images: Tensor) -> None:
+        if key in self._stores:
+            return self._stores[key][1:]
         # A copy for each batch, none of which would ever be given back.
         if images.is_pinned():
             raise UserInputError(
                 'sb_mm.IndexedImages must not be pinned: set '
                 'pin_memory=False in its loader.'
             )
-        channels = len(self.mean)
-        if images.shape[-1] != channels:
+        self._check_channels(images.shape[-1])
+        padded = F.pad(images.to(self.device), self._border)
+        self._stores[key] = images, padded, labels.to(self.device)
+        return self._stores[key][1:]
+
+    def _check_channels(self, channels: int) -> None:
+        if not len(self.mean) == len(self.std) == channels:
             raise UserInputError(
-                f'The images have {images.shape[-1]} channels and the '
-                f'mean of OnDeviceAugmentation has {channels} numbers: give '
-                'mean and std one number for each channel.'
+                f'mean has {len(self.mean)} numbers and std {len(self.std)}, '
+                f'for {channels} channels: give one for each channel.'
             )
