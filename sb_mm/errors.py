@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from contextlib import contextmanager
 
 # Longest message, item of a list, and quotation, in characters.
 _MESSAGE, _ITEM, _QUOTE = 1500, 300, 80
@@ -35,11 +35,11 @@ class FileFault(UserInputError):
         self.remedy = remedy
 
 
-def raise_faults(faults: Sequence[FileFault]) -> NoReturn:
-    """Report the first fault and all others with the same remedy."""
-    remedy = faults[0].remedy
-    same = [f'{f.path} {f.fault}' for f in faults if f.remedy == remedy]
-    raise UserInputError(f'{first_few(same)}: {remedy}.')
+class DivergedError(RuntimeError):
+    """A training's loss or weights became infinite or NaN.
+
+    The command-line tools print it without a traceback and exit with code 4.
+    """
 
 
 def shorten(text: str, limit: int = _QUOTE) -> str:
@@ -49,18 +49,9 @@ def shorten(text: str, limit: int = _QUOTE) -> str:
     return line if len(line) <= limit else f'{line[:half]} ... {line[-half:]}'
 
 
-class DivergedError(RuntimeError):
-    """A training's loss or weights became infinite or NaN.
-
-    The command-line tools print it without a traceback and exit with code 4.
-    """
-
-
-def first_few(
-    items: Sequence[str], separator: str = ', ', limit: int = 3
-) -> str:
+def first_few(items: Sequence[str], limit: int = 3) -> str:
     """Join the first items, shortened, and say how many more there are."""
-    text = separator.join(shorten(item, _ITEM) for item in items[:limit])
+    text = ', '.join(shorten(item, _ITEM) for item in items[:limit])
     rest = len(items) - limit
     return f'{text} and {rest} more' if rest > 0 else text
 
@@ -69,6 +60,19 @@ def first_line(error: Exception) -> str:
     """Return the first line of a host's message, to stand in parentheses."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return shorten(lines[0].rstrip('.!'), _ITEM)
+
+
+@contextmanager
+def explain(fault: str, remedy: str) -> Iterator[None]:
+    """Raise "fault (what a host says): remedy" for anything raised inside."""
+    try:
+        yield
+    except UserInputError:
+        raise
+    except Exception as error:
+        raise UserInputError(
+            f'{fault} ({first_line(error)}): {remedy}.'
+        ) from error
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

@@ -14,8 +14,6 @@ from sb_mm.files import find_config, product_root
 
 from .checks.options import apply_options
 
-_LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-
 
 def load_config(
     path: str,
@@ -48,7 +46,7 @@ def load_config(
     if find_spec('mmpretrain'):
         import_module('mmpretrain')
     options = dict(options or {})
-    # On its own, the variable would reach no loader.
+    # The variable alone would reach no loader.
     root = data_root or options.pop('data_root', None)
     apply_options(cfg, options)
     # See ResumedScheduleHook.
@@ -69,10 +67,10 @@ def read_config(path: str) -> Config:
             import of it is not there.
     """
     path = find_config(str(path))
+    example = 'a whole config, such as configs/ssd_sb_voc.py'
     if not osp.isfile(path) and '::' not in path:
         raise UserInputError(
-            f'The config {path} does not exist: give the path of a config '
-            'file, such as configs/ssd_sb_voc.py.'
+            f'The config {path} does not exist: give the path of {example}.'
         )
     try:
         cfg = Config.fromfile(path)
@@ -86,15 +84,14 @@ def read_config(path: str) -> Config:
         ) from error
     if not cfg.get('model'):
         raise UserInputError(
-            f'The config {path} has no model: give a whole config, such as '
-            'configs/ssd_sb_voc.py.'
+            f'The config {path} has no model: give {example}.'
         )
     return cfg
 
 
 def dataset_configs(cfg: Config) -> Iterator[tuple[str, ConfigDict]]:
     """Yield (loader's name, config) of each innermost dataset."""
-    for loader in _LOADERS:
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(loader):
             for leaf in _leaves(cfg[loader].dataset):
                 yield loader, leaf
@@ -122,10 +119,8 @@ def metrics_of(cfg: Config) -> Iterator[tuple[str, dict]]:
 def set_data_root(cfg: Config, root: str | None) -> None:
     """Let every loader and the evaluators' annotation files use one folder.
 
-    Args:
-        cfg: Changed in place.
-        root: Of the data; those of the config if None. What is not below the
-            working directory is looked for below the repository of sb_mm.
+    If ``root`` is None, each keeps its own. What is not below the working
+    directory is looked for below the repository of sb_mm.
     """
     datasets = [d for _, d in dataset_configs(cfg) if root or 'data_root' in d]
     for old in {d.get('data_root') for d in datasets}:

@@ -6,8 +6,8 @@
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from mmengine.evaluator import DumpResults
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from sb_mm.errors import UserInputError, first_line
+from sb_mm.errors import UserInputError, explain
 from sb_mm.files import check_writable
 from sb_mm.weights import weights_only
 
@@ -45,8 +45,7 @@ def train(
 
     Args:
         cfg: Of :func:`~sb_mm.engine.config.load_config`; changed in place.
-        resume: Checkpoint to go on from; ``'auto'`` for the newest in the
-            work directory.
+        resume: Checkpoint to go on from, or ``'auto'`` for the newest.
         amp: Automatic mixed precision.
         auto_scale_lr: Scale the learning rate with the total batch size.
         trust: Run the code that a checkpoint may bring with it.
@@ -56,8 +55,7 @@ def train(
         The last validation's metrics, if any.
 
     Raises:
-        UserInputError: Before the model is built, if anything that the
-            training needs is missing or does not fit.
+        UserInputError: If anything is missing or does not fit.
     """
     if amp:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
@@ -74,8 +72,7 @@ def train(
     with lock, weights_only(not trust):
         runner = build_runner(cfg)
         runner.register_hook(ResumedScheduleHook())
-        fitting = _fitting(cfg.get('load_from'))
-        runner.load_or_resume = fitting(runner.load_or_resume)
+        _explain_misfits(runner, cfg.get('load_from'))
         runner.train()
         _end(runner)
     scalars = runner.message_hub.log_scalars
@@ -113,8 +110,7 @@ def test(
         The metrics.
 
     Raises:
-        UserInputError: Before the model is built, if anything that the test
-            needs is missing or does not fit.
+        UserInputError: If anything is missing or does not fit.
     """
     if out is not None:
         with suppress(OSError):  # which the next line explains
@@ -145,9 +141,7 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def lock_work_dir(work_dir: str) -> AcquireReturnProxy:
-    """Keep other trainings out of the work directory, as a context.
-
-    The lock ends with the process, however that ends.
+    """Lock the work directory until the context or the process ends.
 
     Raises:
         UserInputError: If another training goes on there.
@@ -183,7 +177,6 @@ def _check(
 
 
 def _check_device(cfg: Config) -> None:
-    """Raise if the config needs a GPU and there is none."""
     model, fault = str(cfg.model), None
     if 'AmpOptimWrapper' in str(cfg.get('optim_wrapper')):
         fault = "MMEngine's AmpOptimWrapper (--amp) needs a GPU: leave it out"
@@ -208,28 +201,19 @@ def _scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-@contextmanager
-def _fitting(path: str | None) -> Iterator[None]:
+def _explain_misfits(runner: Runner, path: str | None) -> None:
     """Explain what MMEngine raises at a checkpoint of another training."""
-    try:
-        yield
-    except UserInputError:
-        raise
-    except Exception as error:  # a checkpoint can hold anything
-        raise UserInputError(
-            f'The checkpoint {path} does not fit this training '
-            f'({first_line(error)}): use the config that it was made with, '
-            f'or start from its weights, with --cfg-options load_from={path} '
-            'and without --resume.'
-        ) from error
+    remedy = 'use the config that it was made with, or start from its weights,'
+    remedy += f' with --cfg-options load_from={path} and without --resume'
+    fault = f'The checkpoint {path} does not fit this training'
+    runner.load_or_resume = explain(fault, remedy)(runner.load_or_resume)
 
 
 def _keep_freed_memory() -> None:
     """Let glibc keep the memory of freed tensors for the next ones.
 
-    By default it gives every large block back to the kernel, which hands it
-    out again page by page, zeroed: a fifth of a training step of SB
-    MobileNetV2 x0.35. The process keeps its peak of memory instead.
+    Blocks that the kernel hands out again, page by page and zeroed, cost a
+    fifth of a training step of SB MobileNetV2 x0.35.
     """
     libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
     if mallopt := getattr(libc, 'mallopt', None):

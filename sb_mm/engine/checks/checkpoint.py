@@ -8,17 +8,13 @@ from mmengine.config import Config
 from torch import nn
 
 from sb_mm.datasets.images import open_regular
-from sb_mm.errors import UserInputError, first_few
-from sb_mm.weights import (
-    load_checkpoint_file,
-    refuse_conflicts,
-    shape_conflicts,
-    state_dict_of,
-)
+from sb_mm.errors import UserInputError, explain, first_few
+from sb_mm.weights import check_shapes, load_checkpoint_file, state_dict_of
 
-from ..build import build_model, nodes, scope_of
+from ..build import build_model, scope_of
 from ..config import dataset_configs
 from .classes import check_equal, given_classes, open_dataset
+from .options import nodes
 
 
 def check_start(cfg: Config, trust: bool = False) -> None:
@@ -52,12 +48,7 @@ def check_start(cfg: Config, trust: bool = False) -> None:
 
 
 def check_checkpoint(cfg: Config, path: str, trust: bool = False) -> dict:
-    """Return a checkpoint that this network made on these classes.
-
-    Args:
-        cfg: A whole config.
-        path: File or URL.
-        trust: Run the code that the file may bring with it.
+    """Return a checkpoint, file or URL, of this network and these classes.
 
     Raises:
         UserInputError: Names the first few classes or tensors that differ.
@@ -66,7 +57,7 @@ def check_checkpoint(cfg: Config, path: str, trust: bool = False) -> dict:
     _check_classes(cfg, path, content)
     state = state_dict_of(content)
     model = _skeleton(cfg)
-    refuse_conflicts(path, shape_conflicts(model, state))
+    check_shapes(path, model, state)
     own = model.state_dict()
     # Counters that no network of these needs; old files lack them.
     missing = [k for k in own if k not in state and 'batches_tracked' not in k]
@@ -93,13 +84,9 @@ def newest_checkpoint(work_dir: str | Path) -> str | None:
     remedy = 'name the checkpoint that is meant'
     if not file.exists():
         return None
-    try:
-        with open_regular(str(file), remedy) as stream:
-            found = stream.read().decode().strip()
-    except UnicodeDecodeError as error:
-        raise UserInputError(
-            f'{file} is not the text that a training writes there: {remedy}.'
-        ) from error
+    damaged = explain(f'{file} is not what a training writes there', remedy)
+    with damaged, open_regular(str(file), remedy) as stream:
+        found = stream.read().decode().strip()
     if found == '':  # killed while it was written
         names = ('epoch_*.pth', 'iter_*.pth')
         files = [str(f) for n in names for f in Path(work_dir).glob(n)]
@@ -110,7 +97,7 @@ def newest_checkpoint(work_dir: str | Path) -> str | None:
 
 
 def _check_progress(cfg: Config, path: str, content: dict) -> None:
-    """Raise if a part is missing without which MMEngine would resume."""
+    # Without these, MMEngine would resume and not say so.
     needed = ['message_hub', 'optimizer']
     if cfg.get('param_scheduler'):
         needed.append('param_schedulers')
@@ -147,10 +134,8 @@ def _check_classes(cfg: Config, path: str, content: dict) -> None:
 
 
 def _skeleton(cfg: Config) -> nn.Module:
-    """Build the network without memory for its weights."""
     try:
-        with torch.device('meta'):
+        with torch.device('meta'):  # no memory for weights, and no values
             return build_model(cfg)
-    except (NotImplementedError, RuntimeError):
-        # A constructor computes with tensor values, which meta has none of.
+    except (NotImplementedError, RuntimeError):  # one computes with values
         return build_model(cfg)

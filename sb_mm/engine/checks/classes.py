@@ -1,19 +1,18 @@
 """Datasets of a config and their classes, before any data are read."""
 
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise, zip_longest
 
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
-from sb_mm.datasets.annotation import nfc
-from sb_mm.errors import UserInputError, first_few, first_line, shorten
+from sb_mm.errors import UserInputError, explain, first_few, shorten
+from sb_mm.files import nfc
 
-from ..build import find_class
 from ..config import metrics_of
+from .options import find_class
 
 
 def open_dataset(dataset: dict) -> BaseDataset | None:
@@ -30,7 +29,9 @@ def open_dataset(dataset: dict) -> BaseDataset | None:
         return None
     readers = [t for t in pipeline if 'LoadImageFromFile' in str(t['type'])]
     lazy = dict(dataset, pipeline=readers[:1], lazy_init=True)
-    with hosts_errors(dataset['type']):
+    fault = f'The dataset {dataset["type"]} cannot be made of its settings'
+    remedy = 'correct them, or name the module that defines it in '
+    with explain(fault, f'{remedy}custom_imports'):
         built = DATASETS.build(lazy)
     if isinstance(names := built.metainfo.get('classes'), str):
         raise UserInputError(
@@ -38,21 +39,6 @@ def open_dataset(dataset: dict) -> BaseDataset | None:
             'file: give the names, or a file with one name a line.'
         )
     return built
-
-
-@contextmanager
-def hosts_errors(dataset: object) -> Iterator[None]:
-    """Make a sentence of what a host's dataset raises: it can be anything."""
-    try:
-        yield
-    except UserInputError:
-        raise
-    except Exception as error:
-        raise UserInputError(
-            f'The dataset {dataset} cannot be made of its settings '
-            f'({first_line(error)}): correct them, or name the module that '
-            'defines it in custom_imports.'
-        ) from error
 
 
 def given_classes(dataset: BaseDataset | None) -> list[str]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sb_mm.datasets.images import open_regular
-from sb_mm.errors import UserInputError, first_few, first_line, shorten
+from sb_mm.errors import UserInputError, explain, first_few, shorten
 
 from .classes import check_equal, listed
 
@@ -37,18 +37,11 @@ def read_coco(path: str) -> dict[str, list[dict]]:
     Raises:
         UserInputError: It is no such file, or an id is there twice.
     """
-    try:
+    with explain(f'{path} is not JSON in that form', _REMEDY):
         with open_regular(path, f'{_REMEDY}, or set --data-root') as file:
             content = json.loads(file.read().decode())
         for part in _KEYS:
             _check_part(path, part, content.get(part))
-    except UserInputError:
-        raise
-    except (AttributeError, ValueError, TypeError, RecursionError) as error:
-        raise UserInputError(
-            f'{path} is not JSON in that form ({first_line(error)}): '
-            f'{_REMEDY}.'
-        ) from None
     return content
 
 

@@ -16,15 +16,13 @@ _WITH_GRAPHS = ('reduce-overhead', 'max-autotune')
 class CompileHook(Hook):
     """Let ``torch.compile`` compile backbone and neck for a training.
 
-    That is ``extract_feat`` of mmpretrain's ``ImageClassifier`` and mmdet's
-    detectors: tensors in, tensors out. MMEngine's own ``compile=True`` takes
-    all of ``train_step`` with data samples, losses and optimizer, which
-    compilers must cut into pieces, and of which CUDA graphs would overwrite
-    what the next step needs.
+    That is ``extract_feat`` of the hosts' models: tensors in, tensors out.
+    MMEngine's own ``compile=True`` takes all of ``train_step`` with data
+    samples, losses and optimizer, which compilers must cut into pieces, and
+    of which CUDA graphs would overwrite what the next step needs.
 
     Args:
-        mode: Of ``torch.compile``, such as ``'reduce-overhead'``, which
-            replays CUDA graphs on a GPU.
+        mode: Of ``torch.compile``, such as ``'reduce-overhead'``.
         dynamic: Compile once for batches of any size. Without it, a smaller
             last batch of an epoch has a compilation of its own.
         options: Further arguments of ``torch.compile``.

@@ -1,5 +1,7 @@
 """Data in COCO's format are looked at before a model is built."""
 
+import copy
+import json
 import math
 import os
 
@@ -11,7 +13,46 @@ pytest.importorskip('mmdet')
 
 from sb_mm.engine.checks.data import check_data  # noqa: E402
 
-from ..conftest import TRAINING, assert_says, error_of  # noqa: E402
+from ..conftest import (  # noqa: E402
+    TRAINING,
+    assert_says,
+    data_config,
+    error_of,
+)
+
+BOX = dict(category_id=7, bbox=[1, 1, 4, 4], area=16)
+CONTENT = dict(
+    images=[
+        dict(id=i, file_name=f's/{i}.png', width=8, height=6) for i in range(3)
+    ],
+    categories=[dict(id=7, name='cat'), dict(id=5, name='dog')],
+    annotations=[dict(BOX, id=i, image_id=i) for i in range(3)],
+)
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Write a dataset in COCO's format and return a config for it."""
+
+    def make(change=lambda content: None, classes=('cat', 'dog')):
+        (tmp_path / 'images/s').mkdir(parents=True, exist_ok=True)
+        for image in CONTENT['images']:
+            path = tmp_path / 'images' / image['file_name']
+            Image.new('RGB', (8, 6)).save(path)
+        content = copy.deepcopy(CONTENT)
+        change(content)
+        (tmp_path / 'a.json').write_text(json.dumps(content))
+        data = dict(
+            type='CocoDataset',
+            data_root=str(tmp_path),
+            ann_file='a.json',
+            data_prefix=dict(img='images'),
+            metainfo=dict(classes=classes),
+        )
+        model = dict(bbox_head=dict(num_classes=2))
+        return data_config('mmdet', model, [dict(data) for _ in range(3)])
+
+    return make
 
 
 @pytest.fixture

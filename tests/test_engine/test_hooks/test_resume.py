@@ -8,7 +8,6 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from mmengine.model import BaseModel
 from mmengine.optim import MultiStepLR
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
@@ -22,23 +21,9 @@ from sb_mm.engine.hooks import (
 from sb_mm.errors import UserInputError
 from sb_mm.weights import weights_only
 
-from ..conftest import tiny_runner
+from ..conftest import Tiny, tiny_runner
 
 ITERATIONS = 2  # of an epoch
-
-
-class Drawing(BaseModel):
-    """Notes random numbers of each kind, iteration by iteration."""
-
-    def __init__(self):
-        super().__init__()
-        self.drawn = []
-        self.weight = nn.Parameter(torch.ones(1))
-
-    def forward(self, inputs, data_samples=None, mode='loss'):
-        numbers = random.random(), np.random.rand(), torch.rand(()).item()
-        self.drawn.append(numbers)
-        return dict(loss=self.weight.sum())
 
 
 @pytest.fixture
@@ -46,8 +31,15 @@ def train(tmp_path):
     """Train to an epoch, or on to it, and return what was drawn."""
 
     def run(epochs, folder='run', seed=3, resume=False):
+        drawn = []
+
+        def draw(weight):
+            numbers = random.random(), np.random.rand(), torch.rand(()).item()
+            drawn.append(numbers)
+            return weight.sum()
+
         runner = tiny_runner(
-            Drawing(),
+            Tiny(draw),
             tmp_path / folder,
             ITERATIONS,
             train_cfg=dict(by_epoch=True, max_epochs=epochs),
@@ -57,7 +49,8 @@ def train(tmp_path):
             resume=resume,
         )
         with weights_only():  # as MMEngine 0.10.7 cannot read its own
-            return runner.train().drawn
+            runner.train()
+        return drawn
 
     return run
 
