@@ -38,12 +38,8 @@ def convert(state: dict[str, Tensor], origin: str = 'It') -> Converted:
 
     Their tensors come in the order of those of our static network of the same
     width. Each has to be of the same kind, such as ``running_var``, and of
-    the same shape: nothing is missing, nothing is left over.
-
-    Args:
-        state: Of torchvision's MobileNetV2, MNASNet or ShuffleNetV2, or of
-            timm's mobilenetv2 or mnasnet, as they order it.
-        origin: What the error messages call it, such as the file's name.
+    the same shape: nothing is missing, nothing is left over. Error messages
+    call them ``origin``.
 
     Raises:
         UserInputError: If it is of no such network, or of a changed one.
@@ -72,7 +68,6 @@ def convert(state: dict[str, Tensor], origin: str = 'It') -> Converted:
 
 
 def _form(item: tuple[str, Tensor]) -> tuple[str, torch.Size]:
-    """Return the kind and the shape of a tensor in a ``state_dict``."""
     name, tensor = item
     return name.rpartition('.')[2], tensor.shape
 
@@ -109,22 +104,17 @@ def _widen_factor(backbone: type[AttentionBackbone], channels: int) -> float:
 
 
 def _rows(tensors: list[Tensor]) -> int:
-    """Return the outputs of a layer; 1 if there is no such layer."""
+    """Return a layer's outputs; 1 if there is no such layer."""
     return max([1, *map(len, tensors)])
 
 
 def convert_file(
     src: str, dst: str, force: bool = False, trust: bool = False
 ) -> Converted:
-    """Convert a file of published weights to a checkpoint of ours.
+    """Convert a file or URL of published weights to a checkpoint of ours.
 
-    The checkpoint appears whole or not at all.
-
-    Args:
-        src: File or URL: a ``state_dict``, or a checkpoint with one.
-        dst: The file to write.
-        force: Replace ``dst``.
-        trust: Run the code that the file may bring with it.
+    ``force`` replaces the file ``dst``, which appears whole or not at all;
+    ``trust`` runs the code that ``src`` may bring with it.
 
     Raises:
         UserInputError: If ``src`` cannot be converted, or ``dst`` is there or

@@ -37,11 +37,9 @@ _trusted = False
 def weights_only(enabled: bool = True) -> Iterator[None]:
     """Have MMEngine load its checkpoints with :func:`load_checkpoint_file`.
 
-    Those of ``load_from``, ``resume`` and ``init_cfg`` are data then. A
-    ``torch.load`` of the user's own code stays what it is.
-
-    Args:
-        enabled: If false, all that are loaded inside are trusted.
+    Those of ``load_from``, ``resume`` and ``init_cfg`` are data then, or all
+    trusted if not ``enabled``. A ``torch.load`` of the user's own code stays
+    what it is.
     """
     safe = patch.object(
         CheckpointLoader, 'load_checkpoint', load_checkpoint_file
@@ -213,15 +211,11 @@ def load_pretrained(
 ) -> None:
     """Load published trunk weights and log what came in and what did not.
 
-    Args:
-        module: The network.
-        checkpoint: File or URL.
-        prefix: What the names in the file begin with, such as ``backbone.``.
-        map_location: See ``torch.load``.
+    The names in the file or URL begin with ``prefix``, such as ``backbone.``.
 
     Raises:
-        UserInputError: If no tensor of the file has a name of the module, or
-            if the shapes of some differ.
+        UserInputError: If no tensor of it has a name of the module, or if the
+            shapes of some differ.
     """
     state = state_dict_of(load_checkpoint_file(checkpoint, map_location))
     start = f'{prefix.rstrip(".")}.' if prefix else ''

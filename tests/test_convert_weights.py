@@ -1,10 +1,11 @@
 """Published weights of torchvision and timm become checkpoints of ours."""
 
+import errno
 import functools
-import os
 import runpy
 from argparse import Namespace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -65,10 +66,8 @@ def logits(backbone, state):
     """Return what a converted classifier says of the images."""
     with torch.no_grad():
         pooled = backbone.eval()(images())[0].mean((2, 3))
-    kinds = ('weight', 'bias')
-    return nn.functional.linear(
-        pooled, *(state[f'head.fc.{k}'] for k in kinds)
-    )
+    head = (state[f'head.fc.{kind}'] for kind in ('weight', 'bias'))
+    return nn.functional.linear(pooled, *head)
 
 
 @pytest.mark.parametrize(('name', 'expected'), NETWORKS.items())
@@ -90,40 +89,38 @@ def test_our_network_computes_what_theirs_does(name, expected):
     assert (out[0] - out[1]).abs().max() > 0.01 * out.abs().max()
 
 
-def reordered(state):
-    """Put a norm's scale behind its shift, which is of the same shape."""
-    scale = state.pop('features.0.1.weight')
-    return {**state, 'features.0.1.weight': scale}
+SCALE = 'features.0.1.weight'  # which has the shape of its shift
 
 
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
         (
-            lambda s: {**s, 'features.19.0.weight': torch.ones(1)},
+            lambda s: s.update({'features.19.0.weight': torch.ones(1)}),
             'widen_factor=1.0, but has features.19.0.weight (1,) in the place',
         ),
         (
-            lambda s: {
-                k: s[k] for k in s if k != 'features.4.conv.1.0.weight'
-            },
+            lambda s: s.pop('features.4.conv.1.0.weight'),
             'in the place of backbone.layer3.0.conv.1.conv.weight (144, 1,',
         ),
         (
-            lambda s: {**s, 'features.0.0.weight': torch.ones(16, 3, 3, 3)},
-            'features.0.0.weight (16, 3, 3, 3) in the place of '
+            lambda s: s.update({'features.0.0.weight': torch.ones(1)}),
             'backbone.conv1.conv.weight (32, 3, 3, 3): give the weights of',
         ),
         (
-            lambda s: {**s, 'features.17.conv.2.weight': torch.ones(())},
+            lambda s: s.update({'features.17.conv.2.weight': torch.ones(())}),
             'in the place of',
         ),
-        (reordered, 'features.0.1.bias (32,) in the place of'),
+        (
+            lambda s: s.update({SCALE: s.pop(SCALE)}),
+            'features.0.1.bias (32,) in the place of',
+        ),
     ],
 )
 def test_a_changed_network_is_refused(change, words):
+    change(state := dict(weights()))
     with pytest.raises(UserInputError) as error:
-        convert(change(dict(weights())), 'tv.pth')
+        convert(state, 'tv.pth')
     assert str(error.value).startswith('tv.pth comes closest to AttentionMob')
     assert words in str(error.value)
 
@@ -162,14 +159,15 @@ def test_the_command_prints_a_config_that_loads_the_result(
     torch.testing.assert_close(out, published()(images()))
 
 
-def test_code_in_the_source_runs_only_if_it_is_trusted(tmp_path):
+def test_code_in_the_source_runs_only_if_it_is_trusted(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
     # As torchvision's own training script saves its options.
     src, dst = tmp_path / 'tv.pth', tmp_path / 'ours.pth'
     torch.save(dict(model=weights(), args=Namespace(lr=0.1)), src)
     with pytest.raises(UserInputError, match='add --trust-checkpoint'):
         convert_file(str(src), str(dst))
     assert not dst.exists()
-    convert_file(str(src), str(dst), trust=True)
+    convert_file('~/tv.pth', '~/ours.pth', trust=True)
     # Without what needed the trust.
     content = torch.load(dst, weights_only=True)
     assert content.keys() == {'state_dict', 'meta'}
@@ -194,17 +192,11 @@ def test_a_target_that_cannot_be_is_named(target, words, src, tmp_path):
 def test_a_write_that_fails_leaves_everything_as_it_was(
     src, tmp_path, monkeypatch
 ):
-    monkeypatch.setenv('HOME', str(tmp_path))
     dst = tmp_path / 'ours.pth'
     dst.write_text('precious')
-    with monkeypatch.context() as full:
-        full.setattr(
-            'sb_mm.files.os.fsync',
-            lambda _: os.write(os.open('/dev/full', os.O_WRONLY), b'x'),
-        )
-        with pytest.raises(OSError, match='No space left .*ours.pth'):
-            convert_file(src, '~/ours.pth', force=True)
+    full = Mock(side_effect=OSError(errno.ENOSPC, 'No space left'))
+    monkeypatch.setattr('sb_mm.files.os.fsync', full)
+    with pytest.raises(OSError, match='No space left.*ours.pth'):
+        convert_file(src, str(dst), force=True)
     assert dst.read_text() == 'precious'
     assert sorted(p.name for p in tmp_path.iterdir()) == ['ours.pth', 'tv.pth']
-    convert_file('~/tv.pth', '~/ours.pth', force=True)
-    assert 'state_dict' in torch.load(dst, weights_only=True)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 
 def scope_of(cfg: Config) -> AbstractContextManager:
-    """Look classes up in a config's scope first, inside of the context."""
+    """Look classes up in a config's scope first, as a context."""
     scope = cfg.get('default_scope') or 'mmengine'
     return DefaultScope.overwrite_default_scope(scope)
 

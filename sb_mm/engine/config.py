@@ -24,12 +24,8 @@ def load_config(
 ) -> Config:
     """Read a config and apply the options of the command line.
 
-    Args:
-        path: The config file.
-        options: Values by dotted keys, ``model.backbone.widen_factor``.
-        data_root: Folder of the data, for every loader at once.
-        work_dir: Folder of logs and checkpoints; the config's if None.
-        launcher: Of several processes: none, pytorch, slurm or mpi.
+    Those of ``options`` are values by dotted keys; ``data_root`` is for every
+    loader at once, ``launcher`` none, pytorch, slurm or mpi.
 
     Raises:
         UserInputError: If the config cannot be read, or an option or an

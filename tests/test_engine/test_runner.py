@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from mmengine.evaluator import Evaluator
@@ -100,11 +101,8 @@ def test_a_resume_with_more_epochs_follows_its_schedule_or_is_refused(
     def train(epochs, milestone, *more):
         cfg = classifier(images)
         cfg.train_cfg.max_epochs = epochs
-        cfg.param_scheduler = [
-            dict(type='MultiStepLR', milestones=[1, milestone], gamma=0.5)
-        ]
-        for part in ('dataloader', 'cfg', 'evaluator'):
-            cfg.pop(f'val_{part}')
+        schedule = dict(milestones=[1, milestone], gamma=0.5)
+        cfg.param_scheduler = [dict(schedule, type='MultiStepLR')]
         cfg.default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
         cfg.experiment_name = f'{tmp_path.name} {epochs} {len(more)}'
         cfg.dump(tmp_path / 'classifier.py')
@@ -122,10 +120,8 @@ def test_a_resume_with_more_epochs_follows_its_schedule_or_is_refused(
         (2, 5, 'milestones [1, 3], not [1, 5]'),
     ):
         code, error = train(epochs, milestone, '--resume')
-        (line,) = [x for x in error.splitlines() if x.startswith('error: ')]
         assert code == 2
-        assert words in line
-        assert '--cfg-options load_from=CHECKPOINT and without --res' in line
+        assert words in error.splitlines()[-1]
 
     other = 'optim_wrapper.paramwise_cfg.bias_lr_mult=1'
     code, error = train(2, 3, '--resume', '--cfg-options', other)
@@ -133,69 +129,43 @@ def test_a_resume_with_more_epochs_follows_its_schedule_or_is_refused(
     assert 'epoch_2.pth does not fit this training' in error
     assert 'parameter groups' in error
 
-    # The two ways out: the old schedule is meant, or a new one starts.
+    # As the message says, where the old schedule is meant.
     old = ('--resume', '--cfg-options', 'param_scheduler.0.end=2')
     code, error = train(3, 3, *old)
     assert code == 0, error
     assert _rates(tmp_path / 'run') == pytest.approx([0.005])
-    weights = f'load_from={tmp_path}/run/epoch_2.pth'
-    code, error = train(4, 3, '--cfg-options', weights)
-    assert code == 0, error
-    rates = [0.01, 0.005, 0.005, 0.0025]
-    assert _rates(tmp_path / 'run') == pytest.approx(rates)
-
-
-def test_a_detector_that_diverges_ends_without_a_checkpoint(
-    tool, config, tmp_path
-):
-    code, error = tool(
-        'train', config, '--work-dir', tmp_path / 'run', '--cfg-options',
-        *SHORT, 'optim_wrapper.optimizer.lr=1e20', 'param_scheduler=None',
-    )  # fmt: skip
-    assert code == 4
-    assert error.splitlines()[-1].startswith('error: The ')
-    assert not list((tmp_path / 'run').glob('*.pth'))
-
-
-class BuiltError(Exception):
-    """Raised in the place of building a runner."""
 
 
 @pytest.fixture
-def built(monkeypatch):
-    """The configs of which runners would have been built."""
-    configs = []
-
-    def build(cfg):
-        configs.append(cfg)
-        raise BuiltError
-
+def _nothing_is_built(monkeypatch):
+    build = Mock(side_effect=InterruptedError)
     monkeypatch.setattr(runner, 'build_runner', build)
-    return configs
 
 
-def test_options_of_a_training_reach_the_runner(config, tmp_path, built):
+@pytest.mark.usefixtures('_nothing_is_built')
+def test_options_of_a_training_reach_the_runner(config, tmp_path):
     cfg = load_config(config, work_dir=str(tmp_path / 'run'))
-    with pytest.raises(BuiltError):
+    with pytest.raises(InterruptedError):
         runner.train(cfg, auto_scale_lr=True)
-    assert built[0].auto_scale_lr == dict(enable=True, base_batch_size=32)
+    assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=32)
 
 
 @pytest.mark.parametrize(
     ('scope', 'enabled', 'folder'),
     [('mmdet', 'draw', 'test_out_dir'), ('mmpretrain', 'enable', 'out_dir')],
 )
+@pytest.mark.usefixtures('_nothing_is_built')
 def test_shown_predictions_are_in_the_words_of_the_host(
-    images, config, built, scope, enabled, folder
+    images, config, scope, enabled, folder
 ):
     pytest.importorskip(scope)
     cfg = load_config(config)
     if scope == 'mmpretrain':
         cfg = classifier(images, launcher='none')
         cfg.default_hooks = dict(visualization=dict(type='VisualizationHook'))
-    with pytest.raises(BuiltError):
+    with pytest.raises(InterruptedError):
         runner.test(cfg, 'x.pth', show_dir='painted', check=False)
-    hook = built[0].default_hooks.visualization
+    hook = cfg.default_hooks.visualization
     assert (hook[enabled], hook[folder]) == (True, 'painted')
 
 

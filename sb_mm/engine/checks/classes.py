@@ -16,10 +16,7 @@ from .options import find_class
 
 
 def open_dataset(dataset: dict) -> BaseDataset | None:
-    """Build a dataset that has not yet read its data, with a reader at most.
-
-    Returns:
-        None if it is none of MMEngine's.
+    """Build a dataset of MMEngine, without its data, with a reader at most.
 
     Raises:
         UserInputError: If a host refuses it, or its classes are no names.
@@ -69,7 +66,7 @@ def check_equal(
 
 def listed(names: Sequence[str]) -> str:
     """Return names as they stand in a sentence."""
-    return f'({first_few(list(names), limit=10)})'
+    return f'({first_few(names, limit=10)})'
 
 
 def head_classes(cfg: Config) -> dict[str, int]:
@@ -89,7 +86,7 @@ def check_class_count(cfg: Config, classes: Sequence[str]) -> None:
         if own != count:
             raise UserInputError(
                 f'The head has num_classes={own}, but the dataset has {count} '
-                f'classes ({first_few(list(classes))}): set {setting} to that '
+                f'classes ({first_few(classes)}): set {setting} to that '
                 'number.'
             )
     loss = (cfg.model.get('head') or {}).get('loss') or {}

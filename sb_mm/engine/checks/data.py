@@ -55,12 +55,8 @@ def check_data(
 
     Of VOC's and COCO's format every list, annotation and image is read, of
     folders of images the classes and a few images each, of CIFAR the files'
-    checksums. Of other datasets the paths must exist.
-
-    Args:
-        cfg: A whole config.
-        loaders: The names of theirs.
-        files: Look at the files, not only at the configs' lists of classes.
+    checksums. Of other datasets the paths must exist. Without ``files``, only
+    the configs' lists of classes are compared.
 
     Raises:
         UserInputError: Names the first few invalid files, or classes.

@@ -9,17 +9,11 @@ import pytest
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
+from sb_mm.engine.checks.data import check_data
+
+from ..conftest import TRAINING, assert_says, data_config, error_of
+
 pytest.importorskip('mmdet')
-
-from sb_mm.engine.checks.data import check_data  # noqa: E402
-
-from ..conftest import (  # noqa: E402
-    TRAINING,
-    assert_says,
-    data_config,
-    error_of,
-)
-
 BOX = dict(category_id=7, bbox=[1, 1, 4, 4], area=16)
 CONTENT = dict(
     images=[
@@ -75,15 +69,12 @@ def put(part, **values):
     return lambda content: content[part][1].update(values)
 
 
-def rename(name):
-    return lambda content: content['categories'][1].update(name=name)
-
-
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
         (lambda c: c['categories'].reverse(), ['(dog, cat)', '(cat, dog)']),
-        (rename('dogs'), ["no category 'dog'", "('cat', 'dogs')"]),
+        (put('categories', name='dogs'),
+         ["no category 'dog'", "('cat', 'dogs')"]),
         (lambda c: c['categories'].append(dict(id=9, name='cat')),
          ['(cat, dog, cat)', '(cat at another place)']),
         (lambda c: c.pop('categories'), ['has no categories']),
@@ -110,7 +101,8 @@ def test_a_coco_file_that_does_not_fit_is_refused(coco, change, words):
 
 
 def test_names_in_another_form_of_unicode_are_told_apart(coco):
-    cfg = coco(rename('cafe\u0301'), classes=('cat', 'caf\u00e9'))
+    change = put('categories', name='cafe\u0301')
+    cfg = coco(change, classes=('cat', 'caf\u00e9'))
     assert_says(error_of(cfg), r"'caf\xe9'", r"'cafe\u0301'")
 
 
