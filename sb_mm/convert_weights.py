@@ -94,7 +94,7 @@ def _network_like(
 
 
 def _widen_factor(backbone: type[AttentionBackbone], channels: int) -> float:
-    """Return the width at which the last convolution but one has channels."""
+    """Return the width of which the last convolution but one has channels."""
     if backbone is AttentionShuffleNetV2:
         # A branch has half of the last stage's channels.
         widths = backbone.widths

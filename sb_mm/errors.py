@@ -10,10 +10,10 @@ _CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]+')
 
 
 class UserInputError(ValueError):
-    """Something that the user gave cannot be used.
+    """Something that the user gave cannot be used: what, and what to do.
 
-    One line that names what was wrong and what to do, whatever it quotes. The
-    command-line tools print it without a traceback and exit with code 2.
+    The command-line tools print it, without a traceback and on one line,
+    whatever it quotes, and exit with code 2.
     """
 
     def __init__(self, message: str) -> None:
@@ -23,10 +23,7 @@ class UserInputError(ValueError):
 
 
 class FileFault(UserInputError):
-    """One file of the dataset cannot be used.
-
-    It says "path fault: remedy"; those of one remedy are reported together.
-    """
+    """One file cannot be used; those of one remedy are reported together."""
 
     def __init__(self, path: str, fault: str, remedy: str) -> None:
         super().__init__(f'{path} {fault}: {remedy}.')

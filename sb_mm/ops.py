@@ -35,7 +35,7 @@ def _refuse(operator: str, *args, **kwargs) -> NoReturn:
 
 
 def get_compiler_version() -> str:
-    """Return what ``collect_env`` shows as mmcv's compilers."""
+    """Return what ``collect_env`` shows as mmcv's compiler."""
     return 'none (operators of sb_mm)'
 
 
@@ -109,11 +109,7 @@ def roi_align_forward(
     pool_mode: int,
     **bins,
 ) -> None:
-    """Average features bilinearly over the bins of each region.
-
-    Raises:
-        NotImplementedError: For the maximum, ``pool_mode`` 0.
-    """
+    """Average features bilinearly over the bins of each region."""
     if pool_mode != 1:
         _refuse("roi_align_forward with pool_mode='max'")
     features = _computable(input)
@@ -190,5 +186,5 @@ def _focal_loss(
 
 
 def _computable(tensor: Tensor) -> Tensor:
-    """Return what the kernels can compute with: float32 or float64."""
+    # The kernels compute with float32 or float64.
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -69,10 +69,7 @@ class _DictCalls(ast.NodeTransformer):
 def add_common_options(
     parser: argparse.ArgumentParser, check: bool = True
 ) -> None:
-    """Add the options of both mmdet's ``train.py`` and ``test.py``.
-
-    And ours: ``--no-check`` only if ``check``.
-    """
+    """Add options of mmdet's tools, and ours; ``--no-check`` if ``check``."""
     add = parser.add_argument
     add('--work-dir', help='folder for logs and checkpoints')
     add('--data-root', help='folder of the data, for every loader at once')
@@ -108,7 +105,7 @@ def exit_on_sigterm() -> None:
 
 
 def run_tool(main: Callable[[], None]) -> NoReturn:
-    """Run ``main``; one sentence instead of a traceback, where there is one.
+    """Run ``main`` and exit; with a sentence for a traceback, if there is one.
 
     Exit codes: 0; 2 for invalid input and what cannot be written; 4 for a
     training that diverged; 130 for an interrupt; 143 for SIGTERM.

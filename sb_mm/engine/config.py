@@ -56,12 +56,7 @@ def load_config(
 
 
 def read_config(path: str) -> Config:
-    """Read a config file.
-
-    Raises:
-        UserInputError: If it is not there or no config, or a base or an
-            import of it is not there.
-    """
+    """Read a config, or raise UserInputError if it is none."""
     path = find_config(str(path))
     example = 'a whole config, such as configs/ssd_sb_voc.py'
     if not osp.isfile(path) and '::' not in path:
@@ -113,10 +108,9 @@ def metrics_of(cfg: Config) -> Iterator[tuple[str, dict]]:
 
 
 def set_data_root(cfg: Config, root: str | None) -> None:
-    """Let every loader and the evaluators' annotation files use one folder.
+    """Let loaders and evaluators use one folder of data, or find their own.
 
-    If ``root`` is None, each keeps its own. What is not below the working
-    directory is looked for below the repository of sb_mm.
+    What is not below the working directory may be below sb_mm's repository.
     """
     datasets = [d for _, d in dataset_configs(cfg) if root or 'data_root' in d]
     for old in {d.get('data_root') for d in datasets}:

@@ -46,10 +46,9 @@ def versions(*more: str) -> dict[str, str]:
 
 
 def commit(*more: str) -> str:
-    """Return the clone's commit, with ``+`` if the code differs from it.
+    """Return the clone's commit, with ``+`` if its code or ``more`` differs.
 
-    The code is what a training depends on and ``more`` folders. Without a
-    repository of its own, such as from a wheel, sb_mm has a version only.
+    Without a repository of its own, such as from a wheel, it is the version.
     """
     code = ('sb_mm', 'configs', 'tools', *more)
     changed = _git('status', '--porcelain', '--', *code)

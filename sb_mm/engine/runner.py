@@ -1,7 +1,6 @@
 """Training and testing through MMEngine's runner."""
 
-# The linter takes `test` for one of pytest.
-# ruff: noqa: PT028
+# ruff: noqa: PT028 (it takes `test` for one of pytest)
 
 import ctypes
 import os
@@ -99,9 +98,9 @@ def test(
     Args:
         cfg: Of :func:`~sb_mm.engine.config.load_config`; changed in place.
         checkpoint: File or URL.
-        out: The predictions are written there, a ``.pkl``.
+        out: File for the predictions, a ``.pkl``.
         show: Show the predictions in a window.
-        show_dir: Write images with the predictions there.
+        show_dir: Folder for images with the predictions.
         wait_time: Seconds that a window stays.
         trust: See :func:`train`.
         check: The same.
@@ -141,11 +140,7 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def lock_work_dir(work_dir: str) -> AcquireReturnProxy:
-    """Lock the work directory until the context or the process ends.
-
-    Raises:
-        UserInputError: If another training goes on there.
-    """
+    """Lock the work directory until the context or the process ends."""
     folder = Path(work_dir)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -166,8 +161,8 @@ def _check(
     """Check what a run needs, and return whether this process is the first."""
     _check_device(cfg)
     check_values(cfg, loaders)
-    names = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
-    rank = next((os.environ[n] for n in names if n in os.environ), '0')
+    ranks = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+    rank = next((os.environ[n] for n in ranks if n in os.environ), '0')
     first = cfg.launcher == 'none' or rank == '0'
     if first:
         check_data(cfg, loaders, files=files)
@@ -202,7 +197,6 @@ def _scale_lr(cfg: Config) -> None:
 
 
 def _explain_misfits(runner: Runner, path: str | None) -> None:
-    """Explain what MMEngine raises at a checkpoint of another training."""
     remedy = 'use the config that it was made with, or start from its weights,'
     remedy += f' with --cfg-options load_from={path} and without --resume'
     fault = f'The checkpoint {path} does not fit this training'
@@ -244,7 +238,6 @@ def _end(runner: Runner) -> None:
 def _show(
     cfg: Config, show: bool, folder: str | None, wait_time: float
 ) -> None:
-    """Draw predictions, through the config's visualisation hook."""
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise UserInputError(

@@ -1,4 +1,4 @@
-"""Checks of checkpoints, before a model is built or trained."""
+"""Checks of checkpoints, before a model is trained."""
 
 import os.path as osp
 from pathlib import Path
@@ -18,12 +18,10 @@ from .options import nodes
 
 
 def check_start(cfg: Config, trust: bool = False) -> None:
-    """Check the checkpoints that a training continues or starts from.
+    """Raise UserInputError at a checkpoint that a training cannot use.
 
-    Raises:
-        UserInputError: If one cannot be loaded without ``trust``, or the one
-            to resume from is not of this network, these classes and a
-            training.
+    That is one to start from that cannot be loaded without ``trust``, or one
+    to resume from of another network, of other classes, or of no training.
     """
     path = cfg.get('load_from')
     if cfg.get('resume'):
@@ -75,11 +73,7 @@ def check_checkpoint(cfg: Config, path: str, trust: bool = False) -> dict:
 
 
 def newest_checkpoint(work_dir: str | Path) -> str | None:
-    """Return the newest checkpoint of a work directory, if it has one.
-
-    Raises:
-        UserInputError: If the file that names it is damaged.
-    """
+    """Return the newest checkpoint of a work directory, if it has one."""
     file = Path(work_dir, 'last_checkpoint')
     remedy = 'name the checkpoint that is meant'
     if not file.exists():

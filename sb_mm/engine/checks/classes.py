@@ -16,11 +16,7 @@ from .options import find_class
 
 
 def open_dataset(dataset: dict) -> BaseDataset | None:
-    """Build a dataset of MMEngine, without its data, with a reader at most.
-
-    Raises:
-        UserInputError: If a host refuses it, or its classes are no names.
-    """
+    """Build a dataset of MMEngine, without data and with a reader at most."""
     cls, pipeline = find_class(dataset['type']), dataset.get('pipeline') or []
     if cls and not issubclass(cls, BaseDataset):
         return None
@@ -47,7 +43,7 @@ def given_classes(dataset: BaseDataset | None) -> list[str]:
 def check_equal(
     known: Sequence[tuple[str, Sequence[str]]], remedy: str
 ) -> None:
-    """Compare lists of classes, each with whose it is."""
+    """Raise UserInputError if lists differ; each comes with whose it is."""
     for (one, names), (other, others) in pairwise(known):
         ours, theirs = [*map(nfc, names)], [*map(nfc, others)]
         if ours == theirs:

@@ -32,11 +32,7 @@ _KEYS = dict(
 
 
 def read_coco(path: str) -> dict[str, list[dict]]:
-    """Read a file and check the types of what mmdet reads of it.
-
-    Raises:
-        UserInputError: It is no such file, or an id is there twice.
-    """
+    """Read a file and check the types of what mmdet reads of it."""
     with explain(f'{path} is not JSON in that form', _REMEDY):
         with open_regular(path, f'{_REMEDY}, or set --data-root') as file:
             content = json.loads(file.read().decode())
@@ -83,11 +79,7 @@ def check_categories(
 def box_notes(
     path: str, content: dict[str, list[dict]], classes: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """Return a note of each object that mmdet leaves out, or does not clip.
-
-    Raises:
-        UserInputError: No box is left.
-    """
+    """Return a note of each object that mmdet leaves out, or does not clip."""
     sizes = {i['id']: (i['width'], i['height']) for i in content['images']}
     names = {item['id']: item['name'] for item in content['categories']}
     notes = []

@@ -1,8 +1,7 @@
 """Options that name nothing in a config are errors, not silent no-ops.
 
 MMEngine adds an unknown key to the config, where either nothing reads it
-(``traincfg.max_epochs=3``) or a constructor stops with a traceback after the
-data were looked at (``model.backbone.lamda_init=0.5``).
+(``traincfg.max_epochs=3``) or a constructor stops with a traceback.
 """
 
 import re
@@ -57,7 +56,7 @@ _TYPED = ('attention', 'attention_conv_cfg', 'conv_cfg', 'norm_cfg', 'act_cfg')
 
 
 def apply_options(cfg: Config, options: Mapping[str, object]) -> None:
-    """Merge ``key=value`` options into a config, in place, and check it.
+    """Merge ``key=value`` options into a config, in place.
 
     Raises:
         UserInputError: If nothing reads a key that is new or of one of
@@ -79,11 +78,7 @@ def apply_options(cfg: Config, options: Mapping[str, object]) -> None:
 
 
 def check_values(cfg: Config, loaders: Sequence[str]) -> None:
-    """Check hooks and numbers at which MMEngine stops when it builds them.
-
-    Raises:
-        UserInputError: If one is not possible; of the given dataloaders only.
-    """
+    """Raise UserInputError at hooks and numbers that MMEngine cannot build."""
     _check_hooks(cfg)
     values, least = _settings(cfg), dict(_LEAST)
     for name in loaders:
@@ -210,12 +205,10 @@ def _refuse(
 
 
 def arguments_of(reader: Callable) -> set[str] | None:
-    """Return the names that a class or a function takes, or None if any.
-
-    A constructor with ``**kwargs`` is taken to pass them on to its base.
-    """
+    """Return the names that a class or a function takes, or None if any."""
     functions = [reader]
     if isclass(reader):
+        # One with **kwargs is taken to pass them on to its base.
         own = [vars(base) for base in reader.__mro__[:-1]]  # without object
         functions = [base['__init__'] for base in own if '__init__' in base]
         if issubclass(reader, CheckpointHook):

@@ -20,9 +20,8 @@ class DivergenceHook(Hook):
     step may have spoiled them after a finite loss.
 
     Args:
-        interval: Iterations between two looks at the loss, each of which
-            waits for the device and for the other processes; there is one at
-            the end of an epoch, too.
+        interval: Iterations between two looks at the loss, which wait for the
+            device and the other processes; an epoch's end has one, too.
 
     Raises:
         DivergedError: In the training.
