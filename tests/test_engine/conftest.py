@@ -24,6 +24,7 @@ _NUMBERS = itertools.count()
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAIN = REPOSITORY / 'configs/ssd_sb_voc.py'
 CUSTOM = REPOSITORY / 'configs/voc/ssd_sb_custom.py'
+(CIFAR,) = REPOSITORY.glob('configs/cifar10/mobilenetv2-sb-w0.35_*.py')
 # What makes a run fit for a test; nothing of the model.
 SHORT = (
     'train_cfg.max_epochs=1',

@@ -18,7 +18,7 @@ from sb_mm.engine import runner
 from sb_mm.engine.config import load_config
 from sb_mm.errors import UserInputError
 
-from .conftest import REPOSITORY, SHORT, classifier
+from .conftest import CIFAR, MAIN, REPOSITORY, SHORT, classifier
 
 
 def _scalars(work_dir: Path, name: str) -> list[dict]:
@@ -72,8 +72,13 @@ def test_a_detector_is_trained_tested_and_resumed(
     offline = evaluator.offline_evaluate(load(out))
     assert offline == pytest.approx({k: got[k] for k in offline}, abs=1e-6)
 
-    # --resume goes on behind the last epoch, from any working directory.
+    # --resume goes on behind the last epoch, from any working directory, and
+    # with the old schedule.
     monkeypatch.chdir(tmp_path)
+    other = 'param_scheduler.0.eta_min=0.5'
+    code, error = tool(*train, '--resume', '--cfg-options', *two, other)
+    assert code == 2
+    assert 'param_scheduler.0.eta_min 0.0, not 0.5' in error
     code, error = tool(
         *train, '--resume', trained / 'epoch_1.pth', '--cfg-options', *two
     )
@@ -84,56 +89,6 @@ def test_a_detector_is_trained_tested_and_resumed(
     assert 'Epoch(train) [1]' not in log
     # The validation of epoch 1, which may have been cut, comes first.
     assert 'Epoch(val) [1]' in log.split('Epoch(train) [2]')[0]
-
-
-def _rates(work_dir: Path) -> list[float]:
-    """Return the learning rate of each epoch that the last start trained."""
-    records = _scalars(work_dir, 'lr')
-    return [*{r['epoch']: r['lr'] for r in records}.values()]
-
-
-def test_a_resume_with_more_epochs_follows_its_schedule_or_is_refused(
-    tool, images, tmp_path
-):
-    """MMEngine goes on at the last rate of the old one, without a word."""
-    pytest.importorskip('mmpretrain')
-
-    def train(epochs, milestone, *more):
-        cfg = classifier(images)
-        cfg.train_cfg.max_epochs = epochs
-        schedule = dict(milestones=[1, milestone], gamma=0.5)
-        cfg.param_scheduler = [dict(schedule, type='MultiStepLR')]
-        cfg.default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
-        cfg.experiment_name = f'{tmp_path.name} {epochs} {len(more)}'
-        cfg.dump(tmp_path / 'classifier.py')
-        return tool(
-            'train', tmp_path / 'classifier.py',
-            '--work-dir', tmp_path / 'run', *more,
-        )  # fmt: skip
-
-    code, error = train(2, 3)
-    assert code == 0, error
-    assert _rates(tmp_path / 'run') == pytest.approx([0.01, 0.005])
-
-    for epochs, milestone, words in (
-        (4, 3, 'param_scheduler.0.end 2, not 4'),
-        (2, 5, 'milestones [1, 3], not [1, 5]'),
-    ):
-        code, error = train(epochs, milestone, '--resume')
-        assert code == 2
-        assert words in error.splitlines()[-1]
-
-    other = 'optim_wrapper.paramwise_cfg.bias_lr_mult=1'
-    code, error = train(2, 3, '--resume', '--cfg-options', other)
-    assert code == 2
-    assert 'epoch_2.pth does not fit this training' in error
-    assert 'parameter groups' in error
-
-    # As the message says, where the old schedule is meant.
-    old = ('--resume', '--cfg-options', 'param_scheduler.0.end=2')
-    code, error = train(3, 3, *old)
-    assert code == 0, error
-    assert _rates(tmp_path / 'run') == pytest.approx([0.005])
 
 
 @pytest.fixture
@@ -151,18 +106,12 @@ def test_options_of_a_training_reach_the_runner(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('scope', 'enabled', 'folder'),
-    [('mmdet', 'draw', 'test_out_dir'), ('mmpretrain', 'enable', 'out_dir')],
+    ('path', 'enabled', 'folder'),
+    [(MAIN, 'draw', 'test_out_dir'), (CIFAR, 'enable', 'out_dir')],
 )
 @pytest.mark.usefixtures('_nothing_is_built')
-def test_shown_predictions_are_in_the_words_of_the_host(
-    images, config, scope, enabled, folder
-):
-    pytest.importorskip(scope)
-    cfg = load_config(config)
-    if scope == 'mmpretrain':
-        cfg = classifier(images, launcher='none')
-        cfg.default_hooks = dict(visualization=dict(type='VisualizationHook'))
+def test_shown_predictions_are_in_the_words_of_the_host(path, enabled, folder):
+    cfg = load_config(path)
     with pytest.raises(InterruptedError):
         runner.test(cfg, 'x.pth', show_dir='painted', check=False)
     hook = cfg.default_hooks.visualization

@@ -114,7 +114,6 @@ def test_a_training_starts_from_something_that_fits(cfg, save, tmp_path):
     'command',
     [
         'test {config} {path}',
-        'train {config} --cfg-options load_from={path}',
         'train {config} --resume --work-dir {path.parent}',
     ],
 )

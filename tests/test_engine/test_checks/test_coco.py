@@ -119,7 +119,9 @@ def test_coco_files_that_cannot_be_read(coco, tmp_path, content):
     assert told in error_of(cfg)
 
 
-def test_other_sizes_and_categories_of_coco_are_warned_of(coco, warnings_of):
+def test_what_is_odd_and_no_fault_in_coco_is_warned_of(
+    coco, tmp_path, warnings_of
+):
     assert warnings_of(coco()) == []
 
     def change(content):
@@ -127,9 +129,13 @@ def test_other_sizes_and_categories_of_coco_are_warned_of(coco, warnings_of):
         content['categories'].append(dict(id=1, name='cow'))
         content['annotations'][0]['category_id'] = 1
 
-    left_out, other_size = warnings_of(coco(change))
+    cfg, exif = coco(change), Image.Exif()
+    exif[0x0112] = 3  # the size stays
+    Image.new('RGB', (8, 6)).save(tmp_path / 'images/s/1.png', exif=exif)
+    left_out, other_size, turned = warnings_of(cfg)
     assert_says(left_out, '1 objects', 'left out', 'metainfo.classes: cow')
     assert_says(other_size, '1 images have another size', 's/0.png')
+    assert_says(turned, '1 images', 's/1.png', 'color_ignore_orientation')
 
 
 @pytest.mark.parametrize(
@@ -155,16 +161,6 @@ def test_boxes_of_coco_that_mmdet_drops_or_does_not_clip_are_counted(
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
     kept = [len(dataset.get_data_info(i)['instances']) for i in range(3)]
     assert sum(kept) == 2 + ('left' not in told)
-
-
-def test_images_of_coco_that_exif_turns_are_counted(
-    coco, tmp_path, warnings_of
-):
-    cfg, exif = coco(), Image.Exif()
-    exif[0x0112] = 3  # the size stays
-    Image.new('RGB', (8, 6)).save(tmp_path / 'images/s/1.png', exif=exif)
-    (message,) = warnings_of(cfg)
-    assert_says(message, '1 images', 's/1.png', 'color_ignore_orientation')
 
 
 def test_an_image_of_too_many_pixels_is_refused(coco, tmp_path):

@@ -12,11 +12,10 @@ from sb_mm.engine.checks.options import apply_options, check_values
 from sb_mm.engine.cli import Options
 from sb_mm.errors import UserInputError
 
-from ..conftest import CUSTOM, MAIN, REPOSITORY
+from ..conftest import CIFAR, CUSTOM, MAIN, REPOSITORY
 
 pytest.importorskip('mmpretrain')
 
-CIFAR = 'configs/cifar10/mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py'
 VOC = Config.fromfile(MAIN)
 REFUSED = {
     'traincfg.max_epochs': "no setting 'traincfg': did you mean train_",
@@ -91,7 +90,7 @@ def test_names_that_are_read_are_merged():
 
 def test_a_classifiers_names_are_those_of_its_hosts_constructors():
     before = DefaultScope.get_current_instance()
-    cfg = Config.fromfile(REPOSITORY / CIFAR)
+    cfg = Config.fromfile(CIFAR)
     with pytest.raises(UserInputError, match='did you mean num_classes'):
         apply_options(copy.deepcopy(cfg), {'model.head.numclasses': 3})
     augments = [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
