@@ -61,7 +61,7 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def explain(fault: str, remedy: str) -> Iterator[None]:
-    """Raise "fault (what a host says): remedy" for anything raised inside."""
+    """Raise "fault (what a host says): remedy" for what it raises inside."""
     try:
         yield
     except UserInputError:

@@ -59,7 +59,7 @@ def load_checkpoint_file(
     Args:
         path: Of the file, or its address.
         map_location: See ``torch.load``.
-        logger: Of MMEngine.
+        logger: Where MMEngine says what it loads.
         trust: Run the code that the file may bring with it; so does an
             enclosing ``weights_only(False)``, and nothing else.
 

@@ -105,7 +105,7 @@ def exit_on_sigterm() -> None:
 
 
 def run_tool(main: Callable[[], None]) -> NoReturn:
-    """Run ``main`` and exit; with a sentence for a traceback, if there is one.
+    """Run ``main``; one sentence instead of a traceback, where there is one.
 
     Exit codes: 0; 2 for invalid input and what cannot be written; 4 for a
     training that diverged; 130 for an interrupt; 143 for SIGTERM.

@@ -129,7 +129,7 @@ def _check_classes(cfg: Config, path: str, content: dict) -> None:
 
 def _skeleton(cfg: Config) -> nn.Module:
     try:
-        with torch.device('meta'):  # no memory for weights, and no values
+        with torch.device('meta'):  # without memory for weights
             return build_model(cfg)
-    except (NotImplementedError, RuntimeError):  # one computes with values
+    except (NotImplementedError, RuntimeError):  # it computes with values
         return build_model(cfg)

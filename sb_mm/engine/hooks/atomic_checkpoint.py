@@ -38,9 +38,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     MMEngine's deletes the old checkpoint and then writes the new one in its
     final place: with ``max_keep_ckpts=1``, a kill in between leaves none, or
-    half of one. This hook writes beside, renames, and deletes last, on local
-    storage; what a killed training left, which its checkpoint lists, when that
-    goes on.
+    half of one. On local storage, this hook writes beside, renames, and
+    deletes last; what a killed training left to delete, when that goes on.
     """
 
     def before_train(self, runner: Runner) -> None:
