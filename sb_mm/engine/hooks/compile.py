@@ -8,9 +8,6 @@ from sb_mm.engine.build import unwrapped
 from sb_mm.errors import UserInputError
 from sb_mm.registry import HOOKS
 
-# Of torch.compile, the modes that replay CUDA graphs.
-_WITH_GRAPHS = ('reduce-overhead', 'max-autotune')
-
 
 @HOOKS.register_module()
 class CompileHook(Hook):
@@ -47,7 +44,8 @@ class CompileHook(Hook):
             )
         # MMEngine gives it no public name.
         steps = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
-        if self.options['mode'] in _WITH_GRAPHS and steps > 1:
+        graphs = self.options['mode'] in ('reduce-overhead', 'max-autotune')
+        if graphs and steps > 1:
             raise UserInputError(
                 'CUDA graphs reuse the memory of the gradients, which '
                 'optim_wrapper.accumulative_counts keeps over several '

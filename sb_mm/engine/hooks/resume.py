@@ -14,8 +14,6 @@ from sb_mm.engine.checks.options import arguments_of
 from sb_mm.errors import UserInputError, first_few
 from sb_mm.registry import HOOKS
 
-_PROGRESS = {'last_step', 'verbose'}
-
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
@@ -107,7 +105,7 @@ def _ends_early(runner: Runner, checkpoint: dict) -> Iterator[str]:
 
 def _changes(asked: _ParamScheduler, saved: dict) -> Iterator[str]:
     own = asked.state_dict()
-    settings = (arguments_of(type(asked)) or set()) - _PROGRESS
+    settings = (arguments_of(type(asked)) or set()) - {'last_step', 'verbose'}
     # The values that it starts from, such as the optimizer's rate.
     for name in ['base_values', *sorted(settings)]:
         if name in own and name in saved:
