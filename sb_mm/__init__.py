@@ -1,8 +1,7 @@
 """Shift-and-Balance attention for OpenMMLab (arXiv:2103.13080).
 
-The networks' classes are here by their public names, such as
-``sb_mm.SBMobileNetV2``. They are imported on first use, so that the tools
-which only handle files start without torch.
+The networks, such as ``sb_mm.SBMobileNetV2``, are imported on first use: tools
+that only handle files start without torch.
 """
 
 import sys
@@ -20,20 +19,17 @@ __all__ = ['__version__', *models.__all__]
 class OperatorFinder:
     """Let :mod:`sb_mm.ops` answer for an mmcv without compiled operators.
 
-    Python asks the finders of ``sys.meta_path`` in turn. This one comes last,
-    so a compiled ``mmcv._ext`` is found before it. ``sb_mm_ops.pth``, which is
-    installed with the package, asks it also where nothing has imported sb_mm
-    yet: in the hosts' own tools.
+    It is the last of Python's finders: a compiled ``mmcv._ext`` comes first.
+    ``sb_mm_ops.pth``, which is installed with the package, asks it where
+    nothing has imported sb_mm yet: in the hosts' own tools.
     """
 
     @staticmethod
     def find_spec(name: str, *args: object) -> ModuleSpec | None:
         """Return the spec of ``mmcv._ext``, and None for any other name."""
-        if name != 'mmcv._ext':
-            return None
-        return spec_from_file_location(
-            name, Path(__file__).with_name('ops.py')
-        )
+        ours = Path(__file__).with_name('ops.py')
+        found = name == 'mmcv._ext'
+        return spec_from_file_location(name, ours) if found else None
 
 
 sys.meta_path.append(OperatorFinder)
@@ -43,7 +39,3 @@ def __getattr__(name: str) -> Any:
     if name in models.__all__:
         return getattr(models, name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *models.__all__])

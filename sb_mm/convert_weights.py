@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserInputError
-from .files import write_in_one_step
+from .files import check_writable, write_in_one_step
 from .models.backbones import (
     AttentionMnasNet,
     AttentionMobileNetV2,
@@ -20,10 +20,6 @@ from .models.backbones.base import AttentionBackbone
 from .weights import load_checkpoint_file, state_dict_of
 
 _BACKBONES = (AttentionMobileNetV2, AttentionMnasNet, AttentionShuffleNetV2)
-_KNOWN = (
-    "torchvision's MobileNetV2, MNASNet or ShuffleNetV2, or of timm's "
-    'mobilenetv2 or mnasnet'
-)
 
 
 @dataclass(frozen=True)
@@ -42,12 +38,8 @@ def convert(state: dict[str, Tensor], origin: str = 'It') -> Converted:
 
     Their tensors come in the order of those of our static network of the same
     width. Each has to be of the same kind, such as ``running_var``, and of
-    the same shape: nothing is missing, nothing is left over.
-
-    Args:
-        state: Of torchvision's MobileNetV2, MNASNet or ShuffleNetV2, or of
-            timm's mobilenetv2 or mnasnet, as they order it.
-        origin: What the error messages call it, such as the file's name.
+    the same shape: nothing is missing, nothing is left over. Error messages
+    call them ``origin``.
 
     Raises:
         UserInputError: If it is of no such network, or of a changed one.
@@ -67,15 +59,15 @@ def convert(state: dict[str, Tensor], origin: str = 'It') -> Converted:
             raise UserInputError(
                 f'{origin} comes closest to {closest.backbone} of '
                 f'widen_factor={closest.widen_factor}, but has {given} in the '
-                f'place of {wanted}: give the weights of {_KNOWN}, whole, '
-                'unchanged and in their order.'
+                f"place of {wanted}: give the weights of torchvision's "
+                "MobileNetV2, MNASNet or ShuffleNetV2, or of timm's "
+                'mobilenetv2 or mnasnet, whole, unchanged and in their order.'
             )
     renamed = dict(zip(own, state.values(), strict=True))
     return replace(closest, state_dict=renamed)
 
 
 def _form(item: tuple[str, Tensor]) -> tuple[str, torch.Size]:
-    """Return the kind and the shape of a tensor in a ``state_dict``."""
     name, tensor = item
     return name.rpartition('.')[2], tensor.shape
 
@@ -102,7 +94,7 @@ def _network_like(
 
 
 def _widen_factor(backbone: type[AttentionBackbone], channels: int) -> float:
-    """Return the width at which the last convolution but one has channels."""
+    """Return the width of which the last convolution but one has channels."""
     if backbone is AttentionShuffleNetV2:
         # A branch has half of the last stage's channels.
         widths = backbone.widths
@@ -112,54 +104,36 @@ def _widen_factor(backbone: type[AttentionBackbone], channels: int) -> float:
 
 
 def _rows(tensors: list[Tensor]) -> int:
-    """Return the outputs of a layer; 1 if there is no such layer."""
+    """Return a layer's outputs; 1 if there is no such layer."""
     return max([1, *map(len, tensors)])
 
 
 def convert_file(
     src: str, dst: str, force: bool = False, trust: bool = False
 ) -> Converted:
-    """Convert a file of published weights to a checkpoint of ours.
+    """Convert a file or URL of published weights to a checkpoint of ours.
 
-    The checkpoint appears whole or not at all.
-
-    Args:
-        src: File or URL: a ``state_dict``, or a checkpoint with one.
-        dst: The file to write.
-        force: Replace ``dst``.
-        trust: Run the code that the file may bring with it.
+    ``force`` replaces the file ``dst``, which appears whole or not at all;
+    ``trust`` runs the code that ``src`` may bring with it.
 
     Raises:
-        UserInputError: If ``src`` cannot be converted or ``dst`` cannot be
-            written.
+        UserInputError: If ``src`` cannot be converted, or ``dst`` is there or
+            cannot be opened.
+        OSError: If ``dst`` cannot be written.
     """
     target = Path(dst).expanduser()
-    try:
-        if fault := _fault(target, force):
-            raise UserInputError(f'The target {target} {fault}')
-        state = state_dict_of(load_checkpoint_file(src, trust=trust))
-        converted = convert(state, f'The checkpoint {src}')
-        meta = dict(vars(converted), source=Path(src).name)
-        content = io.BytesIO()
-        torch.save(dict(state_dict=meta.pop('state_dict'), meta=meta), content)
-        write_in_one_step(target, content.getvalue())
-    except OSError as error:
-        raise UserInputError(
-            f'The target {target} cannot be written ({error.strerror}): give '
-            'another name, or make room.'
-        ) from error
-    return converted
-
-
-def _fault(target: Path, force: bool) -> str | None:
-    """Return what is wrong with a target and what to do, if anything is."""
-    if not target.parent.is_dir():
-        return 'has no folder: make it, or give another name.'
-    if target.is_dir():
-        return 'is a folder: give the name of a file in it.'
+    check_writable(target)
     if target.exists() and not force:
-        return 'exists: give another name, or --force to replace it.'
-    return None
+        raise UserInputError(
+            f'{target} exists: give another name, or --force to replace it.'
+        )
+    state = state_dict_of(load_checkpoint_file(src, trust=trust))
+    converted = convert(state, f'The checkpoint {src}')
+    meta = dict(vars(converted), source=Path(src).name)
+    content = io.BytesIO()
+    torch.save(dict(state_dict=meta.pop('state_dict'), meta=meta), content)
+    write_in_one_step(target, content.getvalue())
+    return converted
 
 
 def summary(converted: Converted, dst: str) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from contextlib import contextmanager
 
 # Longest message, item of a list, and quotation, in characters.
 _MESSAGE, _ITEM, _QUOTE = 1500, 300, 80
@@ -10,10 +10,10 @@ _CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]+')
 
 
 class UserInputError(ValueError):
-    """Something that the user gave cannot be used.
+    """Something that the user gave cannot be used: what, and what to do.
 
-    One line that names what was wrong and what to do, whatever it quotes. The
-    command-line tools print it without a traceback and exit with code 2.
+    The command-line tools print it, without a traceback and on one line,
+    whatever it quotes, and exit with code 2.
     """
 
     def __init__(self, message: str) -> None:
@@ -23,30 +23,13 @@ class UserInputError(ValueError):
 
 
 class FileFault(UserInputError):
-    """One file of the dataset cannot be used.
-
-    It says "path fault: remedy"; those of one remedy are reported together.
-    """
+    """One file cannot be used; those of one remedy are reported together."""
 
     def __init__(self, path: str, fault: str, remedy: str) -> None:
         super().__init__(f'{path} {fault}: {remedy}.')
         self.path = path
         self.fault = fault
         self.remedy = remedy
-
-
-def raise_faults(faults: Sequence[FileFault]) -> NoReturn:
-    """Report the first fault and all others with the same remedy."""
-    remedy = faults[0].remedy
-    same = [f'{f.path} {f.fault}' for f in faults if f.remedy == remedy]
-    raise UserInputError(f'{first_few(same)}: {remedy}.')
-
-
-def shorten(text: str, limit: int = _QUOTE) -> str:
-    """Return a text on one line, without its middle if it is too long."""
-    line = _CONTROL.sub(' ', text)
-    half = limit // 2
-    return line if len(line) <= limit else f'{line[:half]} ... {line[-half:]}'
 
 
 class DivergedError(RuntimeError):
@@ -56,11 +39,16 @@ class DivergedError(RuntimeError):
     """
 
 
-def first_few(
-    items: Sequence[str], separator: str = ', ', limit: int = 3
-) -> str:
+def shorten(text: str, limit: int = _QUOTE) -> str:
+    """Return a text on one line, without its middle if it is too long."""
+    line = _CONTROL.sub(' ', text)
+    half = limit // 2
+    return line if len(line) <= limit else f'{line[:half]} ... {line[-half:]}'
+
+
+def first_few(items: Sequence[str], limit: int = 3) -> str:
     """Join the first items, shortened, and say how many more there are."""
-    text = separator.join(shorten(item, _ITEM) for item in items[:limit])
+    text = ', '.join(shorten(item, _ITEM) for item in items[:limit])
     rest = len(items) - limit
     return f'{text} and {rest} more' if rest > 0 else text
 
@@ -69,6 +57,19 @@ def first_line(error: Exception) -> str:
     """Return the first line of a host's message, to stand in parentheses."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return shorten(lines[0].rstrip('.!'), _ITEM)
+
+
+@contextmanager
+def explain(fault: str, remedy: str) -> Iterator[None]:
+    """Raise "fault (what a host says): remedy" for what it raises inside."""
+    try:
+        yield
+    except UserInputError:
+        raise
+    except Exception as error:
+        raise UserInputError(
+            f'{fault} ({first_line(error)}): {remedy}.'
+        ) from error
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

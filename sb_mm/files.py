@@ -2,8 +2,9 @@
 
 import os
 from pathlib import Path
+from unicodedata import normalize
 
-from sb_mm.errors import UserInputError, first_line
+from sb_mm.errors import explain
 
 # Of what a process that was killed leaves behind.
 DRAFT_SUFFIX = '.partial'
@@ -39,20 +40,21 @@ def find_config(name: str) -> str:
     return str(own) if own.is_file() and not Path(name).is_file() else name
 
 
+def nfc(text: str) -> str:
+    """Return the form of Unicode in which names are compared."""
+    return normalize('NFC', text)
+
+
 def check_writable(file: Path, *suffixes: str) -> None:
-    """Raise UserInputError unless ``--out`` can be written, as it will be."""
-    try:
-        if file.is_dir() or file.suffix not in suffixes:
-            raise ValueError(f'no name of a file in {" or ".join(suffixes)}')
-        draft = file.with_name(f'.{file.name}.{os.getpid()}{DRAFT_SUFFIX}')
+    """Raise UserInputError unless a file can be written, as it will be."""
+    form = f'a file in {" or ".join(suffixes)}' if suffixes else 'a file'
+    remedy = f'give the name of {form}, in a folder that is there'
+    with explain(f"'{file}' cannot be written", remedy):
+        if file.is_dir() or suffixes and file.suffix not in suffixes:
+            raise ValueError(f'no name of {form}')
+        draft = _draft_of(file)
         draft.touch()
         draft.unlink()
-    except (OSError, ValueError) as error:
-        raise UserInputError(
-            f"--out '{file}' cannot be written ({first_line(error)}): give "
-            f'the name of a file in {" or ".join(suffixes)}, in a folder that '
-            'is there.'
-        ) from error
 
 
 def write_in_one_step(file: Path, content: str | bytes) -> None:
@@ -63,7 +65,7 @@ def write_in_one_step(file: Path, content: str | bytes) -> None:
     Raises:
         OSError: If it cannot be written; names the file.
     """
-    draft = file.with_name(f'.{file.name}.{os.getpid()}{DRAFT_SUFFIX}')
+    draft = _draft_of(file)
     data = content.encode() if isinstance(content, str) else content
     try:
         with draft.open('wb') as stream:
@@ -75,3 +77,7 @@ def write_in_one_step(file: Path, content: str | bytes) -> None:
         raise OSError(error.errno, error.strerror, str(file)) from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _draft_of(file: Path) -> Path:
+    return file.with_name(f'.{file.name}.{os.getpid()}{DRAFT_SUFFIX}')

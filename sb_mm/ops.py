@@ -21,7 +21,7 @@ from torchvision.ops import box_iou
 
 
 def __getattr__(name: str) -> Callable[..., NoReturn]:
-    """Return a function that says why the operator ``name`` is not here."""
+    """Return a function that says that the operator ``name`` is not here."""
     if name.startswith('__'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     return partial(_refuse, name)
@@ -35,7 +35,7 @@ def _refuse(operator: str, *args, **kwargs) -> NoReturn:
 
 
 def get_compiler_version() -> str:
-    """Return what ``collect_env`` shows as mmcv's compilers."""
+    """Return what ``collect_env`` shows as mmcv's compiler."""
     return 'none (operators of sb_mm)'
 
 
@@ -83,20 +83,15 @@ def softnms(
         kept.append(best)
         left = left[left != best]
         overlap = box_iou(corners[[best]], corners[left])[0].nan_to_num()
-        scores[left] *= _decay(overlap, iou_threshold, sigma, method)
+        if method == 2:
+            scores[left] *= torch.exp(-(overlap**2) / sigma)
+        else:
+            lowered = method * (1 - overlap)
+            scores[left] *= lowered.where(overlap >= iou_threshold, 1.0)
         left = left[scores[left] >= min_score]
     indices = torch.tensor(kept, dtype=torch.long)
     dets[: len(kept)] = torch.cat([boxes, scores[:, None]], 1)[indices]
     return indices
-
-
-def _decay(
-    overlap: Tensor, iou_threshold: float, sigma: float, method: int
-) -> Tensor:
-    """Return the factors ``(N,)`` of the scores for IoUs ``(N,)``."""
-    if method == 2:
-        return torch.exp(-(overlap**2) / sigma)
-    return torch.where(overlap >= iou_threshold, method * (1 - overlap), 1.0)
 
 
 def _to_corners(boxes: Tensor, offset: int) -> Tensor:
@@ -114,11 +109,7 @@ def roi_align_forward(
     pool_mode: int,
     **bins,
 ) -> None:
-    """Average features bilinearly over the bins of each region.
-
-    Raises:
-        NotImplementedError: For the maximum, ``pool_mode`` 0.
-    """
+    """Average features bilinearly over the bins of each region."""
     if pool_mode != 1:
         _refuse("roi_align_forward with pool_mode='max'")
     features = _computable(input)
@@ -148,7 +139,6 @@ def roi_align_backward(
 
 
 def _bins(aligned_height: int, aligned_width: int, **others) -> dict:
-    """Return what both have in common, in torchvision's words."""
     return dict(
         pooled_height=aligned_height, pooled_width=aligned_width, **others
     )
@@ -196,5 +186,5 @@ def _focal_loss(
 
 
 def _computable(tensor: Tensor) -> Tensor:
-    """Return what the kernels can compute with: float32 or float64."""
+    # The kernels compute with float32 or float64.
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -16,7 +16,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn, serialization
 
-from .errors import UserInputError, first_few, first_line
+from .errors import UserInputError, explain, first_few, first_line
 
 # How PyTorch says that a file wants more than it allows; any other complaint
 # of its unpickler means damage. Operands 147 and 149 are of pickle's protocol
@@ -27,9 +27,7 @@ _NEEDS_MORE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 # They decide what `torch.load` does: not here.
-_VARIABLES = dict.fromkeys(
-    ('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'), '0'
-)
+_FORCED = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 _host_load = CheckpointLoader.load_checkpoint
 _torch_load = torch.load
 _trusted = False
@@ -39,15 +37,14 @@ _trusted = False
 def weights_only(enabled: bool = True) -> Iterator[None]:
     """Have MMEngine load its checkpoints with :func:`load_checkpoint_file`.
 
-    Those of ``load_from``, ``resume`` and ``init_cfg`` are data then. A
-    ``torch.load`` of the user's own code stays what it is.
-
-    Args:
-        enabled: If false, all that are loaded inside are trusted.
+    Those of ``load_from``, ``resume`` and ``init_cfg`` are data then, or all
+    trusted if not ``enabled``. A ``torch.load`` of the user's own code stays
+    what it is.
     """
-    safe = dict(load_checkpoint=load_checkpoint_file)
-    trusted = patch(f'{__name__}._trusted', not enabled)
-    with patch.multiple(CheckpointLoader, **safe), trusted:
+    safe = patch.object(
+        CheckpointLoader, 'load_checkpoint', load_checkpoint_file
+    )
+    with safe, patch(f'{__name__}._trusted', not enabled):
         yield
 
 
@@ -71,24 +68,12 @@ def load_checkpoint_file(
             if it needs more than tensors and MMEngine's classes.
     """
     trust = trust or _trusted
-    try:
+    fault = 'is a folder' if osp.isdir(path) else 'cannot be opened'
+    remedy = 'check path and permissions, or the address and the network'
+    read = patch.object(torch, 'load', partial(_read, path, trust))
+    with explain(f'The checkpoint {path} {fault}', remedy), read:
         # MMEngine finds or fetches the file, by the scheme of its address.
-        with patch.object(torch, 'load', partial(_read, path, trust)):
-            content = _host_load(path, map_location, logger)
-    except UserInputError:
-        raise
-    except FileNotFoundError as error:
-        fault = 'is a folder' if osp.isdir(path) else 'does not exist'
-        raise UserInputError(
-            f'The checkpoint {path} {fault}: give the path or the address of '
-            'a file.'
-        ) from error
-    except Exception as error:  # of a network, a server, a storage's client
-        raise UserInputError(
-            f'The checkpoint {path} cannot be opened ({first_line(error)}): '
-            'check the path and its permissions, or the address and the '
-            'network.'
-        ) from error
+        content = _host_load(path, map_location, logger)
     _check_form(path, content)
     if not trust and isinstance(content.get('meta'), dict):
         # A Python config of old checkpoints, which `Runner.resume` runs.
@@ -105,8 +90,9 @@ def _read(
             'Loading checkpoints safely needs torch 2.6 or later, but this '
             f'is {torch.__version__}: upgrade torch.'
         )
+    forced = dict.fromkeys(_FORCED, '0')
     try:
-        with patch.dict(os.environ, _VARIABLES), _mmengine_classes():
+        with patch.dict(os.environ, forced), _mmengine_classes():
             return _torch_load(file, map_location, weights_only=not trust)
     except PermissionError:
         raise
@@ -132,12 +118,11 @@ def _read(
 
 @contextmanager
 def _mmengine_classes() -> Iterator[None]:
-    """Allow what MMEngine keeps in a checkpoint besides tensors.
+    """Allow MMEngine's log history.
 
-    Its log history: ``HistoryBuffer`` objects, which hold NumPy arrays and
-    refer to their own methods by ``getattr``. MMEngine 0.10.7 allows nothing
-    of it; the maintained one allows the real ``getattr``, a way to run code:
-    from any allowed object it reaches the ``__globals__`` of PyTorch's own
+    Its ``HistoryBuffer`` objects hold NumPy arrays and refer to their own
+    methods by ``getattr``. The real one, which the maintained MMEngine allows,
+    is a way to run code: it reaches the ``__globals__`` of PyTorch's own
     functions.
     """
     before = serialization.get_safe_globals()
@@ -193,10 +178,10 @@ def state_dict_of(content: dict) -> dict[str, Tensor]:
     return {k.removeprefix('module.'): v for k, v in weights.items()}
 
 
-def shape_conflicts(
-    module: nn.Module, state: dict[str, Tensor]
-) -> list[tuple[str, tuple, tuple]]:
-    """List (name, shape in the file, shape in the module) where they differ.
+def check_shapes(
+    checkpoint: str, module: nn.Module, state: dict[str, Tensor]
+) -> None:
+    """Raise UserInputError if a checkpoint's shapes are not the network's.
 
     A plain convolution's kernel fits a bank of kernels of that shape, see
     :class:`~sb_mm.models.layers.dynamic_conv.DynamicConv2d`.
@@ -205,11 +190,17 @@ def shape_conflicts(
     for prefix, part in module.named_modules():
         for name, shape in getattr(part, 'plain_shapes', dict)().items():
             own[f'{prefix}.{name}'].append(shape)
-    return [
-        (name, tuple(tensor.shape), own[name][0])
+    faults = [
+        f'{name} is {tuple(tensor.shape)} instead of {own[name][0]}'
         for name, tensor in state.items()
         if name in own and tuple(tensor.shape) not in own[name]
     ]
+    if faults:
+        raise UserInputError(
+            f'{len(faults)} tensors of {checkpoint} do not fit the network '
+            f'({first_few(faults)}): use the config that it was trained with, '
+            'or weights of the same width.'
+        )
 
 
 def load_pretrained(
@@ -220,15 +211,11 @@ def load_pretrained(
 ) -> None:
     """Load published trunk weights and log what came in and what did not.
 
-    Args:
-        module: The network.
-        checkpoint: File or URL.
-        prefix: What the names in the file begin with, such as ``backbone.``.
-        map_location: See ``torch.load``.
+    The names in the file or URL begin with ``prefix``, such as ``backbone.``.
 
     Raises:
-        UserInputError: If no tensor of the file has a name of the module, or
-            if the shapes of some differ.
+        UserInputError: If no tensor of it has a name of the module, or if the
+            shapes of some differ.
     """
     state = state_dict_of(load_checkpoint_file(checkpoint, map_location))
     start = f'{prefix.rstrip(".")}.' if prefix else ''
@@ -241,7 +228,7 @@ def load_pretrained(
             f'network {first_few(list(own))}. Correct the prefix; weights of '
             'torchvision need tools/convert_weights.py first.'
         )
-    refuse_conflicts(checkpoint, shape_conflicts(module, matched))
+    check_shapes(checkpoint, module, matched)
     module.load_state_dict(matched, strict=False)
     missing = [k for k in own if k not in matched]
     attention = {'attention', 'gate', 'temperature'}
@@ -256,16 +243,3 @@ def load_pretrained(
         'file were not used.',
         logger='current',
     )
-
-
-def refuse_conflicts(
-    checkpoint: str, conflicts: list[tuple[str, tuple, tuple]]
-) -> None:
-    """Raise UserInputError if a checkpoint's shapes are not the network's."""
-    if conflicts:
-        shown = [f'{n} is {a} instead of {b}' for n, a, b in conflicts]
-        raise UserInputError(
-            f'{len(conflicts)} tensors of {checkpoint} do not fit the '
-            f'network ({first_few(shown, "; ")}): use the config that it was '
-            'trained with, or weights of the same width.'
-        )

@@ -5,13 +5,10 @@ For NMS, this is a loop over the definition, mmcv's
 mmdet's formula in float64.
 """
 
-import shutil
-import site
 import sys
 from importlib import import_module, invalidate_caches
-from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
+from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 
 import mmcv.ops
@@ -23,7 +20,6 @@ from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
 
 from sb_mm import ops
 
-LINE = Path(__file__).resolve().parents[1] / 'sb_mm_ops.pth'
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 both_dtypes = pytest.mark.parametrize(
     'dtype', [torch.float32, torch.bfloat16], ids=str
@@ -228,14 +224,3 @@ def test_only_an_mmcv_without_operators_gets_ours(mmcv_folder):
     file.touch()
     invalidate_caches()
     assert find_spec('mmcv._ext').origin == str(file)
-
-
-def test_the_installed_line_finds_ours_for_the_hosts_tools(
-    mmcv_folder, monkeypatch
-):
-    monkeypatch.setattr(sys, 'path', [*sys.path])
-    monkeypatch.setattr(sys, 'meta_path', [PathFinder])
-    assert find_spec('mmcv._ext') is None
-    shutil.copy(LINE, mmcv_folder)
-    site.addsitedir(str(mmcv_folder))
-    assert find_spec('mmcv._ext').origin == ops.__file__

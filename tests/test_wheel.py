@@ -75,15 +75,15 @@ class Venv:
     """A virtual environment without pip, which another one installs into."""
 
     def __init__(self, folder):
-        self.folder = folder
         self.bin = folder / 'bin'
         command = ('-m', 'venv', '--without-pip', folder)
         run(sys.executable, *command, cwd=folder.parent)
         (self.packages,) = folder.glob('lib/python*/site-packages')
+        self.configs = self.packages / 'sb_mm/.mim/configs'
 
     def pip(self, *arguments):
         python = ('--python', self.bin / 'python')
-        run(sys.executable, '-m', 'pip', *python, *arguments, cwd=self.folder)
+        run(sys.executable, '-m', 'pip', *python, *arguments, cwd=self.bin)
 
     def own(self):
         return {path.name for path in self.packages.glob('*sb_mm*')}
@@ -120,12 +120,6 @@ def venv(dist, tmp_path_factory):
     paths = [path for path in sys.path if path.endswith('-packages')]
     (venv.packages / 'hosts.pth').write_text('\n'.join(paths))
     return venv
-
-
-@pytest.fixture
-def configs(venv):
-    """The wheel's configs."""
-    return venv.packages / 'sb_mm/.mim/configs'
 
 
 def files(folder):
@@ -212,19 +206,20 @@ def test_an_editable_installation_has_the_finder_until_it_goes(dist, tmp_path):
     assert not venv.own()
 
 
-def test_mmdet_alone_trains_and_predicts(venv, configs, tmp_path):
+def test_mmdet_alone_trains_and_predicts(venv, tmp_path):
     pytest.importorskip('mmdet')
     make_synthetic_voc(tmp_path / 'data', num_train=8, num_test=1)
     data = tmp_path / 'data/VOC2007'
     image = next(data.glob('JPEGImages/*'))
-    config = configs / 'voc/ssd_sb_synthetic.py'
+    config = venv.configs / 'voc/ssd_sb_synthetic.py'
     command = (venv.bin / 'python', '-c', DETECTION, config, data, image)
     run(*command, cwd=tmp_path)
     assert list(tmp_path.glob('work_dirs/ssd_sb_synthetic/epoch_1.pth'))
 
 
-def test_mmpretrain_alone_has_the_classifiers(venv, configs, tmp_path):
+def test_mmpretrain_alone_has_the_classifiers(venv, tmp_path):
     pytest.importorskip('mmpretrain')
-    config = configs / 'cifar10/mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py'
+    name = 'mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py'
+    config = venv.configs / 'cifar10' / name
     command = (venv.bin / 'python', '-c', CLASSIFICATION, config)
     run(*command, cwd=tmp_path)

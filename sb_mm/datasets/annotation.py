@@ -5,7 +5,6 @@ import math
 import re
 import xml.etree.ElementTree as ET
 from typing import NamedTuple
-from unicodedata import normalize
 
 from sb_mm.errors import FileFault, first_line, shorten
 
@@ -43,11 +42,6 @@ class Annotation(NamedTuple):
     filename: str  # without folders; may be empty
     size: tuple[int, int] | None  # (width, height); None if unusable
     objects: list[AnnotatedObject]
-
-
-def nfc(text: str) -> str:
-    """Return the form of Unicode in which names are compared."""
-    return normalize('NFC', text)
 
 
 def read_annotation(path: str, max_bytes: int = 1 << 30) -> Annotation:

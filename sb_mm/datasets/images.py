@@ -12,7 +12,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.logging import print_log
 from PIL import Image
 
-from sb_mm.errors import FileFault, first_few, first_line, raise_faults
+from sb_mm.errors import FileFault, UserInputError, first_few, first_line
 from sb_mm.files import cores
 
 T = TypeVar('T')
@@ -144,7 +144,8 @@ def collect(function: Callable[[Any], T], items: Sequence) -> list[T]:
     """Call a function of each file, several at once.
 
     Raises:
-        UserInputError: Of all files of which it raised a :class:`FileFault`.
+        UserInputError: Of all files with the remedy of the first
+            :class:`FileFault`.
     """
 
     def call(item: Any) -> T | FileFault:
@@ -163,7 +164,9 @@ def collect(function: Callable[[Any], T], items: Sequence) -> list[T]:
     finally:
         Image.MAX_IMAGE_PIXELS = before
     if faults := [item for item in results if isinstance(item, FileFault)]:
-        raise_faults(faults)
+        remedy = faults[0].remedy
+        same = [f'{f.path} {f.fault}' for f in faults if f.remedy == remedy]
+        raise UserInputError(f'{first_few(same)}: {remedy}.')
     return results
 
 

@@ -12,9 +12,10 @@ from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import VOCDataset, XMLDataset
 
 from sb_mm.errors import FileFault, UserInputError, first_few, shorten
+from sb_mm.files import nfc
 from sb_mm.registry import DATASETS
 
-from .annotation import AnnotatedObject, nfc, read_annotation
+from .annotation import AnnotatedObject, read_annotation
 from .images import (
     MAX_MEGAPIXELS,
     cannot_read,

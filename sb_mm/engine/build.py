@@ -1,48 +1,20 @@
-"""Parts of a config or of a runner, on their own."""
+"""Models and dataloaders as MMEngine's runner builds them, without it."""
 
 import copy
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from inspect import isclass
 
-from mmengine import registry
 from mmengine.config import Config
 from mmengine.model import BaseModel, is_model_wrapper
-from mmengine.registry import MODELS, DefaultScope, Registry
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
 
 def scope_of(cfg: Config) -> AbstractContextManager:
-    """Look classes up in a config's scope first, inside of the context."""
+    """Look classes up in a config's scope first, as a context."""
     scope = cfg.get('default_scope') or 'mmengine'
     return DefaultScope.overwrite_default_scope(scope)
-
-
-def find_class(name: object) -> type | None:
-    """Look a config's ``type`` up in every registry of MMEngine."""
-    if isclass(name):
-        return name
-    scope = DefaultScope.get_current_instance().scope_name
-    for root in vars(registry).values():
-        if isinstance(root, Registry) and isinstance(name, str):
-            found = root.get(f'{scope}.{name}') or root.get(name)
-            if isclass(found):
-                return found
-    return None
-
-
-def nodes(node: object, path: str = '') -> Iterator[tuple[str, dict]]:
-    """Yield every dict of a config and its dotted path."""
-    if isinstance(node, dict):
-        yield path, node
-    elif isinstance(node, (list, tuple)):
-        node = dict(enumerate(node))
-    else:
-        return
-    for key, child in node.items():
-        yield from nodes(child, f'{path}.{key}' if path else str(key))
 
 
 def build_model(cfg: Config) -> BaseModel:

@@ -2,13 +2,13 @@
 
 import argparse
 import ast
-import contextlib
 import errno
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
@@ -30,9 +30,8 @@ _UNREGISTERED = re.compile(r'[\w.]+ is not in the \S+ registry')
 _UNDECODED = re.compile(r'failed to load image: (.+)$', re.MULTILINE)
 # A disk that is full, or a folder that is not the user's or is none.
 _UNWRITABLE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    *(errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES),
+    *(errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
 
 
@@ -47,7 +46,7 @@ class Options(DictAction):
         return ast.literal_eval(_DictCalls().visit(tree))
 
     def __call__(self, *args) -> None:
-        """Add what was given to the namespace."""
+        """Refuse, in argparse's words, what is no ``key=value``."""
         try:
             super().__call__(*args)
         except (AssertionError, SyntaxError, ValueError) as error:
@@ -70,27 +69,21 @@ class _DictCalls(ast.NodeTransformer):
 def add_common_options(
     parser: argparse.ArgumentParser, check: bool = True
 ) -> None:
-    """Add the options of both mmdet's ``train.py`` and ``test.py``.
-
-    And ours: ``--no-check`` only if ``check``.
-    """
+    """Add options of mmdet's tools, and ours; ``--no-check`` if ``check``."""
     add = parser.add_argument
     add('--work-dir', help='folder for logs and checkpoints')
     add('--data-root', help='folder of the data, for every loader at once')
-    text = 'load a checkpoint even if it needs more than tensors and records '
-    text += 'of MMEngine; this can run code from the file'
+    text = 'load a checkpoint even if that can run code from the file'
     add('--trust-checkpoint', action='store_true', help=text)
     text = 'override settings of the config: key=value, with lists as '
-    text += 'key="[a,b]" or key=a,b and no white space, or as in a config, '
-    text += 'key="[dict(type=\'A\')]"'
+    text += 'key=a,b, or as in a config, key="[dict(type=\'A\')]"'
     add('--cfg-options', nargs='+', action=Options, help=text)
     launchers = ['none', 'pytorch', 'slurm', 'mpi']
     add('--launcher', choices=launchers, default='none', help='job launcher')
     # torch.distributed.launch passes it, and sets LOCAL_RANK as well.
     add('--local_rank', '--local-rank', help=argparse.SUPPRESS)
     if check:
-        text = 'start at once, without a look at every file of the data and '
-        text += 'at the checkpoint'
+        text = 'start without a look at every file and at the checkpoint'
         add('--no-check', dest='check', action='store_false', help=text)
 
 
@@ -122,7 +115,7 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
         exit_on_sigterm()
     try:
         main()
-    except (Exception, KeyboardInterrupt, SystemExit) as error:
+    except BaseException as error:
         text, code = _last_words(error)
         if text is None:
             raise
@@ -132,7 +125,6 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
 
 
 def _last_words(error: BaseException) -> tuple[str | None, int]:
-    """Return what a tool ends with, and its exit code."""
     # MMEngine's Config.pretty_text takes a signal for an error of syntax.
     for cause in chain(error):
         if isinstance(cause, KeyboardInterrupt):
@@ -149,7 +141,7 @@ def _sentence(error: BaseException) -> str | None:
     root = root_cause(error)
     # mmpretrain inherits classes that newer transformers do not have.
     if 'NoneType takes no arguments' in str(root):
-        with contextlib.suppress(PackageNotFoundError):
+        with suppress(PackageNotFoundError):
             return (
                 'mmpretrain cannot be imported beside transformers '
                 f'{version("transformers")} ({root}): install an older one, '

@@ -14,8 +14,6 @@ from sb_mm.files import find_config, product_root
 
 from .checks.options import apply_options
 
-_LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-
 
 def load_config(
     path: str,
@@ -26,12 +24,8 @@ def load_config(
 ) -> Config:
     """Read a config and apply the options of the command line.
 
-    Args:
-        path: The config file.
-        options: Values by dotted keys, ``model.backbone.widen_factor``.
-        data_root: Folder of the data, for every loader at once.
-        work_dir: Folder of logs and checkpoints; the config's if None.
-        launcher: Of several processes: none, pytorch, slurm or mpi.
+    Those of ``options`` are values by dotted keys; ``data_root`` is for every
+    loader at once, ``launcher`` none, pytorch, slurm or mpi.
 
     Raises:
         UserInputError: If the config cannot be read, or an option or an
@@ -48,7 +42,7 @@ def load_config(
     if find_spec('mmpretrain'):
         import_module('mmpretrain')
     options = dict(options or {})
-    # On its own, the variable would reach no loader.
+    # The variable alone would reach no loader.
     root = data_root or options.pop('data_root', None)
     apply_options(cfg, options)
     # See ResumedScheduleHook.
@@ -62,17 +56,12 @@ def load_config(
 
 
 def read_config(path: str) -> Config:
-    """Read a config file.
-
-    Raises:
-        UserInputError: If it is not there or no config, or a base or an
-            import of it is not there.
-    """
+    """Read a config, or raise UserInputError if it is none."""
     path = find_config(str(path))
+    example = 'a whole config, such as configs/ssd_sb_voc.py'
     if not osp.isfile(path) and '::' not in path:
         raise UserInputError(
-            f'The config {path} does not exist: give the path of a config '
-            'file, such as configs/ssd_sb_voc.py.'
+            f'The config {path} does not exist: give the path of {example}.'
         )
     try:
         cfg = Config.fromfile(path)
@@ -86,15 +75,14 @@ def read_config(path: str) -> Config:
         ) from error
     if not cfg.get('model'):
         raise UserInputError(
-            f'The config {path} has no model: give a whole config, such as '
-            'configs/ssd_sb_voc.py.'
+            f'The config {path} has no model: give {example}.'
         )
     return cfg
 
 
 def dataset_configs(cfg: Config) -> Iterator[tuple[str, ConfigDict]]:
     """Yield (loader's name, config) of each innermost dataset."""
-    for loader in _LOADERS:
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(loader):
             for leaf in _leaves(cfg[loader].dataset):
                 yield loader, leaf
@@ -120,12 +108,9 @@ def metrics_of(cfg: Config) -> Iterator[tuple[str, dict]]:
 
 
 def set_data_root(cfg: Config, root: str | None) -> None:
-    """Let every loader and the evaluators' annotation files use one folder.
+    """Let loaders and evaluators use one folder of data, or find their own.
 
-    Args:
-        cfg: Changed in place.
-        root: Of the data; those of the config if None. What is not below the
-            working directory is looked for below the repository of sb_mm.
+    What is not below the working directory may be below sb_mm's repository.
     """
     datasets = [d for _, d in dataset_configs(cfg) if root or 'data_root' in d]
     for old in {d.get('data_root') for d in datasets}:

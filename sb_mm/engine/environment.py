@@ -12,7 +12,6 @@ import torch
 from sb_mm.files import repository
 from sb_mm.version import __version__
 
-_CODE = ('sb_mm', 'configs', 'tools')  # what a training depends on
 _HOSTS = ('mmcv', 'mmengine', 'mmdetection', 'mmpretrain')
 _PACKAGES = (
     *('numpy', 'torch', 'torchvision', 'mmcv-lite', 'mmdet'),
@@ -34,11 +33,7 @@ def hardware() -> str:
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Return the versions of Python and of the packages that are there.
-
-    Args:
-        more: Packages besides PyTorch and the hosts.
-    """
+    """Return the versions of Python, PyTorch, the hosts and ``more``."""
     # What runs, which need not be what is installed.
     found = dict(python=platform.python_version(), sb_mm=__version__)
     for name in (*_PACKAGES, *more):
@@ -51,15 +46,12 @@ def versions(*more: str) -> dict[str, str]:
 
 
 def commit(*more: str) -> str:
-    """Return the clone's commit, with ``+`` if the code differs from it.
+    """Return the clone's commit, with ``+`` if its code or ``more`` differs.
 
-    Without a repository of its own, such as where a wheel is installed, it is
-    the version: a repository around it says nothing about sb_mm.
-
-    Args:
-        more: Folders of the code besides those that a training depends on.
+    Without a repository of its own, such as from a wheel, it is the version.
     """
-    changed = _git('status', '--porcelain', '--', *_CODE, *more)
+    code = ('sb_mm', 'configs', 'tools', *more)
+    changed = _git('status', '--porcelain', '--', *code)
     head = _git('rev-parse', '--short', 'HEAD')
     if not head or _git('rev-parse', '--show-prefix'):
         return f'sb_mm=={__version__}'

@@ -1,13 +1,12 @@
 """Training and testing through MMEngine's runner."""
 
-# The linter takes `test` for one of pytest.
-# ruff: noqa: PT028
+# ruff: noqa: PT028 (it takes `test` for one of pytest)
 
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from mmengine.evaluator import DumpResults
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from sb_mm.errors import UserInputError, first_line
+from sb_mm.errors import UserInputError, explain
 from sb_mm.files import check_writable
 from sb_mm.weights import weights_only
 
@@ -45,8 +44,7 @@ def train(
 
     Args:
         cfg: Of :func:`~sb_mm.engine.config.load_config`; changed in place.
-        resume: Checkpoint to go on from; ``'auto'`` for the newest in the
-            work directory.
+        resume: Checkpoint to go on from, or ``'auto'`` for the newest.
         amp: Automatic mixed precision.
         auto_scale_lr: Scale the learning rate with the total batch size.
         trust: Run the code that a checkpoint may bring with it.
@@ -56,8 +54,7 @@ def train(
         The last validation's metrics, if any.
 
     Raises:
-        UserInputError: Before the model is built, if anything that the
-            training needs is missing or does not fit.
+        UserInputError: If anything is missing or does not fit.
     """
     if amp:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
@@ -74,8 +71,7 @@ def train(
     with lock, weights_only(not trust):
         runner = build_runner(cfg)
         runner.register_hook(ResumedScheduleHook())
-        fitting = _fitting(cfg.get('load_from'))
-        runner.load_or_resume = fitting(runner.load_or_resume)
+        _explain_misfits(runner, cfg.get('load_from'))
         runner.train()
         _end(runner)
     scalars = runner.message_hub.log_scalars
@@ -102,9 +98,9 @@ def test(
     Args:
         cfg: Of :func:`~sb_mm.engine.config.load_config`; changed in place.
         checkpoint: File or URL.
-        out: The predictions are written there, a ``.pkl``.
+        out: File for the predictions, a ``.pkl``.
         show: Show the predictions in a window.
-        show_dir: Write images with the predictions there.
+        show_dir: Folder for images with the predictions.
         wait_time: Seconds that a window stays.
         trust: See :func:`train`.
         check: The same.
@@ -113,8 +109,7 @@ def test(
         The metrics.
 
     Raises:
-        UserInputError: Before the model is built, if anything that the test
-            needs is missing or does not fit.
+        UserInputError: If anything is missing or does not fit.
     """
     if out is not None:
         with suppress(OSError):  # which the next line explains
@@ -145,13 +140,7 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def lock_work_dir(work_dir: str) -> AcquireReturnProxy:
-    """Keep other trainings out of the work directory, as a context.
-
-    The lock ends with the process, however that ends.
-
-    Raises:
-        UserInputError: If another training goes on there.
-    """
+    """Lock the work directory until the context or the process ends."""
     folder = Path(work_dir)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -172,8 +161,8 @@ def _check(
     """Check what a run needs, and return whether this process is the first."""
     _check_device(cfg)
     check_values(cfg, loaders)
-    names = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
-    rank = next((os.environ[n] for n in names if n in os.environ), '0')
+    ranks = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+    rank = next((os.environ[n] for n in ranks if n in os.environ), '0')
     first = cfg.launcher == 'none' or rank == '0'
     if first:
         check_data(cfg, loaders, files=files)
@@ -183,7 +172,6 @@ def _check(
 
 
 def _check_device(cfg: Config) -> None:
-    """Raise if the config needs a GPU and there is none."""
     model, fault = str(cfg.model), None
     if 'AmpOptimWrapper' in str(cfg.get('optim_wrapper')):
         fault = "MMEngine's AmpOptimWrapper (--amp) needs a GPU: leave it out"
@@ -208,28 +196,18 @@ def _scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-@contextmanager
-def _fitting(path: str | None) -> Iterator[None]:
-    """Explain what MMEngine raises at a checkpoint of another training."""
-    try:
-        yield
-    except UserInputError:
-        raise
-    except Exception as error:  # a checkpoint can hold anything
-        raise UserInputError(
-            f'The checkpoint {path} does not fit this training '
-            f'({first_line(error)}): use the config that it was made with, '
-            f'or start from its weights, with --cfg-options load_from={path} '
-            'and without --resume.'
-        ) from error
+def _explain_misfits(runner: Runner, path: str | None) -> None:
+    remedy = 'use the config that it was made with, or start from its weights,'
+    remedy += f' with --cfg-options load_from={path} and without --resume'
+    fault = f'The checkpoint {path} does not fit this training'
+    runner.load_or_resume = explain(fault, remedy)(runner.load_or_resume)
 
 
 def _keep_freed_memory() -> None:
     """Let glibc keep the memory of freed tensors for the next ones.
 
-    By default it gives every large block back to the kernel, which hands it
-    out again page by page, zeroed: a fifth of a training step of SB
-    MobileNetV2 x0.35. The process keeps its peak of memory instead.
+    Blocks that the kernel hands out again, page by page and zeroed, cost a
+    fifth of a training step of SB MobileNetV2 x0.35.
     """
     libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
     if mallopt := getattr(libc, 'mallopt', None):
@@ -260,7 +238,6 @@ def _end(runner: Runner) -> None:
 def _show(
     cfg: Config, show: bool, folder: str | None, wait_time: float
 ) -> None:
-    """Draw predictions, through the config's visualisation hook."""
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise UserInputError(

@@ -1,23 +1,30 @@
 """Trainings small enough for a test: SB-SSDLite x0.35, and LeNet."""
 
 import itertools
-import json
 import runpy
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from yapf.yapflib import yapf_api
+
+from sb_mm.engine.checks.data import check_data
+from sb_mm.engine.cli import run_tool
+from sb_mm.errors import UserInputError
 
 _NUMBERS = itertools.count()
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAIN = REPOSITORY / 'configs/ssd_sb_voc.py'
 CUSTOM = REPOSITORY / 'configs/voc/ssd_sb_custom.py'
+(CIFAR,) = REPOSITORY.glob('configs/cifar10/mobilenetv2-sb-w0.35_*.py')
 # What makes a run fit for a test; nothing of the model.
 SHORT = (
     'train_cfg.max_epochs=1',
@@ -65,19 +72,37 @@ def config(devkit, tmp_path) -> Path:
     return path
 
 
+class Tiny(BaseModel):
+    """A network of one weight, and its loss."""
+
+    def __init__(self, loss: Callable[[nn.Parameter], Tensor]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.loss_of = loss
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        if mode == 'loss':
+            return dict(loss=self.loss_of(self.weight))
+        return [BaseDataElement(weight=self.weight.item())]
+
+
+def loader_of(dataset: list, **settings) -> dict:
+    """A dataloader that keeps the order."""
+    sampler = dict(type='DefaultSampler', shuffle=False)
+    return dict(dataset=dataset, sampler=sampler, num_workers=0) | settings
+
+
+VALIDATION = dict(val_dataloader=loader_of([0]), val_cfg={}, val_evaluator=[])
+
+
 def tiny_runner(
-    model: nn.Module, folder: Path, length: int, **changes
+    model: BaseModel, folder: Path, length: int, **changes
 ) -> Runner:
     """A training of 2 epochs of `length` images, which writes nothing."""
     settings = dict(
         model=model,
         work_dir=str(folder),
-        train_dataloader=dict(
-            dataset=list(range(length)),
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            batch_size=1,
-            num_workers=0,
-        ),
+        train_dataloader=loader_of([*range(length)], batch_size=1),
         train_cfg=dict(by_epoch=True, max_epochs=2),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
         default_hooks=dict(checkpoint=None, logger=None),
@@ -128,25 +153,17 @@ def classifier(root: Path, **changes) -> Config:
         dict(type='RandomCrop', crop_size=32, padding=4),
         dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     ]
+    head = dict(type='LinearClsHead', num_classes=LABELS, in_channels=120)
+    # Else all images are of one class.
+    head['init_cfg'] = dict(type='Normal', layer='Linear', std=5.0)
     model = dict(
         type='ImageClassifier',
         backbone=dict(type='LeNet5'),
         neck=dict(type='GlobalAveragePooling'),
-        head=dict(
-            type='LinearClsHead',
-            num_classes=LABELS,
-            in_channels=120,
-            loss=dict(type='CrossEntropyLoss'),
-            topk=(1,),
-            # Else all images are of one class.
-            init_cfg=dict(type='Normal', layer='Linear', std=5.0),
-        ),
+        head=dict(head, loss=dict(type='CrossEntropyLoss'), topk=(1,)),
     )
     settings = dict(
         default_scope='mmpretrain',
-        custom_imports=dict(
-            imports=['sb_mm.models'], allow_failed_imports=False
-        ),
         model=model,
         data_preprocessor=dict(mean=[127.0], std=[64.0], num_classes=LABELS),
         train_dataloader=images_loader(root, 'train', *random),
@@ -167,7 +184,6 @@ def tool(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
 
     Returns the exit code and what went to standard error.
     """
-    from sb_mm.engine.cli import run_tool
 
     def run(name: str, *argv: object) -> tuple[int, str]:
         words = [str(word) for word in argv]
@@ -197,9 +213,6 @@ def data_config(
 
 def error_of(cfg: Config) -> str:
     """What the check of the data says."""
-    from sb_mm.engine.checks.data import check_data
-    from sb_mm.errors import UserInputError
-
     with pytest.raises(UserInputError) as caught:
         check_data(cfg, TRAINING)
     message = str(caught.value)
@@ -209,37 +222,3 @@ def error_of(cfg: Config) -> str:
 
 def assert_says(message: str, *words: str) -> None:
     assert [word for word in words if word not in message] == [], message
-
-
-@pytest.fixture
-def coco(tmp_path):
-    """Write a dataset in COCO's format and return a config for it."""
-    content = dict(
-        images=[
-            dict(id=i, file_name=f's/{i}.png', width=8, height=6)
-            for i in range(3)
-        ],
-        categories=[dict(id=7, name='cat'), dict(id=5, name='dog')],
-        annotations=[
-            dict(id=i, image_id=i, category_id=7, bbox=[1, 1, 4, 4], area=16)
-            for i in range(3)
-        ],
-    )
-
-    def make(change=lambda content: None, classes=('cat', 'dog')):
-        (tmp_path / 'images/s').mkdir(parents=True, exist_ok=True)
-        for i in range(3):
-            Image.new('RGB', (8, 6)).save(tmp_path / f'images/s/{i}.png')
-        change(content)
-        (tmp_path / 'a.json').write_text(json.dumps(content))
-        data = dict(
-            type='CocoDataset',
-            data_root=str(tmp_path),
-            ann_file='a.json',
-            data_prefix=dict(img='images'),
-            metainfo=dict(classes=classes),
-        )
-        model = dict(bbox_head=dict(num_classes=2))
-        return data_config('mmdet', model, [dict(data) for _ in range(3)])
-
-    return make

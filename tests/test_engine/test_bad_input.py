@@ -1,51 +1,45 @@
 """Bad input gets one sentence and exit code 2, before a model is built."""
 
-import shlex
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 from mmengine.runner import Runner
 
 from sb_mm.engine import cli, runner
 
-from .conftest import MAIN, REPOSITORY
+from .conftest import MAIN, REPOSITORY, assert_says
 
 
 @pytest.fixture(autouse=True)
 def _no_model_is_built(monkeypatch):
-    def fail(self, model):
-        raise AssertionError('the model was built before the check')
-
-    monkeypatch.setattr(Runner, 'build_model', fail)
+    build = Mock(side_effect=AssertionError('built before the check'))
+    monkeypatch.setattr(Runner, 'build_model', build)
 
 
 def _one_sentence(result: tuple[int, str], *words: str) -> None:
     code, error = result
-    line = error.strip().splitlines()[-1]
     assert code == 2, error
-    assert line.startswith('error: ')
     assert 'Traceback' not in error
-    for word in words:
-        assert word in line, line
+    assert_says(error.strip().splitlines()[-1], 'error: ', *words)
 
 
 @pytest.mark.parametrize(
     ('text', 'words'),
     [
-        (None, ['mine.py', 'does not exist']),
-        ('model = dict(\n', ['mine.py', 'cannot be read']),
-        ('model = dict(type=nothing)\n', ['mine.py', 'nothing']),
-        ('x = 1\n', ['has no model']),
+        (None, 'mine.py does not exist'),
+        ('model = dict(\n', 'mine.py cannot be read'),
+        ('model = dict(type=nothing)\n', "name 'nothing' is not defined"),
+        ('x = 1\n', 'has no model'),
         (
             "custom_imports = dict(imports=['mine'])\n"
             'custom_imports["allow_failed_imports"] = False\n',
-            ["No module named 'absent'"],
+            "No module named 'absent'",
         ),
         (
-            f'_base_ = {str(MAIN)!r}\n'
-            'model = dict(backbone=dict(lamda_init=1))\n',
-            ['did you mean lambda_init'],
+            f'_base_ = "{MAIN}"\nmodel = dict(backbone=dict(lamda_init=1))\n',
+            'did you mean lambda_init',
         ),
     ],
     ids=['none', 'syntax', 'name', 'no model', 'import', 'argument'],
@@ -60,7 +54,7 @@ def test_a_config_that_cannot_be_used(
     if text is not None:
         config.write_text(text)
     work_dir = tmp_path / 'run'
-    _one_sentence(tool('train', config, '--work-dir', work_dir), *words)
+    _one_sentence(tool('train', config, '--work-dir', work_dir), words)
     assert not work_dir.exists()
 
 
@@ -80,18 +74,10 @@ def test_an_mmpretrain_that_newer_transformers_break(
     _one_sentence(tool('train', MAIN), 'pip install "transformers<5"')
 
 
-@pytest.mark.parametrize(
-    ('option', 'folder'),
-    [('--data-root {}', 'my devkit'), ('--cfg-options data_root={}', 'VOC')],
-)
-def test_a_missing_data_root_names_the_command(tool, tmp_path, option, folder):
-    root = tmp_path / folder
-    words = [word.format(root) for word in option.split()]
-    _one_sentence(
-        tool('train', MAIN, *words),
-        f'{root}/VOC2007/ImageSets/Main/trainval.txt',
-        f'python tools/prepare_voc.py --out {shlex.quote(str(root))}',
-    )
+@pytest.mark.parametrize('option', ['--data-root', '--cfg-options data_root='])
+def test_a_missing_data_root_is_named(tool, tmp_path, option):
+    words = f'{option} {tmp_path}/no'.replace('= ', '=').split()
+    _one_sentence(tool('train', MAIN, *words), f'{tmp_path}/no/VOC2007/Image')
 
 
 @pytest.fixture
@@ -134,9 +120,7 @@ def test_what_needs_a_gpu_is_refused_before_the_data_are_looked_at(
 def test_only_the_first_process_checks_and_only_if_it_shall(
     tool, config, monkeypatch, name, options, rank, checked
 ):
-    def build(cfg):
-        raise AssertionError('built')
-
+    build = Mock(side_effect=InterruptedError('built'))
     monkeypatch.setattr(runner, 'build_runner', build)
     monkeypatch.setenv('RANK', rank)
     name, *checkpoint = name.split()
@@ -144,7 +128,7 @@ def test_only_the_first_process_checks_and_only_if_it_shall(
     if checked:
         _one_sentence(tool(*argv), 'a (no image)')
     else:
-        with pytest.raises(AssertionError, match='built'):
+        with pytest.raises(InterruptedError, match='built'):
             tool(*argv)
 
 
@@ -167,4 +151,4 @@ def test_predictions_that_cannot_be_written_are_refused_first(
 ):
     (tmp_path / 'file').touch()
     argv = ('test', config, 'x.pth', '--out', tmp_path / out)
-    _one_sentence(tool(*argv), '--out', 'cannot be written')
+    _one_sentence(tool(*argv), f"{out}' cannot be written")

@@ -74,33 +74,30 @@ def failing(error):
 
 
 @pytest.mark.parametrize(
-    ('error', 'code', 'start'),
+    ('main', 'code', 'start'),
     [
-        (UserInputError('A: do B.'), 2, 'A: do B.'),
-        (DivergedError('The loss became NaN.'), 4, 'The loss became NaN.'),
+        (failing(UserInputError('A: do B.')), 2, 'A: do B.'),
+        (failing(DivergedError('The loss is NaN.')), 4, 'The loss is NaN.'),
         (
-            *(OSError(errno.ENOSPC, 'No space left on device', 'x.pth'), 2),
-            'x.pth cannot be opened or written (No space left on device): ',
+            failing(OSError(errno.ENOSPC, 'No space left', 'x.pth')),
+            *(2, 'x.pth cannot be opened or written (No space left): '),
         ),
         (
-            *(ModuleNotFoundError('no', name='mmdet'), 2),
-            'This needs mmdet, which is not installed.',
+            failing(ModuleNotFoundError('no', name='mmdet')),
+            *(2, 'This needs mmdet, which is not installed.'),
+        ),
+        (
+            lambda: MODELS.build(dict(type='Net5')),
+            *(2, 'Net5 is not in the mmengine::model registry: correct'),
         ),
     ],
-    ids=lambda value: type(value).__name__,
+    ids=lambda value: str(value)[:20],
 )
-def test_what_a_user_can_mend_is_one_sentence(end, error, code, start):
-    ended, text = end(failing(error))
+def test_what_a_user_can_mend_is_one_sentence(end, main, code, start):
+    ended, text = end(main)
     assert ended == code
-    assert text.startswith(f'error: {start}')
-    assert '\n' not in text
-
-
-def test_a_type_that_is_not_registered(end):
-    code, text = end(lambda: MODELS.build(dict(type='NoSuchModel')))
-    assert code == 2
-    message = 'error: NoSuchModel is not in the mmengine::model registry: corr'
-    assert text.splitlines()[-1].startswith(message)
+    assert text.splitlines()[-1].startswith(f'error: {start}')
+    assert 'Traceback' not in text
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from mmengine.evaluator import Evaluator
@@ -17,7 +18,7 @@ from sb_mm.engine import runner
 from sb_mm.engine.config import load_config
 from sb_mm.errors import UserInputError
 
-from .conftest import REPOSITORY, SHORT, classifier
+from .conftest import CIFAR, MAIN, REPOSITORY, SHORT, classifier
 
 
 def _scalars(work_dir: Path, name: str) -> list[dict]:
@@ -71,8 +72,13 @@ def test_a_detector_is_trained_tested_and_resumed(
     offline = evaluator.offline_evaluate(load(out))
     assert offline == pytest.approx({k: got[k] for k in offline}, abs=1e-6)
 
-    # --resume goes on behind the last epoch, from any working directory.
+    # --resume goes on behind the last epoch, from any working directory, and
+    # with the old schedule.
     monkeypatch.chdir(tmp_path)
+    other = 'param_scheduler.0.eta_min=0.5'
+    code, error = tool(*train, '--resume', '--cfg-options', *two, other)
+    assert code == 2
+    assert 'param_scheduler.0.eta_min 0.0, not 0.5' in error
     code, error = tool(
         *train, '--resume', trained / 'epoch_1.pth', '--cfg-options', *two
     )
@@ -85,119 +91,30 @@ def test_a_detector_is_trained_tested_and_resumed(
     assert 'Epoch(val) [1]' in log.split('Epoch(train) [2]')[0]
 
 
-def _rates(work_dir: Path) -> list[float]:
-    """Return the learning rate of each epoch that the last start trained."""
-    records = _scalars(work_dir, 'lr')
-    # Two starts in one second share a folder.
-    rates = {r['epoch']: r['lr'] for r in records}
-    return [rate for _, rate in sorted(rates.items())]
-
-
-def test_a_resume_with_more_epochs_follows_its_schedule_or_is_refused(
-    tool, images, tmp_path
-):
-    """MMEngine goes on at the last rate of the old one, without a word."""
-    pytest.importorskip('mmpretrain')
-
-    def train(epochs, milestone, *more):
-        cfg = classifier(images)
-        cfg.train_cfg.max_epochs = epochs
-        cfg.param_scheduler = [
-            dict(type='MultiStepLR', milestones=[1, milestone], gamma=0.5)
-        ]
-        for part in ('dataloader', 'cfg', 'evaluator'):
-            cfg.pop(f'val_{part}')
-        cfg.default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
-        cfg.experiment_name = f'{tmp_path.name} {epochs} {len(more)}'
-        cfg.dump(tmp_path / 'classifier.py')
-        return tool(
-            'train', tmp_path / 'classifier.py',
-            '--work-dir', tmp_path / 'run', *more,
-        )  # fmt: skip
-
-    code, error = train(2, 3)
-    assert code == 0, error
-    assert _rates(tmp_path / 'run') == pytest.approx([0.01, 0.005])
-
-    for epochs, milestone, words in (
-        (4, 3, 'param_scheduler.0.end 2, not 4'),
-        (2, 5, 'milestones [1, 3], not [1, 5]'),
-    ):
-        code, error = train(epochs, milestone, '--resume')
-        (line,) = [x for x in error.splitlines() if x.startswith('error: ')]
-        assert code == 2
-        assert words in line
-        assert '--cfg-options load_from=CHECKPOINT and without --res' in line
-
-    other = 'optim_wrapper.paramwise_cfg.bias_lr_mult=1'
-    code, error = train(2, 3, '--resume', '--cfg-options', other)
-    assert code == 2
-    assert 'epoch_2.pth does not fit this training' in error
-    assert 'parameter groups' in error
-
-    # The two ways out: the old schedule is meant, or a new one starts.
-    old = ('--resume', '--cfg-options', 'param_scheduler.0.end=2')
-    code, error = train(3, 3, *old)
-    assert code == 0, error
-    assert _rates(tmp_path / 'run') == pytest.approx([0.005])
-    weights = f'load_from={tmp_path}/run/epoch_2.pth'
-    code, error = train(4, 3, '--cfg-options', weights)
-    assert code == 0, error
-    rates = [0.01, 0.005, 0.005, 0.0025]
-    assert _rates(tmp_path / 'run') == pytest.approx(rates)
-
-
-def test_a_detector_that_diverges_ends_without_a_checkpoint(
-    tool, config, tmp_path
-):
-    code, error = tool(
-        'train', config, '--work-dir', tmp_path / 'run', '--cfg-options',
-        *SHORT, 'optim_wrapper.optimizer.lr=1e20', 'param_scheduler=None',
-    )  # fmt: skip
-    assert code == 4
-    assert error.splitlines()[-1].startswith('error: The ')
-    assert not list((tmp_path / 'run').glob('*.pth'))
-
-
-class BuiltError(Exception):
-    """Raised in the place of building a runner."""
-
-
 @pytest.fixture
-def built(monkeypatch):
-    """The configs of which runners would have been built."""
-    configs = []
-
-    def build(cfg):
-        configs.append(cfg)
-        raise BuiltError
-
+def _nothing_is_built(monkeypatch):
+    build = Mock(side_effect=InterruptedError)
     monkeypatch.setattr(runner, 'build_runner', build)
-    return configs
 
 
-def test_options_of_a_training_reach_the_runner(config, tmp_path, built):
+@pytest.mark.usefixtures('_nothing_is_built')
+def test_options_of_a_training_reach_the_runner(config, tmp_path):
     cfg = load_config(config, work_dir=str(tmp_path / 'run'))
-    with pytest.raises(BuiltError):
+    with pytest.raises(InterruptedError):
         runner.train(cfg, auto_scale_lr=True)
-    assert built[0].auto_scale_lr == dict(enable=True, base_batch_size=32)
+    assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=32)
 
 
 @pytest.mark.parametrize(
-    ('scope', 'enabled', 'folder'),
-    [('mmdet', 'draw', 'test_out_dir'), ('mmpretrain', 'enable', 'out_dir')],
+    ('path', 'enabled', 'folder'),
+    [(MAIN, 'draw', 'test_out_dir'), (CIFAR, 'enable', 'out_dir')],
 )
-def test_shown_predictions_are_in_the_words_of_the_host(
-    images, config, built, scope, enabled, folder
-):
-    pytest.importorskip(scope)
-    cfg = load_config(config)
-    if scope == 'mmpretrain':
-        cfg = classifier(images, launcher='none')
-        cfg.default_hooks = dict(visualization=dict(type='VisualizationHook'))
-    with pytest.raises(BuiltError):
+@pytest.mark.usefixtures('_nothing_is_built')
+def test_shown_predictions_are_in_the_words_of_the_host(path, enabled, folder):
+    cfg = load_config(path)
+    with pytest.raises(InterruptedError):
         runner.test(cfg, 'x.pth', show_dir='painted', check=False)
-    hook = built[0].default_hooks.visualization
+    hook = cfg.default_hooks.visualization
     assert (hook[enabled], hook[folder]) == (True, 'painted')
 
 

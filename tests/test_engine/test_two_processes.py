@@ -12,11 +12,11 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from sb_mm.engine.runner import train
+
+from .conftest import IMAGES, classifier
+
 pytest.importorskip('mmpretrain')
-
-from sb_mm.engine.runner import train  # noqa: E402
-
-from .conftest import IMAGES, classifier  # noqa: E402
 
 
 @HOOKS.register_module()

@@ -1,4 +1,4 @@
-"""Checks of checkpoints, before a model is built or trained."""
+"""Checks of checkpoints, before a model is trained."""
 
 import os.path as osp
 from pathlib import Path
@@ -8,26 +8,20 @@ from mmengine.config import Config
 from torch import nn
 
 from sb_mm.datasets.images import open_regular
-from sb_mm.errors import UserInputError, first_few
-from sb_mm.weights import (
-    load_checkpoint_file,
-    refuse_conflicts,
-    shape_conflicts,
-    state_dict_of,
-)
+from sb_mm.errors import UserInputError, explain, first_few
+from sb_mm.weights import check_shapes, load_checkpoint_file, state_dict_of
 
-from ..build import build_model, nodes, scope_of
+from ..build import build_model, scope_of
 from ..config import dataset_configs
 from .classes import check_equal, given_classes, open_dataset
+from .options import nodes
 
 
 def check_start(cfg: Config, trust: bool = False) -> None:
-    """Check the checkpoints that a training continues or starts from.
+    """Raise UserInputError at a checkpoint that a training cannot use.
 
-    Raises:
-        UserInputError: If one cannot be loaded without ``trust``, or the one
-            to resume from is not of this network, these classes and a
-            training.
+    That is one to start from that cannot be loaded without ``trust``, or one
+    to resume from of another network, of other classes, or of no training.
     """
     path = cfg.get('load_from')
     if cfg.get('resume'):
@@ -52,12 +46,7 @@ def check_start(cfg: Config, trust: bool = False) -> None:
 
 
 def check_checkpoint(cfg: Config, path: str, trust: bool = False) -> dict:
-    """Return a checkpoint that this network made on these classes.
-
-    Args:
-        cfg: A whole config.
-        path: File or URL.
-        trust: Run the code that the file may bring with it.
+    """Return a checkpoint, file or URL, of this network and these classes.
 
     Raises:
         UserInputError: Names the first few classes or tensors that differ.
@@ -66,7 +55,7 @@ def check_checkpoint(cfg: Config, path: str, trust: bool = False) -> dict:
     _check_classes(cfg, path, content)
     state = state_dict_of(content)
     model = _skeleton(cfg)
-    refuse_conflicts(path, shape_conflicts(model, state))
+    check_shapes(path, model, state)
     own = model.state_dict()
     # Counters that no network of these needs; old files lack them.
     missing = [k for k in own if k not in state and 'batches_tracked' not in k]
@@ -84,22 +73,14 @@ def check_checkpoint(cfg: Config, path: str, trust: bool = False) -> dict:
 
 
 def newest_checkpoint(work_dir: str | Path) -> str | None:
-    """Return the newest checkpoint of a work directory, if it has one.
-
-    Raises:
-        UserInputError: If the file that names it is damaged.
-    """
+    """Return the newest checkpoint of a work directory, if it has one."""
     file = Path(work_dir, 'last_checkpoint')
     remedy = 'name the checkpoint that is meant'
     if not file.exists():
         return None
-    try:
-        with open_regular(str(file), remedy) as stream:
-            found = stream.read().decode().strip()
-    except UnicodeDecodeError as error:
-        raise UserInputError(
-            f'{file} is not the text that a training writes there: {remedy}.'
-        ) from error
+    damaged = explain(f'{file} is not what a training writes there', remedy)
+    with damaged, open_regular(str(file), remedy) as stream:
+        found = stream.read().decode().strip()
     if found == '':  # killed while it was written
         names = ('epoch_*.pth', 'iter_*.pth')
         files = [str(f) for n in names for f in Path(work_dir).glob(n)]
@@ -110,7 +91,7 @@ def newest_checkpoint(work_dir: str | Path) -> str | None:
 
 
 def _check_progress(cfg: Config, path: str, content: dict) -> None:
-    """Raise if a part is missing without which MMEngine would resume."""
+    # Without these, MMEngine would resume and not say so.
     needed = ['message_hub', 'optimizer']
     if cfg.get('param_scheduler'):
         needed.append('param_schedulers')
@@ -147,10 +128,8 @@ def _check_classes(cfg: Config, path: str, content: dict) -> None:
 
 
 def _skeleton(cfg: Config) -> nn.Module:
-    """Build the network without memory for its weights."""
     try:
-        with torch.device('meta'):
+        with torch.device('meta'):  # without memory for weights
             return build_model(cfg)
-    except (NotImplementedError, RuntimeError):
-        # A constructor computes with tensor values, which meta has none of.
+    except (NotImplementedError, RuntimeError):  # it computes with values
         return build_model(cfg)

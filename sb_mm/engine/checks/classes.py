@@ -1,36 +1,30 @@
 """Datasets of a config and their classes, before any data are read."""
 
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise, zip_longest
 
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
-from sb_mm.datasets.annotation import nfc
-from sb_mm.errors import UserInputError, first_few, first_line, shorten
+from sb_mm.errors import UserInputError, explain, first_few, shorten
+from sb_mm.files import nfc
 
-from ..build import find_class
 from ..config import metrics_of
+from .options import find_class
 
 
 def open_dataset(dataset: dict) -> BaseDataset | None:
-    """Build a dataset that has not yet read its data, with a reader at most.
-
-    Returns:
-        None if it is none of MMEngine's.
-
-    Raises:
-        UserInputError: If a host refuses it, or its classes are no names.
-    """
+    """Build a dataset of MMEngine, without data and with a reader at most."""
     cls, pipeline = find_class(dataset['type']), dataset.get('pipeline') or []
     if cls and not issubclass(cls, BaseDataset):
         return None
     readers = [t for t in pipeline if 'LoadImageFromFile' in str(t['type'])]
     lazy = dict(dataset, pipeline=readers[:1], lazy_init=True)
-    with hosts_errors(dataset['type']):
+    fault = f'The dataset {dataset["type"]} cannot be made of its settings'
+    remedy = 'correct them, or name the module that defines it in '
+    with explain(fault, f'{remedy}custom_imports'):
         built = DATASETS.build(lazy)
     if isinstance(names := built.metainfo.get('classes'), str):
         raise UserInputError(
@@ -38,21 +32,6 @@ def open_dataset(dataset: dict) -> BaseDataset | None:
             'file: give the names, or a file with one name a line.'
         )
     return built
-
-
-@contextmanager
-def hosts_errors(dataset: object) -> Iterator[None]:
-    """Make a sentence of what a host's dataset raises: it can be anything."""
-    try:
-        yield
-    except UserInputError:
-        raise
-    except Exception as error:
-        raise UserInputError(
-            f'The dataset {dataset} cannot be made of its settings '
-            f'({first_line(error)}): correct them, or name the module that '
-            'defines it in custom_imports.'
-        ) from error
 
 
 def given_classes(dataset: BaseDataset | None) -> list[str]:
@@ -64,7 +43,7 @@ def given_classes(dataset: BaseDataset | None) -> list[str]:
 def check_equal(
     known: Sequence[tuple[str, Sequence[str]]], remedy: str
 ) -> None:
-    """Compare lists of classes, each with whose it is."""
+    """Raise UserInputError if lists differ; each comes with whose it is."""
     for (one, names), (other, others) in pairwise(known):
         ours, theirs = [*map(nfc, names)], [*map(nfc, others)]
         if ours == theirs:
@@ -83,7 +62,7 @@ def check_equal(
 
 def listed(names: Sequence[str]) -> str:
     """Return names as they stand in a sentence."""
-    return f'({first_few(list(names), limit=10)})'
+    return f'({first_few(names, limit=10)})'
 
 
 def head_classes(cfg: Config) -> dict[str, int]:
@@ -103,7 +82,7 @@ def check_class_count(cfg: Config, classes: Sequence[str]) -> None:
         if own != count:
             raise UserInputError(
                 f'The head has num_classes={own}, but the dataset has {count} '
-                f'classes ({first_few(list(classes))}): set {setting} to that '
+                f'classes ({first_few(classes)}): set {setting} to that '
                 'number.'
             )
     loss = (cfg.model.get('head') or {}).get('loss') or {}

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sb_mm.datasets.images import open_regular
-from sb_mm.errors import UserInputError, first_few, first_line, shorten
+from sb_mm.errors import UserInputError, explain, first_few, shorten
 
 from .classes import check_equal, listed
 
@@ -32,23 +32,12 @@ _KEYS = dict(
 
 
 def read_coco(path: str) -> dict[str, list[dict]]:
-    """Read a file and check the types of what mmdet reads of it.
-
-    Raises:
-        UserInputError: It is no such file, or an id is there twice.
-    """
-    try:
+    """Read a file and check the types of what mmdet reads of it."""
+    with explain(f'{path} is not JSON in that form', _REMEDY):
         with open_regular(path, f'{_REMEDY}, or set --data-root') as file:
             content = json.loads(file.read().decode())
         for part in _KEYS:
             _check_part(path, part, content.get(part))
-    except UserInputError:
-        raise
-    except (AttributeError, ValueError, TypeError, RecursionError) as error:
-        raise UserInputError(
-            f'{path} is not JSON in that form ({first_line(error)}): '
-            f'{_REMEDY}.'
-        ) from None
     return content
 
 
@@ -90,11 +79,7 @@ def check_categories(
 def box_notes(
     path: str, content: dict[str, list[dict]], classes: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """Return a note of each object that mmdet leaves out, or does not clip.
-
-    Raises:
-        UserInputError: No box is left.
-    """
+    """Return a note of each object that mmdet leaves out, or does not clip."""
     sizes = {i['id']: (i['width'], i['height']) for i in content['images']}
     names = {item['id']: item['name'] for item in content['categories']}
     notes = []

@@ -1,13 +1,12 @@
-"""What is refused before a model is built: data that cannot be trained on.
+"""Data that cannot be trained on are refused before a model is built.
 
 Which files make up CIFAR-10, which folder is which class and what counts as
-an image is asked of the hosts' own datasets. They are recognised by name, so
-that a detector's training need not import mmpretrain, nor the other way.
+an image is asked of the hosts' own datasets.
 """
 
 import os
 import os.path as osp
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 
 from mmcv.transforms import LoadImageFromFile
@@ -24,7 +23,7 @@ from sb_mm.datasets.images import (
     read_header,
     warn_of,
 )
-from sb_mm.errors import UserInputError, first_few, first_line
+from sb_mm.errors import UserInputError, explain, first_few
 
 from ..config import dataset_configs, metrics_of
 from .classes import (
@@ -34,7 +33,6 @@ from .classes import (
     class_folders,
     given_classes,
     head_classes,
-    hosts_errors,
     open_dataset,
 )
 from .coco import box_notes, check_categories, read_coco
@@ -53,39 +51,30 @@ _TURNED = (
 def check_data(
     cfg: Config, loaders: Collection[str], *, files: bool = True
 ) -> None:
-    """Look at the data of the given loaders.
+    """Look at the data of loaders such as ``'train_dataloader'``.
 
     Of VOC's and COCO's format every list, annotation and image is read, of
     folders of images the classes and a few images each, of CIFAR the files'
-    checksums, and what is missing is downloaded if the dataset may. Of other
-    datasets the paths must exist. Images are decoded as the pipeline will.
-
-    Args:
-        cfg: A whole config.
-        loaders: Names such as ``'train_dataloader'``.
-        files: Look at the files, not only at the configs' lists of classes.
+    checksums. Of other datasets the paths must exist. Without ``files``, only
+    the configs' lists of classes are compared.
 
     Raises:
-        UserInputError: Names the first few missing or invalid files, or
-            lists of classes that differ.
+        UserInputError: Names the first few invalid files, or classes.
     """
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    found = [
-        (loader, config, open_dataset(config))
-        for loader, config in dataset_configs(cfg)
-        if loader in loaders or 'train_dataloader' in loaders
-    ]
-    given = [(loader, given_classes(dataset)) for loader, _, dataset in found]
+    datasets, given = {}, []
+    for loader, config in dataset_configs(cfg):
+        if loader in loaders or 'train_dataloader' in loaders:
+            dataset = open_dataset(config)
+            if names := given_classes(dataset):
+                given.append((loader, names))
+            if loader in loaders and dataset is not None:
+                # Where only the pipelines differ, once.
+                datasets[str(dict(config, pipeline=None))] = dataset
     remedy = 'give both the same metainfo.classes, in the same order'
-    check_equal([pair for pair in given if pair[1]], remedy)
+    check_equal(given, remedy)
     if not files:
         return
-    # Where only the pipelines differ, once.
-    datasets = {
-        str(dict(config, pipeline=None)): dataset
-        for loader, config, dataset in found
-        if loader in loaders and dataset is not None
-    }
     # The evaluators of other loaders do not matter.
     other = {'val_evaluator', 'test_evaluator'}
     other -= {name.replace('dataloader', 'evaluator') for name in loaders}
@@ -95,7 +84,10 @@ def check_data(
 
 def _check_files(cfg: Config, datasets: Collection[BaseDataset]) -> None:
     for dataset in datasets:
-        _checker_of(dataset)(cfg, dataset)
+        bases = type(dataset).__mro__
+        names = (f'{base.__module__}.{base.__name__}' for base in bases)
+        checks = (_CHECKERS[name] for name in names if name in _CHECKERS)
+        next(checks, _check_paths)(cfg, dataset)
     folders = [(d.img_prefix, f) for d in datasets if (f := class_folders(d))]
     remedy = 'complete the copy, or delete or rename the odd folders'
     check_equal(folders, remedy)
@@ -105,12 +97,6 @@ def _check_files(cfg: Config, datasets: Collection[BaseDataset]) -> None:
                 f'The ann_file {path} of the metric {metric["type"]} is not '
                 'there: give that of the dataset of its loader.'
             )
-
-
-def _checker_of(dataset: BaseDataset) -> Callable[[Config, BaseDataset], None]:
-    bases = type(dataset).__mro__
-    names = (f'{base.__module__}.{base.__name__}' for base in bases)
-    return next((_CHECKERS[n] for n in names if n in _CHECKERS), _check_paths)
 
 
 def _check_images(
@@ -135,7 +121,8 @@ def _announce(count: int) -> None:
 def _check_voc(cfg: Config, dataset: BaseDataset) -> None:
     # Serializing collects garbage, for a second or two.
     dataset.serialize_data = False
-    with hosts_errors(type(dataset).__name__):
+    name = type(dataset).__name__
+    with explain(f'{name} cannot be made of its settings', 'correct them'):
         dataset.full_init()
     check_class_count(cfg, dataset.metainfo['classes'])
     _announce(len(dataset))
@@ -172,15 +159,10 @@ def _check_coco(cfg: Config, dataset: BaseDataset) -> None:
 def _check_cifar(cfg: Config, dataset: BaseDataset) -> None:
     check_class_count(cfg, dataset.METAINFO['classes'])
     root = dataset.data_prefix['root']
-    try:
+    fault = f'{root} does not hold the published files, nor can they be had'
+    with explain(fault, f'unpack {dataset.url} there yourself'):
         if '://' not in root:
             dataset.full_init()  # it compares checksums before it unpickles
-    except Exception as error:  # of the network, the archive or the drive
-        raise UserInputError(
-            f'{root} does not hold the published files, and they could not '
-            f'be had ({first_line(error)}): unpack {dataset.url} there '
-            'yourself.'
-        ) from error
 
 
 # Folders of images: ImageNet and CustomDataset
@@ -225,13 +207,8 @@ def _listed_images(cfg: Config, dataset: BaseDataset) -> list[str]:
     """Return some paths of an annotation file, of lines as ``a.jpg 0``."""
     file = dataset.ann_file
     open_regular(file, 'give a file of paths and labels').close()
-    try:
+    with explain(f'{file} has a line that is no path and label', 'correct it'):
         samples = dataset.load_data_list()
-    except ValueError as error:
-        raise UserInputError(
-            f'{file} has a line that is no path and label '
-            f'({first_line(error)}): correct it.'
-        ) from error
     if not samples:
         raise UserInputError(f'{file} is empty: write a line an image.')
     for setting, count in head_classes(cfg).items():
@@ -246,7 +223,6 @@ def _listed_images(cfg: Config, dataset: BaseDataset) -> list[str]:
 
 
 def _check_paths(cfg: Config, dataset: BaseDataset) -> None:
-    """Check that the folder and the files of a host's dataset are there."""
     if getattr(dataset, 'download', False):  # some of mmpretrain's can
         return
     prefixes = dataset.data_prefix.values()
@@ -264,6 +240,7 @@ def _is_there(path: str) -> bool:
     return osp.isdir(path) and len(os.listdir(path)) > 0
 
 
+# By name: a detector's training need not import mmpretrain, nor the other way.
 _CHECKERS = {
     'sb_mm.datasets.voc.VOCDevkitDataset': _check_voc,
     'mmdet.datasets.coco.CocoDataset': _check_coco,

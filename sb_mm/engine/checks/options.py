@@ -1,24 +1,25 @@
 """Options that name nothing in a config are errors, not silent no-ops.
 
 MMEngine adds an unknown key to the config, where either nothing reads it
-(``traincfg.max_epochs=3``) or a constructor stops with a traceback after the
-data were looked at (``model.backbone.lamda_init=0.5``).
+(``traincfg.max_epochs=3``) or a constructor stops with a traceback.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import Parameter, getsource, isclass, signature
 
+from mmengine import registry
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from sb_mm.arguments import check_choice, check_number
-from sb_mm.errors import UserInputError, first_few, shorten
+from sb_mm.errors import UserInputError, explain, first_few, shorten
 
-from ..build import find_class, nodes, scope_of
+from ..build import scope_of
 
 # What MMEngine takes out of a config before a constructor sees the rest.
 _TAKEN_OUT = {
@@ -50,30 +51,24 @@ _LEAST = {
     'randomness.seed': 0,
     'optim_wrapper.optimizer.lr': 0,
 }
-_LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')
 # Arguments that are configs: what is new there must say what it configures.
 _TYPED = ('attention', 'attention_conv_cfg', 'conv_cfg', 'norm_cfg', 'act_cfg')
 
 
 def apply_options(cfg: Config, options: Mapping[str, object]) -> None:
-    """Merge ``key=value`` options into a config, in place, and check it.
+    """Merge ``key=value`` options into a config, in place.
 
     Raises:
-        UserInputError: If a key is new and no argument of what is configured
-            there, or one of sb_mm's classes has no such argument; names the
-            closest ones.
+        UserInputError: If nothing reads a key that is new or of one of
+            sb_mm's classes; names the closest ones.
     """
     before = _settings(cfg)
     with scope_of(cfg):
         for path in options:
             _check_top(cfg, path.split('.')[0])
-        try:
+        fault = f'--cfg-options {options} do not fit the config'
+        with explain(fault, 'use the names of its settings'):
             cfg.merge_from_dict(options)
-        except (KeyError, TypeError, IndexError) as error:
-            raise UserInputError(
-                f'--cfg-options {options} do not fit the config ({error}): '
-                'use the names of its settings.'
-            ) from error
         for path, node in nodes(cfg._cfg_dict):
             old = {key for key in node if f'{path}.{key}' in before}
             own = str(node.get('type')).startswith('sb_mm.')
@@ -83,11 +78,7 @@ def apply_options(cfg: Config, options: Mapping[str, object]) -> None:
 
 
 def check_values(cfg: Config, loaders: Sequence[str]) -> None:
-    """Check hooks and numbers at which MMEngine stops when it builds them.
-
-    Raises:
-        UserInputError: If one is not possible; of the given dataloaders only.
-    """
+    """Raise UserInputError at hooks and numbers that MMEngine cannot build."""
     _check_hooks(cfg)
     values, least = _settings(cfg), dict(_LEAST)
     for name in loaders:
@@ -104,11 +95,36 @@ def check_values(cfg: Config, loaders: Sequence[str]) -> None:
             check_number(path, value, low, integer=path[-3:] != '.lr')
     level = cfg.get('log_level') or 'INFO'
     if not isinstance(level, int):
-        check_choice('log_level', level, _LEVELS)
+        levels = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')
+        check_choice('log_level', level, levels)
+
+
+def nodes(node: object, path: str = '') -> Iterator[tuple[str, dict]]:
+    """Yield every dict of a config and its dotted path."""
+    if isinstance(node, dict):
+        yield path, node
+    elif isinstance(node, (list, tuple)):
+        node = dict(enumerate(node))
+    else:
+        return
+    for key, child in node.items():
+        yield from nodes(child, f'{path}.{key}' if path else str(key))
+
+
+def find_class(name: object) -> type | None:
+    """Look a config's ``type`` up in every registry of MMEngine."""
+    if isclass(name):
+        return name
+    scope = DefaultScope.get_current_instance().scope_name
+    for root in vars(registry).values():
+        if isinstance(root, Registry) and isinstance(name, str):
+            found = root.get(f'{scope}.{name}') or root.get(name)
+            if isclass(found):
+                return found
+    return None
 
 
 def _settings(cfg: Config) -> dict[str, object]:
-    """Return every value of a config by its dotted path."""
     parts = nodes(cfg._cfg_dict)
     return {f'{path}.{k}': v for path, node in parts for k, v in node.items()}
 
@@ -130,7 +146,6 @@ def _check_hooks(cfg: Config) -> None:
 
 
 def _check_top(cfg: Config, key: str) -> None:
-    """Raise if MMEngine's runner does not read a key of the top level."""
     kind = find_class(cfg.get('runner_type')) or Runner
     read = {'runner_type', *signature(kind.__init__).parameters}
     # It takes some of them from its config, such as self.cfg.get('sync_bn').
@@ -156,7 +171,6 @@ def _check_top(cfg: Config, key: str) -> None:
 
 
 def _check_keys(path: str, node: dict, new: list[str], old: set[str]) -> None:
-    """Raise if nothing reads one of the new keys of a part of a config."""
     kind = node.get('type')
     if not kind and path.split('.')[-1] in _TYPED:
         raise UserInputError(
@@ -191,12 +205,10 @@ def _refuse(
 
 
 def arguments_of(reader: Callable) -> set[str] | None:
-    """Return the names that a class or a function takes, or None if any.
-
-    A constructor with ``**kwargs`` is taken to pass them on to its base.
-    """
+    """Return the names that a class or a function takes, or None if any."""
     functions = [reader]
     if isclass(reader):
+        # One with **kwargs is taken to pass them on to its base.
         own = [vars(base) for base in reader.__mro__[:-1]]  # without object
         functions = [base['__init__'] for base in own if '__init__' in base]
         if issubclass(reader, CheckpointHook):

@@ -38,9 +38,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     MMEngine's deletes the old checkpoint and then writes the new one in its
     final place: with ``max_keep_ckpts=1``, a kill in between leaves none, or
-    half of one. This hook writes beside, renames, and deletes last; the
-    outdated files of a killed training, which its checkpoint lists, when that
-    goes on. Other storage than local files is written as MMEngine does.
+    half of one. On local storage, this hook writes beside, renames, and
+    deletes last; what a killed training left to delete, when that goes on.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -78,7 +77,6 @@ class AtomicCheckpointHook(CheckpointHook):
         self._remove_outdated(runner)
 
     def _remove_outdated(self, runner: Runner) -> None:
-        """Delete what MMEngine wanted to delete before it wrote."""
         outdated = runner.message_hub.get_info(_OUTDATED, [])
         used = {
             Path(str(path)).name

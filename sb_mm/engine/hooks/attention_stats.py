@@ -23,7 +23,7 @@ from sb_mm.models.layers import (
 )
 from sb_mm.registry import HOOKS
 
-# Ends of the gating functions that saturate at both.
+# Of the gating functions that saturate at both ends.
 _GATE_ENDS = {torch.tanh: (-1.0, 1.0), torch.sigmoid: (0.0, 1.0)}
 _MARGIN = 0.05
 
@@ -32,11 +32,10 @@ _MARGIN = 0.05
 class AttentionStatsHook(Hook):
     r"""Measure once an epoch what attention does to the features.
 
-    After a training epoch, the main process runs the network in evaluation
-    mode on the epoch's last whole batch, as it came from the loader. Each
-    layer is an :class:`AttentionConvModule`, with or without attention, or
-    the output of a block with attention. With :math:`T(x)` its trunk and
-    :math:`g(F(x))` the gate's values ``(N, C)``:
+    The main process runs the network in evaluation mode on the epoch's last
+    whole batch. Each layer is an :class:`AttentionConvModule`, with or without
+    attention, or the output of a block with attention. With :math:`T(x)` its
+    trunk and :math:`g(F(x))` the gate's values ``(N, C)``:
 
     - ``trunk_std``, ``output_std``: standard deviation of :math:`T(x)` and of
       what the attention makes of it, over all elements. Without attention
@@ -44,17 +43,14 @@ class AttentionStatsHook(Hook):
     - ``saturated``, of tanh and sigmoid gates: share of the gate values less
       than 0.05 away from an end of the function's range.
     - ``inactivated``, of Squeeze-and-Excite: share of the **channels** whose
-      gate, averaged over the images, is below 0.05: closed for all of them,
-      they are lost to the network.
+      gate, averaged over the images, is below 0.05: lost to the network.
     - ``lambda_mean``, ``lambda_std``, of Shift-and-Balance: mean and standard
       deviation of the learned shift range over the channels.
 
-    They go to the visualiser's back ends, such as TensorBoard, as
-    ``attention/<layer>/<metric>``, by epoch.
+    The visualiser gets them as ``attention/<layer>/<metric>``, by epoch.
 
     Raises:
-        UserInputError: When the training starts, if the network has no such
-            layers.
+        UserInputError: When the training starts, if there are no such layers.
     """
 
     def __init__(self) -> None:
@@ -72,13 +68,10 @@ class AttentionStatsHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Keep a copy of the last batch but one: the last may be small.
-
-        A data preprocessor may change the batch's tensors in the iteration
-        (mmpretrain's CutMix does).
-        """
+        """Keep a copy of the last batch but one: the last may be small."""
         late = batch_idx + 2 >= len(runner.train_dataloader)
         if late and self._batch is None:
+            # The iteration may change its tensors, as mmpretrain's CutMix.
             self._batch = copy.deepcopy(data_batch)
 
     @master_only
@@ -95,9 +88,7 @@ class AttentionStatsHook(Hook):
 def measure_attention(model: BaseModel, batch: dict) -> dict[str, float]:
     """Return the scalars of :class:`AttentionStatsHook`.
 
-    Args:
-        model: Left in evaluation mode, which a training leaves by itself.
-        batch: As it comes from a loader.
+    The model stays in evaluation mode; a training leaves that by itself.
     """
     scalars = {}
 

@@ -8,23 +8,18 @@ from sb_mm.engine.build import unwrapped
 from sb_mm.errors import UserInputError
 from sb_mm.registry import HOOKS
 
-# Of torch.compile, the modes that replay CUDA graphs.
-_WITH_GRAPHS = ('reduce-overhead', 'max-autotune')
-
 
 @HOOKS.register_module()
 class CompileHook(Hook):
     """Let ``torch.compile`` compile backbone and neck for a training.
 
-    That is ``extract_feat`` of mmpretrain's ``ImageClassifier`` and mmdet's
-    detectors: tensors in, tensors out. MMEngine's own ``compile=True`` takes
-    all of ``train_step`` with data samples, losses and optimizer, which
-    compilers must cut into pieces, and of which CUDA graphs would overwrite
-    what the next step needs.
+    That is ``extract_feat`` of the hosts' models: tensors in, tensors out.
+    MMEngine's own ``compile=True`` takes all of ``train_step`` with data
+    samples, losses and optimizer, which compilers must cut into pieces, and
+    of which CUDA graphs would overwrite what the next step needs.
 
     Args:
-        mode: Of ``torch.compile``, such as ``'reduce-overhead'``, which
-            replays CUDA graphs on a GPU.
+        mode: Of ``torch.compile``, such as ``'reduce-overhead'``.
         dynamic: Compile once for batches of any size. Without it, a smaller
             last batch of an epoch has a compilation of its own.
         options: Further arguments of ``torch.compile``.
@@ -49,7 +44,8 @@ class CompileHook(Hook):
             )
         # MMEngine gives it no public name.
         steps = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
-        if self.options['mode'] in _WITH_GRAPHS and steps > 1:
+        graphs = self.options['mode'] in ('reduce-overhead', 'max-autotune')
+        if graphs and steps > 1:
             raise UserInputError(
                 'CUDA graphs reuse the memory of the gradients, which '
                 'optim_wrapper.accumulative_counts keeps over several '

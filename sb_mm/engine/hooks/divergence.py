@@ -16,13 +16,12 @@ from sb_mm.registry import HOOKS
 class DivergenceHook(Hook):
     """Stop at a loss or at weights that are not finite.
 
-    A look waits for the device and for the other processes, and a loss does
-    not become finite again: one every ``interval`` iterations and at the end
-    of an epoch is enough. The weights are looked at before they are validated
-    or saved: the last step may have spoiled them after a finite loss.
+    The weights are looked at before they are validated or saved: the last
+    step may have spoiled them after a finite loss.
 
     Args:
-        interval: Iterations between two looks at the loss.
+        interval: Iterations between two looks at the loss, which wait for the
+            device and the other processes; an epoch's end has one, too.
 
     Raises:
         DivergedError: In the training.
@@ -65,7 +64,6 @@ class DivergenceHook(Hook):
 
 
 def _look(runner: Runner, what: str, values: Iterable, done: int) -> None:
-    """Stop, if a value is not finite after ``done`` iterations."""
     finite = [torch.as_tensor(v).detach().isfinite().all() for v in values]
     if not finite:
         return

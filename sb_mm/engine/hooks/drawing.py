@@ -16,9 +16,8 @@ class DrawingHook(DetVisualizationHook):
     """mmdet's hook, for tests of images in several folders.
 
     Drawings lie below ``test_out_dir`` as the images do below the folder
-    that they have in common: mmdet puts all into one folder, where the last
-    ``frame_0.png`` replaces the others. Boxes are drawn on the pixels that
-    the test read, whether it ignores EXIF's orientation or not.
+    that they have in common: mmdet puts all into one. Boxes are drawn on the
+    pixels that the test read, whether it ignores EXIF's orientation or not.
     """
 
     def before_test(self, runner: Runner) -> None:

@@ -14,17 +14,14 @@ from sb_mm.engine.checks.options import arguments_of
 from sb_mm.errors import UserInputError, first_few
 from sb_mm.registry import HOOKS
 
-_PROGRESS = {'last_step', 'verbose'}
-
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
     """Seed Python, NumPy and PyTorch by the seed, the epoch and the process.
 
     MMEngine's checkpoints hold no state of the random numbers. With this hook
-    a resumed training draws what the uncut one would have drawn, and ends
-    with the same weights if the device computes deterministically. Dataloader
-    workers (``num_workers``) are seeded by MMEngine and not reached.
+    a resumed training draws what the uncut one would have drawn, but in
+    dataloader workers, which MMEngine seeds.
     """
 
     priority = 'VERY_HIGH'
@@ -41,8 +38,7 @@ class ValidateResumedHook(Hook):
     """Run the validation that was due when the checkpoint was written.
 
     A training that is cut between the two would never have that number, and
-    after the last epoch no result at all. What was logged before is logged
-    again, with the same value.
+    after the last epoch no result at all.
     """
 
     # After those that change the model for the training, and after the one
@@ -108,9 +104,8 @@ def _ends_early(runner: Runner, checkpoint: dict) -> Iterator[str]:
 
 
 def _changes(asked: _ParamScheduler, saved: dict) -> Iterator[str]:
-    """Yield the settings that are another in the checkpoint."""
     own = asked.state_dict()
-    settings = (arguments_of(type(asked)) or set()) - _PROGRESS
+    settings = (arguments_of(type(asked)) or set()) - {'last_step', 'verbose'}
     # The values that it starts from, such as the optimizer's rate.
     for name in ['base_values', *sorted(settings)]:
         if name in own and name in saved:

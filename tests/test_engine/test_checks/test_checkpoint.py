@@ -6,9 +6,7 @@ from argparse import Namespace
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.model import BaseModel
 from tiny_detector import cut_networks, detector, model_config
-from torch import nn
 
 from sb_mm.engine import runner
 from sb_mm.engine.checks import checkpoint as checkpoints
@@ -19,33 +17,23 @@ from sb_mm.engine.checks.checkpoint import (
 )
 from sb_mm.errors import UserInputError
 
-from ..conftest import tiny_runner
+from ..conftest import Tiny, data_config, tiny_runner
 
 pytest.importorskip('mmdet')
 
 
 @pytest.fixture(autouse=True)
-def _what_people_set(monkeypatch):
-    """To run the family on torch >= 2.6."""
-    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
-    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
+def _small_networks(monkeypatch):
     cut_networks(monkeypatch)
 
 
 @pytest.fixture
 def cfg():
-    dataset = dict(
-        type='sb_mm.VOCDevkitDataset',
-        metainfo=dict(classes=('square', 'disc')),
-    )
-    return Config(
-        dict(
-            default_scope='mmdet',
-            model=model_config(),
-            test_dataloader=dict(dataset=dataset),
-            optim_wrapper=dict(optimizer=dict(type='SGD')),
-            param_scheduler=[dict(type='ConstantLR')],
-        )
+    classes = dict(classes=('square', 'disc'))
+    dataset = dict(type='sb_mm.VOCDevkitDataset', metainfo=classes)
+    schedule = [dict(type='ConstantLR')]
+    return data_config(
+        'mmdet', model_config(), [dataset], param_scheduler=schedule
     )
 
 
@@ -95,7 +83,7 @@ def test_what_old_and_other_checkpoints_lack_is_no_fault(cfg, save):
         for name in [k for k in state if k.endswith('num_batches_tracked')]:
             del state[name]
 
-    assert check_checkpoint(cfg, save(drop_counters, ()))['state_dict']
+    check_checkpoint(cfg, save(drop_counters, ()))
 
 
 def test_a_checkpoint_with_code_is_refused_until_it_is_trusted(cfg, save):
@@ -126,8 +114,6 @@ def test_a_training_starts_from_something_that_fits(cfg, save, tmp_path):
     'command',
     [
         'test {config} {path}',
-        'train {config} --resume {path}',
-        'train {config} --cfg-options load_from={path}',
         'train {config} --resume --work-dir {path.parent}',
     ],
 )
@@ -154,7 +140,7 @@ def test_the_newest_checkpoint_of_a_work_directory(tmp_path):
     name.write_text('')  # killed while it was written
     assert newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_2.pth')
     name.write_bytes(b'\xff\x00\x80')
-    with pytest.raises(UserInputError, match='last_checkpoint is not the'):
+    with pytest.raises(UserInputError, match='last_checkpoint is not what'):
         newest_checkpoint(tmp_path)
     name.write_text(5000 * 'x')  # longer than a name can be
     assert newest_checkpoint(tmp_path) == 5000 * 'x'
@@ -165,12 +151,11 @@ def test_the_newest_checkpoint_of_a_work_directory(tmp_path):
 
 
 HUB = dict(log_scalars={}, runtime_info={}, resumed_keys={})
-OPTIMIZER = torch.optim.SGD([torch.ones(1)], 0.1).state_dict()
 WHOLE = dict(
     state_dict=dict(weight=torch.ones(1)),
     meta=dict(epoch=1, iter=3, seed=0),
     message_hub=HUB,
-    optimizer=OPTIMIZER,
+    optimizer=torch.optim.SGD([torch.ones(1)], 0.1).state_dict(),
     param_schedulers=[{}],
 )
 
@@ -201,22 +186,13 @@ def test_a_checkpoint_that_cannot_be_resumed(cfg, monkeypatch, change, name):
         check_start(cfg)
 
 
-class Model(BaseModel):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(1))
-
-    def forward(self, *_):
-        raise AssertionError('it was trained')
-
-
 @pytest.mark.parametrize(
     'change',
     [
         dict(meta=dict(epoch=1, iter=3, seed='a')),
         dict(message_hub=dict(a=5)),
         dict(message_hub=dict(HUB, runtime_info=[1])),
-        dict(optimizer=dict(OPTIMIZER, param_groups=[5])),
+        dict(optimizer=dict(state={}, param_groups=[5])),
         dict(param_schedulers=5),
     ],
     ids=str,
@@ -230,7 +206,7 @@ def test_a_malformed_checkpoint_ends_a_resume(tmp_path, monkeypatch, change):
         resume=True,
         randomness=dict(seed=0),
     )
-    tiny = tiny_runner(Model(), tmp_path, 2, **settings)
+    tiny = tiny_runner(Tiny(None), tmp_path, 2, **settings)
     monkeypatch.setattr(runner, 'build_runner', lambda _: tiny)
     common = dict(launcher='none', work_dir=str(tmp_path), model={})
     cfg = Config(settings | common)

@@ -1,5 +1,7 @@
 """Data in COCO's format are looked at before a model is built."""
 
+import copy
+import json
 import math
 import os
 
@@ -7,11 +9,44 @@ import pytest
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
+from sb_mm.engine.checks.data import check_data
+
+from ..conftest import TRAINING, assert_says, data_config, error_of
+
 pytest.importorskip('mmdet')
+BOX = dict(category_id=7, bbox=[1, 1, 4, 4], area=16)
+CONTENT = dict(
+    images=[
+        dict(id=i, file_name=f's/{i}.png', width=8, height=6) for i in range(3)
+    ],
+    categories=[dict(id=7, name='cat'), dict(id=5, name='dog')],
+    annotations=[dict(BOX, id=i, image_id=i) for i in range(3)],
+)
 
-from sb_mm.engine.checks.data import check_data  # noqa: E402
 
-from ..conftest import TRAINING, assert_says, error_of  # noqa: E402
+@pytest.fixture
+def coco(tmp_path):
+    """Write a dataset in COCO's format and return a config for it."""
+
+    def make(change=lambda content: None, classes=('cat', 'dog')):
+        (tmp_path / 'images/s').mkdir(parents=True, exist_ok=True)
+        for image in CONTENT['images']:
+            path = tmp_path / 'images' / image['file_name']
+            Image.new('RGB', (8, 6)).save(path)
+        content = copy.deepcopy(CONTENT)
+        change(content)
+        (tmp_path / 'a.json').write_text(json.dumps(content))
+        data = dict(
+            type='CocoDataset',
+            data_root=str(tmp_path),
+            ann_file='a.json',
+            data_prefix=dict(img='images'),
+            metainfo=dict(classes=classes),
+        )
+        model = dict(bbox_head=dict(num_classes=2))
+        return data_config('mmdet', model, [dict(data) for _ in range(3)])
+
+    return make
 
 
 @pytest.fixture
@@ -34,15 +69,12 @@ def put(part, **values):
     return lambda content: content[part][1].update(values)
 
 
-def rename(name):
-    return lambda content: content['categories'][1].update(name=name)
-
-
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
         (lambda c: c['categories'].reverse(), ['(dog, cat)', '(cat, dog)']),
-        (rename('dogs'), ["no category 'dog'", "('cat', 'dogs')"]),
+        (put('categories', name='dogs'),
+         ["no category 'dog'", "('cat', 'dogs')"]),
         (lambda c: c['categories'].append(dict(id=9, name='cat')),
          ['(cat, dog, cat)', '(cat at another place)']),
         (lambda c: c.pop('categories'), ['has no categories']),
@@ -69,7 +101,8 @@ def test_a_coco_file_that_does_not_fit_is_refused(coco, change, words):
 
 
 def test_names_in_another_form_of_unicode_are_told_apart(coco):
-    cfg = coco(rename('cafe\u0301'), classes=('cat', 'caf\u00e9'))
+    change = put('categories', name='cafe\u0301')
+    cfg = coco(change, classes=('cat', 'caf\u00e9'))
     assert_says(error_of(cfg), r"'caf\xe9'", r"'cafe\u0301'")
 
 
@@ -86,7 +119,9 @@ def test_coco_files_that_cannot_be_read(coco, tmp_path, content):
     assert told in error_of(cfg)
 
 
-def test_other_sizes_and_categories_of_coco_are_warned_of(coco, warnings_of):
+def test_what_is_odd_and_no_fault_in_coco_is_warned_of(
+    coco, tmp_path, warnings_of
+):
     assert warnings_of(coco()) == []
 
     def change(content):
@@ -94,9 +129,13 @@ def test_other_sizes_and_categories_of_coco_are_warned_of(coco, warnings_of):
         content['categories'].append(dict(id=1, name='cow'))
         content['annotations'][0]['category_id'] = 1
 
-    left_out, other_size = warnings_of(coco(change))
+    cfg, exif = coco(change), Image.Exif()
+    exif[0x0112] = 3  # the size stays
+    Image.new('RGB', (8, 6)).save(tmp_path / 'images/s/1.png', exif=exif)
+    left_out, other_size, turned = warnings_of(cfg)
     assert_says(left_out, '1 objects', 'left out', 'metainfo.classes: cow')
     assert_says(other_size, '1 images have another size', 's/0.png')
+    assert_says(turned, '1 images', 's/1.png', 'color_ignore_orientation')
 
 
 @pytest.mark.parametrize(
@@ -122,16 +161,6 @@ def test_boxes_of_coco_that_mmdet_drops_or_does_not_clip_are_counted(
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
     kept = [len(dataset.get_data_info(i)['instances']) for i in range(3)]
     assert sum(kept) == 2 + ('left' not in told)
-
-
-def test_images_of_coco_that_exif_turns_are_counted(
-    coco, tmp_path, warnings_of
-):
-    cfg, exif = coco(), Image.Exif()
-    exif[0x0112] = 3  # the size stays
-    Image.new('RGB', (8, 6)).save(tmp_path / 'images/s/1.png', exif=exif)
-    (message,) = warnings_of(cfg)
-    assert_says(message, '1 images', 's/1.png', 'color_ignore_orientation')
 
 
 def test_an_image_of_too_many_pixels_is_refused(coco, tmp_path):

@@ -11,31 +11,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric, Evaluator
-from mmengine.model import BaseModel
-from torch import nn
 
 from sb_mm.engine.checks.checkpoint import newest_checkpoint
 from sb_mm.engine.hooks import AtomicCheckpointHook, ValidateResumedHook
 from sb_mm.errors import UserInputError
 from sb_mm.weights import load_checkpoint_file, weights_only
 
-from ..conftest import tiny_runner
+from ..conftest import VALIDATION, Tiny, tiny_runner
 
 EPOCHS, KILLED = 2, 9
 LEFT = {f'epoch_{EPOCHS}.pth', f'best_score_epoch_{EPOCHS}.pth'}
 
 
-class Falling(BaseModel):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(1))
-
-    def forward(self, inputs, data_samples=None, mode='loss'):
-        loss = self.weight.square().sum()
-        return dict(loss=loss) if mode == 'loss' else [loss]
-
-
-class Loss(BaseMetric):
+class Smallness(BaseMetric):
     """Better in each epoch, so that each has a new best checkpoint."""
 
     def __init__(self, bonus):
@@ -46,7 +34,7 @@ class Loss(BaseMetric):
         self.results += data_samples
 
     def compute_metrics(self, results):
-        return dict(score=self.bonus - float(results[0]))
+        return dict(score=self.bonus - results[0]['weight'])
 
 
 def train(work_dir, resume=False, bonus=0):
@@ -54,14 +42,10 @@ def train(work_dir, resume=False, bonus=0):
     checkpoint = dict(type=AtomicCheckpointHook, interval=1, rule='greater')
     checkpoint |= dict(max_keep_ckpts=1, save_best='score')
     runner = tiny_runner(
-        Falling(),
+        Tiny(torch.sum),
         work_dir,
         1,
-        val_dataloader=dict(
-            dataset=[0], sampler=dict(type='DefaultSampler', shuffle=False)
-        ),
-        val_cfg=dict(),
-        val_evaluator=Evaluator(Loss(bonus)),
+        **VALIDATION | dict(val_evaluator=Evaluator(Smallness(bonus))),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
         default_hooks=dict(checkpoint=checkpoint),
         custom_hooks=[dict(type=ValidateResumedHook)],

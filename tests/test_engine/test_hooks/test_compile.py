@@ -11,7 +11,7 @@ from torch import nn
 from sb_mm.engine.hooks import CompileHook
 from sb_mm.errors import UserInputError
 
-from ..conftest import tiny_runner
+from ..conftest import loader_of, tiny_runner
 
 
 class Classifier(BaseModel):
@@ -31,12 +31,10 @@ class Classifier(BaseModel):
 def _train(folder, *hooks):
     torch.manual_seed(0)
     images = torch.randn(10, 3)
-    loader = dict(
-        dataset=[dict(inputs=image) for image in images],
-        sampler=dict(type='DefaultSampler', shuffle=False),
+    loader = loader_of(
+        [dict(inputs=image) for image in images],
         collate_fn=dict(type='default_collate'),
         batch_size=4,  # the last batch of an epoch has 2
-        num_workers=0,
     )
     return tiny_runner(
         Classifier(),

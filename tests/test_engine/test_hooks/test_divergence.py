@@ -6,55 +6,43 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel
-from mmengine.structures import BaseDataElement
 from torch import nn
 
 from sb_mm.engine.hooks import DivergenceHook, divergence
 from sb_mm.errors import DivergedError, UserInputError
 
-from ..conftest import tiny_runner
-
-
-class Scripted(BaseModel):
-    """Loss or weight of iteration i (from 1) are what was written down."""
-
-    def __init__(self, losses, weights):
-        super().__init__()
-        self.losses = losses
-        self.weights = weights
-        self.calls = 0
-        self.weight = nn.Parameter(torch.ones(1))
-
-    def forward(self, inputs, data_samples=None, mode='loss'):
-        if mode == 'predict':
-            return [BaseDataElement()]
-        self.calls += 1
-        loss = (self.weight * 0).sum() + self.losses.get(self.calls, 1.0)
-        self.weight.data *= self.weights.get(self.calls, 1.0)
-        return dict(loss=loss)
+from ..conftest import VALIDATION, Tiny, tiny_runner
 
 
 @pytest.fixture
 def train(tmp_path):
-    """Train two epochs of 4; return iterations, what was saved, the error."""
+    """Train two epochs of 4; return iterations, what was saved, the error.
 
-    def run(losses=None, interval=50, weights=None, **changes):
-        seen = []
+    Loss or weight of some iterations, from 1, are what is given.
+    """
+
+    def run(losses={}, interval=50, weights={}, **changes):
+        seen, calls = [], []
+
+        def loss(weight):
+            calls.append(len(calls) + 1)
+            loss = (weight * 0).sum() + losses.get(calls[-1], 1.0)
+            weight.data *= weights.get(calls[-1], 1.0)
+            return loss
+
         watch = Hook()
         watch.before_val = lambda runner: seen.append('val')
         watch.after_train_epoch = lambda runner: seen.append('checkpoint')
         hook = dict(type='sb_mm.DivergenceHook', interval=interval)
-        model = Scripted(losses or {}, weights or {})
         runner = tiny_runner(
-            model, tmp_path, 4, custom_hooks=[hook], **changes
+            Tiny(loss), tmp_path, 4, custom_hooks=[hook], **changes
         )
         runner.register_hook(watch, 'LOW')
         try:
             runner.train()
         except DivergedError as error:
-            return model.calls, seen, str(error)
-        return model.calls, seen, None
+            return calls[-1], seen, str(error)
+        return calls[-1], seen, None
 
     return run
 
@@ -82,15 +70,6 @@ def test_it_stops_at_the_next_look(
 def test_a_training_that_is_finite_at_every_look_goes_on(train):
     calls, _, error = train({1: 1e30, 2: -1e30, 3: math.nan}, 2)
     assert (calls, error) == (8, None)
-
-
-VALIDATION = dict(
-    val_dataloader=dict(
-        dataset=[0], sampler=dict(type='DefaultSampler', shuffle=False)
-    ),
-    val_cfg=dict(),
-    val_evaluator=[],
-)
 
 
 def test_weights_spoiled_by_the_last_step_are_never_validated(train):

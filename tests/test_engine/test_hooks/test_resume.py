@@ -8,7 +8,6 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from mmengine.model import BaseModel
 from mmengine.optim import MultiStepLR
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import nn
@@ -22,23 +21,9 @@ from sb_mm.engine.hooks import (
 from sb_mm.errors import UserInputError
 from sb_mm.weights import weights_only
 
-from ..conftest import tiny_runner
+from ..conftest import Tiny, tiny_runner
 
 ITERATIONS = 2  # of an epoch
-
-
-class Drawing(BaseModel):
-    """Notes random numbers of each kind, iteration by iteration."""
-
-    def __init__(self):
-        super().__init__()
-        self.drawn = []
-        self.weight = nn.Parameter(torch.ones(1))
-
-    def forward(self, inputs, data_samples=None, mode='loss'):
-        numbers = random.random(), np.random.rand(), torch.rand(()).item()
-        self.drawn.append(numbers)
-        return dict(loss=self.weight.sum())
 
 
 @pytest.fixture
@@ -46,8 +31,15 @@ def train(tmp_path):
     """Train to an epoch, or on to it, and return what was drawn."""
 
     def run(epochs, folder='run', seed=3, resume=False):
+        drawn = []
+
+        def draw(weight):
+            numbers = random.random(), np.random.rand(), torch.rand(()).item()
+            drawn.append(numbers)
+            return weight.sum()
+
         runner = tiny_runner(
-            Drawing(),
+            Tiny(draw),
             tmp_path / folder,
             ITERATIONS,
             train_cfg=dict(by_epoch=True, max_epochs=epochs),
@@ -57,7 +49,8 @@ def train(tmp_path):
             resume=resume,
         )
         with weights_only():  # as MMEngine 0.10.7 cannot read its own
-            return runner.train().drawn
+            runner.train()
+        return drawn
 
     return run
 
@@ -105,6 +98,26 @@ def test_it_validates_where_the_loop_would_have(kind, done, validated):
     assert runner.val_loop.run.called == validated
 
 
+def schedule_of(lr=1.0, **settings):
+    optimizer = SGD(nn.Linear(1, 1).parameters(), lr=lr)
+    return MultiStepLR(optimizer, **dict(milestones=[1], end=2) | settings)
+
+
+def go_on(asked, saved, before=2, now=2, named=False):
+    """Load a checkpoint of `before` epochs for a training to `now`."""
+    runner = SimpleNamespace(
+        cfg=dict(resume=True, schedule_named=named),
+        param_schedulers=asked,
+        train_dataloader=range(ITERATIONS),
+        max_iters=now * ITERATIONS,
+    )
+    checkpoint = dict(
+        param_schedulers=[schedule.state_dict() for schedule in saved],
+        message_hub=dict(runtime_info=dict(max_iters=before * ITERATIONS)),
+    )
+    ResumedScheduleHook().after_load_checkpoint(runner, checkpoint)
+
+
 @pytest.mark.parametrize(
     ('end', 'before', 'now', 'refused'),
     [
@@ -115,24 +128,26 @@ def test_it_validates_where_the_loop_would_have(kind, done, validated):
 def test_more_epochs_than_a_schedule_with_a_fixed_end(
     end, before, now, refused
 ):
-    """Of a training of `before` epochs, which goes on to `now`."""
-    optimizer = SGD(nn.Linear(1, 1).parameters(), lr=1.0)
-    schedule = MultiStepLR(optimizer, milestones=[1], end=end)
-    runner = SimpleNamespace(
-        cfg=dict(resume=True),
-        param_schedulers=[schedule],
-        train_dataloader=range(ITERATIONS),
-        max_iters=now * ITERATIONS,
-    )
-    info = dict(max_iters=before * ITERATIONS)
-    checkpoint = dict(
-        param_schedulers=[schedule.state_dict()],
-        message_hub=dict(runtime_info=info),
-    )
+    schedules = [schedule_of(end=end)]
     message = r'ends at iteration 4, not 8\).* load_from=CHECKPOINT'
-    resume = ResumedScheduleHook().after_load_checkpoint
     caught = pytest.raises(UserInputError, match=message)
     with caught if refused else nullcontext():
-        resume(runner, checkpoint)
-    runner.cfg['schedule_named'] = True
-    resume(runner, checkpoint)
+        go_on(schedules, schedules, before, now)
+    go_on(schedules, schedules, before, now, named=True)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(end=4), r'\(param_scheduler.0.end 2, not 4\)'),
+        (dict(milestones=[1, 5]), r'milestones \[1\], not \[1, 5\]'),
+        (dict(lr=2.0), 'base_values 1.0, not 2.0'),
+    ],
+)
+def test_another_schedule_than_the_checkpoints_is_refused(change, message):
+    """MMEngine goes on with that of the checkpoint, without a word."""
+    asked, saved = [schedule_of(**change)], [schedule_of()]
+    with pytest.raises(UserInputError, match=message):
+        go_on(asked, saved)
+    with pytest.raises(UserInputError, match='1 schedules, not 2'):
+        go_on(saved * 2, saved)
