@@ -1,7 +1,6 @@
 """The report: every cell beside the paper's numbers, claims, other trainings.
 
-A claim of the paper is that cells are better than others, or differ by no
-more than a margin. Each pair is judged by Welch's interval.
+Each pair of cells that a claim is about is judged by Welch's interval.
 """
 
 import math
@@ -16,7 +15,6 @@ from .cells import TABLES, Cell, as_options, find_cell, load_cells
 from .cost import count
 from .records import NOT_RUN, Record, full_trainings, results_of, summary
 
-_CONFIDENCE = 0.95
 SEEDS = 3  # at least, on each side of a test
 SUPPORTED, CONTRADICTED, OPEN = 'supported', 'contradicted', 'open'
 _WIDTHS = (0.35, 0.5, 0.75, 1.0)
@@ -49,36 +47,28 @@ def results_page(records: Sequence[Record]) -> str:
 
 
 def _table(cells: Sequence[Cell], records: Sequence[Record]) -> str:
-    printed, spec = cells[0].printed, cells[0].spec
-    header = ['cell']
-    if 'params_m' in printed:
-        header += ['parameters, paper (M)', 'here']
-    if 'madds_m' in printed:
-        header += ['multiply-adds, paper (M)', 'here (M)']
-    header += [f'{spec.title} (%), paper', 'here', 'difference', 'runs']
-    rows = [
-        [f'`{cell.id}`', *_counted(cell), *_measured(cell, records)]
-        for cell in cells
-    ]
-    return markdown(header, rows)
+    rows = [list(zip(*_columns(cell, records), strict=True)) for cell in cells]
+    return markdown(rows[0][0], [contents for _, contents in rows])
 
 
-def _counted(cell: Cell) -> Iterator[str]:
-    if 'params_m' in cell.printed:
-        yield f'{cell.printed["params_m"]:.3f}'
-        yield f'{count(cell).parameters:,}'
-    if 'madds_m' in cell.printed:
-        yield f'{cell.printed["madds_m"]:.1f}'
-        yield f'{count(cell).multiply_adds / 1e6:.2f}'
-
-
-def _measured(cell: Cell, records: Sequence[Record]) -> list[str]:
+def _columns(
+    cell: Cell, records: Sequence[Record]
+) -> Iterator[tuple[str, str]]:
+    yield 'cell', f'`{cell.id}`'
+    if millions := cell.printed.get('params_m'):
+        yield 'parameters, paper (M)', f'{millions:.3f}'
+        yield 'here', f'{count(cell).parameters:,}'
+    if millions := cell.printed.get('madds_m'):
+        yield 'multiply-adds, paper (M)', f'{millions:.1f}'
+        yield 'here (M)', f'{count(cell).multiply_adds / 1e6:.2f}'
     runs = full_trainings(cell, records)
     finals, difference = results_of(runs), ''
     if finals and cell.result is not None:
         difference = f'{fmean(finals) - cell.result:+.3f}'
-    origin = _origin(runs) if runs else ''
-    return [cell.result_text, summary(runs), difference, origin]
+    yield f'{cell.spec.title} (%), paper', cell.result_text
+    yield 'here', summary(runs)
+    yield 'difference', difference
+    yield 'runs', _origin(runs) if runs else ''
 
 
 def _origin(records: Sequence[Record]) -> str:
@@ -121,71 +111,59 @@ def _reduced_row(runs: list[Record]) -> list[str]:
     ]
 
 
-# Returns the results of a cell's trainings in percent, if none of them failed.
-Samples = Callable[[Cell], Sequence[float]]
-
-
 def _claims(records: Sequence[Record]) -> str:
     def measured(cell: Cell) -> Sequence[float]:
         runs = full_trainings(cell, records)
         return [] if any(r.failed for r in runs) else results_of(runs)
 
-    sides = printed_samples, measured
     rows = [
-        [c['text'], str(c['table']), *(_verdicts(c, side) for side in sides)]
+        [c['text'], str(c['table'])]
+        + [_verdicts(c, samples) for samples in (printed_samples, measured)]
         for c in TABLES['claims']
     ]
     return markdown(['claim', 'table', 'paper', 'here'], rows)
 
 
-def _verdicts(claim: dict, samples: Samples) -> str:
-    """Return how many pairs say what."""
+def _verdicts(claim: dict, samples: Callable[[Cell], Sequence[float]]) -> str:
+    """Return how many pairs say what, of a cell's results in percent."""
     found = [
         [samples(find_cell(cell)) for cell in pair]
         for pair in claimed_pairs(claim)
     ]
     if not any(map(all, found)):
         return NOT_RUN
-    margin = claim.get('margin')
-    counts = Counter(verdict(*sides, margin) for sides in found)
+    counts = Counter(verdict(*pair, claim.get('margin')) for pair in found)
     return ', '.join(f'{n} {word}' for word, n in counts.most_common())
 
 
 def claimed_pairs(claim: dict) -> list[tuple[str, str]]:
-    """Return pairs of cells, the first of which is said to be better.
-
-    A pair with a width in its ids is one for each width.
-    """
+    """Return pairs of cells, the first of which is said to be better."""
     pairs = (
-        (better.format(width=w), worse.format(width=w))
-        for better, worse in claim['pairs']
-        for w in _WIDTHS
+        # Of each width, where the ids have one.
+        tuple(cell.format(width=width) for cell in pair)
+        for pair in claim['pairs']
+        for width in _WIDTHS
     )
     return list(dict.fromkeys(pairs))
 
 
 def printed_samples(cell: Cell) -> Sequence[float]:
-    """Return five results with the mean and deviation that the paper prints.
-
-    The interval depends on nothing else.
-    """
+    """Return five results that have the printed mean and deviation."""
     mean, std = cell.result, cell.printed.get('std')
-    if std is None:
-        return []
-    return [mean, mean - std, mean - std, mean + std, mean + std]
+    return [] if std is None else [mean, *[mean - std, mean + std] * 2]
 
 
 def welch(
     first: Sequence[float], second: Sequence[float]
 ) -> tuple[float, float]:
-    """Return the confidence interval of the difference of two means.
+    """Return the 95 % confidence interval of the difference of two means.
 
     NaN for samples of a single result, or without any deviation.
     """
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         test = stats.ttest_ind(first, second, equal_var=False)
-        return tuple(map(float, test.confidence_interval(_CONFIDENCE)))
+        return tuple(map(float, test.confidence_interval(0.95)))
 
 
 def verdict(
@@ -193,10 +171,9 @@ def verdict(
     second: Sequence[float],
     margin: float | None = None,
 ) -> str:
-    """Return what results, in percent, say of a claim.
+    """Return what results say of a claim: that the first are better.
 
-    It is that the first are better, or, with a margin, that the two differ by
-    no more than this.
+    Or, with a margin, that the two differ by no more than this.
     """
     if min(len(first), len(second)) < SEEDS:
         return OPEN

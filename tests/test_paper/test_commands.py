@@ -2,12 +2,11 @@
 
 import runpy
 import sys
-from dataclasses import replace
 
 import pytest
 
-from sb_mm.paper import commands, report
-from sb_mm.paper.cells import REPOSITORY, find_cell
+from sb_mm.paper import report
+from sb_mm.paper.cells import REPOSITORY
 from sb_mm.paper.records import append_record, read_records
 
 CELL = 't9-x0.35-gate-relu'
@@ -46,26 +45,6 @@ def test_list_shows_configs_and_results(run, make_record, tmp_path, capsys):
     assert lines['t9-x0.35-gate-tanh'].rstrip().endswith('not run')
     assert run(*words[:-1], tmp_path / 'nowhere') == 2
     assert 'nowhere holds no records' in capsys.readouterr().err
-
-
-def test_check_prints_every_count_and_tells_a_mismatch(
-    run, monkeypatch, capsys
-):
-    ids = ('t1-static-x0.35', 't1-dyconv-x0.35', 't10-x0.35-hidden-x1')
-    assert run('check', '--cells', *ids) == 0
-    text = capsys.readouterr().out
-    rows = {x.split()[0]: x.split()[1:] for x in text.splitlines()}
-    # The DyConv paper's multiply-adds are those of another network.
-    assert rows[ids[1]][:3] == ['2,689,836', '2.69', 'ok']
-    assert rows[ids[1]][3:] == ['60,531,936', '62.0', 'another', 'network']
-    # Of SB, what Eq. 10-17 count.
-    assert rows[ids[2]][4:] == ['1,010,784,', '2,301,888']
-    assert '4 ok, 1 another network' in text
-    cell = find_cell(ids[2])
-    wrong = replace(cell, printed={**cell.printed, 'params_m': 1.442})
-    monkeypatch.setattr(commands, 'select_cells', lambda *_: [wrong])
-    assert run('check') == 1
-    assert '1 MISMATCH' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

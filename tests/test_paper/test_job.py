@@ -13,7 +13,7 @@ from sb_mm.engine.runner import test as run_test
 from sb_mm.errors import DivergedError, UserInputError
 from sb_mm.paper.cells import find_cell
 from sb_mm.paper.job import Job, JobHook, train_job
-from sb_mm.paper.records import read_job, read_records, write_job
+from sb_mm.paper.records import read_job, read_records
 
 pytest.importorskip('mmpretrain')
 
@@ -155,7 +155,7 @@ def test_other_images_in_the_folder_of_a_job_are_refused(
 ):
     job = make_job()
     job.folder.mkdir(parents=True)
-    write_job(job.folder, make_record(job.cell.id, None))
+    make_record(job.cell.id, None).write(job.folder)
     with pytest.raises(UserInputError, match='holds another training'):
         train_job(job, tmp_path)
     (job.folder / 'job.json').write_text('{')

@@ -15,7 +15,6 @@ from sb_mm.paper import launch
 from sb_mm.paper.cells import select_cells
 from sb_mm.paper.launch import (
     LOG,
-    Ended,
     follow,
     plan_jobs,
     run_locally,
@@ -31,7 +30,7 @@ def jobs(make_job):
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch):
-    monkeypatch.setattr(launch, '_POLL_SECONDS', 0.02)
+    monkeypatch.setattr(launch, '_POLL', 0.02)
 
 
 def test_repeated_cells_are_one_job_and_seeds_come_first(tmp_path):
@@ -51,8 +50,8 @@ def test_one_failure_is_a_sentence_and_stops_no_other(jobs, capsys):
     ]
     pairs = zip(jobs, scripts, strict=True)
     commands = {job: ['sh', '-c', script] for job, script in pairs}
-    failed = follow(jobs, run_locally(commands, 2))
-    assert set(failed) == set(jobs[:2])
+    with run_locally(commands, 2) as futures:
+        assert set(follow(futures)) == set(jobs[:2])
     text = capsys.readouterr().out
     assert f'the disk is full (failed, see {jobs[0].folder})' in text
     assert 'its process ended with code -9 (failed' in text
@@ -62,13 +61,12 @@ def test_one_failure_is_a_sentence_and_stops_no_other(jobs, capsys):
 def test_no_more_than_the_given_number_run_at_a_time(jobs):
     script = 'date +%s.%N; sleep 0.3; echo $(date +%s.%N) $OMP_NUM_THREADS'
     commands = {job: ['sh', '-c', script] for job in jobs}
-    ended = [event for event in run_locally(commands, 2) if event]
-    assert all(event.recorded for event in ended)
+    with run_locally(commands, 2) as futures:
+        assert not follow(futures)
     words = [(job.folder / LOG).read_text().split() for job in jobs]
     begins, ends = (sorted(float(w[i]) for w in words) for i in (0, 1))
     assert begins[2] >= ends[0]
-    share = max(1, cores() // 2)
-    assert {event.text.split()[1] for event in ended} == {str(share)}
+    assert {word[2] for word in words} == {str(max(1, cores() // 2))}
 
 
 @pytest.mark.parametrize(
@@ -90,11 +88,10 @@ def test_processes_share_the_gpus_in_turn(monkeypatch, given, count, places):
 
 def test_leaving_the_loop_ends_what_runs(jobs):
     commands = {job: ['sh', '-c', 'echo $$; exec sleep 60'] for job in jobs}
-    events, log = run_locally(commands, 1), jobs[0].folder / LOG
-    while not (log.is_file() and log.read_text()):
-        next(events)
-    begin = time.monotonic()
-    events.close()
+    log, begin = jobs[0].folder / LOG, time.monotonic()
+    with run_locally(commands, 1):
+        while not (log.is_file() and log.read_text()):
+            time.sleep(0.02)
     assert time.monotonic() - begin < 30
     with pytest.raises(ProcessLookupError):
         os.kill(int(log.read_text()), 0)
@@ -115,30 +112,30 @@ def test_slurm_does_one_job_in_each_task():
 def test_without_ray_it_says_what_to_install(jobs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'ray', None)
     with pytest.raises(UserInputError, match=r'\[cluster\]'):
-        next(run_on_ray(jobs, tmp_path, 'auto'))
+        run_on_ray(jobs, tmp_path, 'auto').__enter__()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='made for CPU nodes')
-def test_ray_starts_a_job_again_whose_process_died(tmp_path, monkeypatch):
+def test_ray_starts_a_job_again_whose_process_died(
+    jobs, tmp_path, monkeypatch, capsys
+):
     ray = pytest.importorskip('ray', reason='the extra cluster')
 
-    # Names for jobs: their classes would take the workers long to import.
     def played(job, results):
-        if job == 'killed' and not results.exists():
+        if job.seed == 0 and not results.exists():
             results.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        if job == 'failing':
+        if job.seed == 1:
             raise ValueError('There are no data.')
         return 'a record'
 
     monkeypatch.setattr(launch, 'train_job', played)
-    file = tmp_path / 'tried'
     try:
-        names = ['killed', 'failing']
-        assert {e for e in run_on_ray(names, file, 'local') if e} == {
-            Ended('killed', True, 'a record'),
-            Ended('failing', False, 'There are no data'),
-        }
+        with run_on_ray(jobs, tmp_path / 'tried', 'local') as futures:
+            assert follow(futures) == jobs[1:2]
     finally:
         ray.shutdown()
+    text = capsys.readouterr().out
+    assert 'seed 0: a record' in text
+    assert 'seed 1: There are no data. (failed' in text
