@@ -65,10 +65,8 @@ def train_cells(args: Namespace) -> int:
     if args.only is not None:
         print(train_job(jobs[args.only], results))
         return 0
-    print(
-        f'jobs: {len(jobs)}, recorded in {args.results}: '
-        f'{len(jobs) - len(todo)}, to do: {len(todo)}'
-    )
+    done = len(jobs) - len(todo)
+    print(f'jobs: {len(jobs)}, recorded: {done}, to do: {len(todo)}')
     return _train(todo, results, args) if todo else 0
 
 

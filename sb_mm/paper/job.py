@@ -105,16 +105,13 @@ class Job:
 
 
 def _read_folders(cfg: Config) -> None:
-    """Read CIFAR-10 from ``{train,test}/<class>/*.png`` where that is there.
-
-    Files have blue first, and mmpretrain's ``CIFAR10`` red.
-    """
+    """Read CIFAR-10 from ``{train,test}/<class>/*.png`` if that is there."""
     for _, dataset in dataset_configs(cfg):
         if Path(dataset.data_root, dataset.get('split') or '-').is_dir():
             dataset.type = 'CustomDataset'
             dataset.data_prefix = dataset.pop('split')
             dataset.pipeline.insert(0, ConfigDict(type='LoadImageFromFile'))
-            cfg.data_preprocessor.to_rgb = True
+            cfg.data_preprocessor.to_rgb = True  # as mmpretrain's CIFAR10 is
 
 
 @HOOKS.register_module()

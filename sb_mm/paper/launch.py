@@ -33,14 +33,11 @@ _POLL = 1.0  # seconds
 def plan_jobs(
     cells: Sequence[Cell], seeds: Sequence[int], **settings
 ) -> list[Job]:
-    """Return a job for each distinct cell and seed, with the same settings.
-
-    The first seed of every cell comes first, so that work that is cut has
-    something of everything.
-    """
+    """Return a job for each distinct cell and seed, with the same settings."""
     distinct: dict[str, Cell] = {}
     for cell in cells:
         distinct.setdefault(cell.experiment, cell)
+    # Seed by seed: work that is cut has something of everything.
     every = product(dict.fromkeys(seeds), distinct.values())
     return [Job(cell, seed, **settings) for seed, cell in every]
 
@@ -55,9 +52,10 @@ def run_locally(
     or the cores equally. At the context's end, what still runs is stopped.
     """
     places, place, running = _places(count), local(), []
+    for job in commands:
+        job.folder.mkdir(parents=True, exist_ok=True)
 
     def run(job: Job) -> str:
-        job.folder.mkdir(parents=True, exist_ok=True)
         with (job.folder / LOG).open('ab') as log:
             process = subprocess.Popen(
                 commands[job],
@@ -68,10 +66,9 @@ def run_locally(
             running.append(process)
             return _last_line(job, process.wait())
 
-    def take_place() -> None:
-        vars(place).update(places.pop(0))
-
-    with ThreadPoolExecutor(len(places), initializer=take_place) as pool:
+    with ThreadPoolExecutor(
+        len(places), initializer=lambda: vars(place).update(places.pop(0))
+    ) as pool:
         futures = {pool.submit(run, job): job for job in commands}
         try:
             yield futures

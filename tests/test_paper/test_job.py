@@ -18,16 +18,8 @@ from sb_mm.paper.records import read_job, read_records
 pytest.importorskip('mmpretrain')
 
 
-def _weights(job):
-    checkpoint = torch.load(
-        job.folder / f'epoch_{job.options["train_cfg.max_epochs"]}.pth',
-        weights_only=False,
-    )
-    return checkpoint['state_dict']
-
-
-def _cut_after(monkeypatch, epoch, written):
-    """Let a training end like one that is killed at its validation's end."""
+def _cut_after(monkeypatch, job, results, epoch, written):
+    """Train a job that is killed at the end of an epoch's validation."""
     whole = JobHook.after_val_epoch
 
     def cut(self, runner, metrics=None):
@@ -36,7 +28,9 @@ def _cut_after(monkeypatch, epoch, written):
         if runner.epoch == epoch:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(JobHook, 'after_val_epoch', cut)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(JobHook, 'after_val_epoch', cut)
+        train_job(job, results)
 
 
 def test_the_paper_recipe_is_the_cells_config(cifar):
@@ -121,33 +115,24 @@ def test_a_training_that_was_cut_ends_as_the_uncut_one(
     make_job, tmp_path, monkeypatch
 ):
     job = make_job(epochs=3)
-    with monkeypatch.context() as patch:
-        _cut_after(patch, 2, written=True)
-        with pytest.raises(KeyboardInterrupt):
-            train_job(job, tmp_path)
+    _cut_after(monkeypatch, job, tmp_path, 2, written=True)
     before = read_job(job.folder)
     assert [epoch for epoch, _ in before.history] == [1, 2]
     assert before.final is None
+    # After the last epoch, it is validated only.
+    _cut_after(monkeypatch, job, tmp_path, 3, written=False)
     record = train_job(job, tmp_path)
     assert [epoch for epoch, _ in record.history] == [1, 2, 3]
-    assert [start['epoch'] for start in record.starts] == [0, 2]
+    assert [start['epoch'] for start in record.starts] == [0, 2, 3]
     assert record.hours > before.hours
     uncut = replace(job, out=tmp_path / 'uncut')
     train_job(uncut, tmp_path / 'results')
-    expected = _weights(uncut)
-    for name, value in _weights(job).items():
+    weights, expected = (
+        torch.load(j.folder / 'epoch_3.pth', weights_only=False)['state_dict']
+        for j in (job, uncut)
+    )
+    for name, value in weights.items():
         assert torch.equal(value, expected[name]), name
-
-
-def test_a_training_cut_after_its_last_epoch_is_validated_only(
-    make_job, tmp_path, monkeypatch
-):
-    job = make_job(epochs=1)
-    with monkeypatch.context() as patch:
-        _cut_after(patch, 1, written=False)
-        with pytest.raises(KeyboardInterrupt):
-            train_job(job, tmp_path)
-    assert train_job(job, tmp_path).history[0][0] == 1
 
 
 def test_other_images_in_the_folder_of_a_job_are_refused(

@@ -95,7 +95,7 @@ def test_leaving_the_loop_ends_what_runs(jobs):
     assert time.monotonic() - begin < 30
     with pytest.raises(ProcessLookupError):
         os.kill(int(log.read_text()), 0)
-    assert not jobs[1].folder.exists()
+    assert not (jobs[1].folder / LOG).exists()
 
 
 def test_slurm_does_one_job_in_each_task():

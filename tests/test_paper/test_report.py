@@ -32,7 +32,7 @@ def _no_counting(monkeypatch):
     def count(cell):
         row = _row(PAGE, f'`{cell.id}`')
         adds = float(row[4]) * 1e6 if 'madds_m' in cell.printed else 0
-        return Cost(int(row[2].replace(',', '')), adds, {})
+        return Cost(int(row[2].replace(',', '')), adds)
 
     monkeypatch.setattr(report, 'count', count)
 
