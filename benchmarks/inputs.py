@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -68,15 +69,10 @@ def _voc(settings: Settings) -> dict:
         return dict(mmdet=DATASETS.build(hosts), sb_mm=DATASETS.build(ours))
 
 
-def epoch(loader: dict, use: Callable[[dict], object]) -> Callable[[], None]:
+def epoch(loader: dict, use: Callable[[dict], object]) -> Callable[[], deque]:
     """Return what goes through a loader once."""
     built = Runner.build_dataloader(loader, seed=0)
-
-    def run() -> None:
-        for data in built:
-            use(data)
-
-    return run
+    return lambda: deque(map(use, built), maxlen=0)
 
 
 @DATASETS.register_module()
@@ -116,8 +112,7 @@ def cifar_input(settings: Settings) -> Rows:
         pin_memory=workers > 0,
         collate_fn=dict(type='default_collate'),
     )
-    calls = {}
-    configs = dict(mmpretrain=hosts, sb_mm=cifar_config(images))
+    configs, calls = dict(mmpretrain=hosts, sb_mm=cifar_config(images)), {}
     for name, config in configs.items():
         preprocess = build_model(config).data_preprocessor.to(settings.device)
         with scope_of(config):

@@ -51,7 +51,7 @@ def compare(
     else the machine did.
     """
     for ours, other, target in pairs:
-        if ours not in values or other not in values:
+        if not {ours, other} <= {*values}:
             continue
         ratios = np.divide(values[ours], values[other])
         yield dict(

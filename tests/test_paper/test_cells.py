@@ -26,9 +26,8 @@ def test_a_cell_resolves_to_what_its_row_says():
         SE='SqueezeExcite|SEMobile',
         DyConv='DynamicConv2d|DyConvMobile',
     )
-    defaults = dict(
-        lambda_init=0.1, gate='tanh', hidden_multiplier=1, dropout=0.0
-    )
+    defaults = dict(lambda_init=0.1, gate='tanh', dropout=0.0)
+    defaults['hidden_multiplier'] = 1
     for cell in CELLS.values():
         backbone = cell.resolve().model.backbone
         assert backbone.widen_factor == cell.width, cell.id

@@ -10,6 +10,7 @@ from sb_mm.paper.cells import REPOSITORY
 from sb_mm.paper.records import append_record, read_records
 
 CELL = 't9-x0.35-gate-relu'
+OPTIONS = '--cells', CELL, '--cfg-options'
 
 
 @pytest.fixture
@@ -27,21 +28,17 @@ def run(monkeypatch):
 
 
 def test_list_shows_configs_and_results(run, make_record, tmp_path, capsys):
-    records = [
-        make_record(CELL, 90.0),
-        make_record(CELL, 92.0, seed=1),
-    ]
-    for record in records:
-        append_record(record, tmp_path)
+    for seed, final in enumerate([90.0, 92.0]):
+        append_record(make_record(CELL, final, seed=seed), tmp_path)
     (tmp_path / 'table1.jsonl').write_text('rubbish\n')
     words = ('list', '--table', 9, '--width', 0.35, '--results', tmp_path)
     assert run(*words) == 0
     printed = capsys.readouterr()
     assert 'left out: table1.jsonl line 1' in printed.err
     lines = {line.split()[0]: line for line in printed.out.splitlines()}
-    assert 'model.backbone.attention.gate=relu' in lines[CELL]
-    assert '90.604 ± 0.728' in lines[CELL]
-    assert '91.000 ± 1.414 (runs: 2)' in lines[CELL]
+    numbers = f'{CELL} 90.604 ± 0.728 91.000 ± 1.414 (runs: 2) configs/'
+    assert ' '.join(lines[CELL].split()).startswith(numbers)
+    assert lines[CELL].endswith('.py model.backbone.attention.gate=relu')
     assert ' not run ' in lines['t9-x0.35-gate-tanh']
     assert run(*words[:-1], tmp_path / 'nowhere') == 2
     assert 'nowhere holds no records' in capsys.readouterr().err
@@ -58,6 +55,10 @@ def test_list_shows_configs_and_results(run, make_record, tmp_path, capsys):
         (['--cells', CELL, '--ray', '--jobs', 2], 'not allowed with'),
         (['--cells', CELL, '--data-root', 'nowhere'], 'nowhere'),
         (['--cells', CELL, '--results', __file__], 'cannot be opened or wr'),
+        ([*OPTIONS, 'model.backbone.attention.lamda_init=1'], 'lambda_init'),
+        ([*OPTIONS, 'work_dir=x'], 'have no effect here'),
+        ([*OPTIONS, 'train_cfg.val_begin=201'], 'val_begin comes after'),
+        (['--cells', 't1-sb-x0.35', '--channels-last'], '--channels-last is'),
     ],
 )
 def test_what_cannot_be_trained_is_refused(
