@@ -23,23 +23,15 @@ CIFAR = CONFIGS / 'cifar10/mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py'
 
 
 def augmentation(settings: Settings) -> Rows:
-    """Time SSD's training images, from the file to the packed tensor.
-
-    Alone, and through a loader with two dataloader workers.
-    """
+    """Time SSD's training images, alone and through dataloader workers."""
     datasets = _voc(settings)
     n = len(datasets['sb_mm'])
     alone, loaded = {}, {}
     for name, dataset in datasets.items():
         alone[name] = lambda data=dataset: [data[i] for i in range(n)]
-        loader = dict(
-            dataset=dataset,
-            batch_size=32,
-            num_workers=2,
-            persistent_workers=True,
-            sampler=dict(type='DefaultSampler', shuffle=True),
-        )
-        loaded[name] = epoch(loader, len)
+        loader = dict(batch_size=32, num_workers=2, persistent_workers=True)
+        loader['sampler'] = dict(type='DefaultSampler', shuffle=True)
+        loaded[name] = epoch(dict(loader, dataset=dataset), len)
     pairs = [Pair('sb_mm', 'mmdet', 0.333)]
     what = f"SSD's augmentation, {n} images, one thread"
     yield from in_turns(what, alone, pairs, settings, images=n)
@@ -96,11 +88,8 @@ def cifar_config(images: int, path: Path = CIFAR) -> Config:
 
 
 def cifar_input(settings: Settings) -> Rows:
-    """Time CIFAR-10's input, from the images to the batch on the device.
-
-    mmpretrain's has dataloader workers beside a GPU only: on a CPU they would
-    take the cores from the training.
-    """
+    """Time CIFAR-10's input, from the images to the batch on the device."""
+    # On a CPU they would take the cores from the training.
     workers = min(16, os.cpu_count()) if settings.on_gpu else 0
     images = 16 if settings.tiny else 50_000 if settings.on_gpu else 6400
     host = Path(mmpretrain.__path__[0], '.mim/configs/resnet')
