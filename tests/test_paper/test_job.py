@@ -47,15 +47,11 @@ def test_the_paper_recipe_is_the_cells_config(cifar):
     assert fast.config().custom_hooks[-1].mode == 'default'
 
 
-@pytest.mark.parametrize('loader', ['val', 'test'])
-def test_images_of_files_have_their_colours(make_job, loader):
+def test_images_of_files_have_their_colours(make_job):
     job = make_job()
     cfg = job.config()
     init_default_scope('mmpretrain')
-    dataset = DATASETS.build(cfg[f'{loader}_dataloader'].dataset)
-    batch = dataset[0]
-    if loader == 'test':  # the host's form
-        batch = {key: [value] for key, value in batch.items()}
+    batch = DATASETS.build(cfg.val_dataloader.dataset)[0]
     preprocessor = cfg.data_preprocessor
     seen = MODELS.build(preprocessor)(batch, False)['inputs'][0]
     image = Image.open(f'{job.data_root}/test/class0/20.png').convert('RGB')

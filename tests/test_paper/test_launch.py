@@ -13,14 +13,7 @@ from sb_mm.errors import UserInputError
 from sb_mm.files import cores
 from sb_mm.paper import launch
 from sb_mm.paper.cells import select_cells
-from sb_mm.paper.launch import (
-    LOG,
-    follow,
-    plan_jobs,
-    run_locally,
-    run_on_ray,
-    slurm_array,
-)
+from sb_mm.paper.launch import LOG, follow, run_locally, run_on_ray
 
 
 @pytest.fixture
@@ -35,7 +28,7 @@ def _fast(monkeypatch):
 
 def test_repeated_cells_are_one_job_and_seeds_come_first(tmp_path):
     cells = select_cells([5, 6], [0.35], ['SB', 'SE'])
-    planned = plan_jobs(cells, [0, 1, 0], out=tmp_path)
+    planned = launch.plan_jobs(cells, [0, 1, 0], out=tmp_path)
     names = [job.name for job in planned]
     assert 't6-x0.35-sb seed 0' not in names  # that of Table 5
     assert [job.seed for job in planned] == [0] * 6 + [1] * 6
@@ -66,19 +59,13 @@ def test_two_at_a_time_share_the_cores_and_a_failure_stops_no_other(
 
 @pytest.mark.parametrize(
     ('given', 'count', 'places'),
-    [
-        (None, None, ['0', '1']),
-        (None, 3, ['0', '1', '0']),
-        ('GPU-a,7', 2, ['GPU-a', '7']),
-    ],
+    [('', None, '01'), ('', 3, '010'), ('a,7', 2, 'a7'), ('a,7', 3, 'a7a')],
 )
 def test_processes_share_the_gpus_in_turn(monkeypatch, given, count, places):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
-    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
-    if given:
-        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given)
     found = [place['CUDA_VISIBLE_DEVICES'] for place in launch._places(count)]
-    assert found == places
+    assert found == list(places)
 
 
 def test_leaving_the_loop_ends_what_runs(jobs):
@@ -95,13 +82,13 @@ def test_leaving_the_loop_ends_what_runs(jobs):
 
 def test_slurm_does_one_job_in_each_task():
     words = ['train', '--cells', 't6-x0.35-sb', '--slurm', '--cfg-options']
-    found = shlex.split(slurm_array([*words, "x='a b'"], 6, 4, None))
+    found = shlex.split(launch.slurm_array([*words, "x='a b'"], 6, 4, None))
     assert found[1:4] == ['--array=0-5', '--cpus-per-task=4', '--gres=gpu:1']
     task, _, only = found[-1].removeprefix('--wrap=').rpartition(' --only ')
     assert only == '$SLURM_ARRAY_TASK_ID'
     words.remove('--slurm')
     assert shlex.split(task)[2:] == [*words, "x='a b'"]
-    assert 'gres' not in slurm_array(words, 6, 4, 0)
+    assert 'gres' not in launch.slurm_array(words, 6, 4, 0)
 
 
 def test_without_ray_it_says_what_to_install(jobs, tmp_path, monkeypatch):

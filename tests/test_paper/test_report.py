@@ -7,15 +7,7 @@ from sb_mm.paper import report
 from sb_mm.paper.cells import REPOSITORY, TABLES, find_cell
 from sb_mm.paper.cost import Cost
 from sb_mm.paper.records import read_records
-from sb_mm.paper.report import (
-    CONTRADICTED,
-    OPEN,
-    SUPPORTED,
-    claimed_pairs,
-    printed_samples,
-    results_page,
-    verdict,
-)
+from sb_mm.paper.report import CONTRADICTED, OPEN, SUPPORTED, results_page
 
 PAGE = (REPOSITORY / 'docs/results.md').read_text()
 
@@ -90,14 +82,14 @@ def test_records_become_mean_deviation_and_difference(make_record):
     ],
 )
 def test_a_claim_is_judged_by_its_interval(first, second, margin, expected):
-    assert verdict(first, second, margin) == expected
+    assert report.verdict(first, second, margin) == expected
 
 
 def test_the_paper_is_judged_by_its_own_numbers():
-    pairs = [claimed_pairs(claim) for claim in TABLES['claims']]
+    pairs = [report.claimed_pairs(claim) for claim in TABLES['claims']]
     assert list(map(len, pairs)) == [4, 4, 4, 8, 4, 2, 24, 16, 3]
     assert _row(PAGE, 'SB is better than DyConv.')[2] == '3 open, 1 supported'
-    samples = printed_samples(find_cell('t6-x0.75-sb'))
+    samples = report.printed_samples(find_cell('t6-x0.75-sb'))
     assert len(samples) == 5
     assert stats.tmean(samples) == pytest.approx(92.59)
     assert stats.tstd(samples) == pytest.approx(0.082)
