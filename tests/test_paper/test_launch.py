@@ -21,11 +21,6 @@ def jobs(make_job):
     return [make_job(seed=seed) for seed in range(3)]
 
 
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch):
-    monkeypatch.setattr(launch, '_POLL', 0.02)
-
-
 def test_repeated_cells_are_one_job_and_seeds_come_first(tmp_path):
     cells = select_cells([5, 6], [0.35], ['SB', 'SE'])
     planned = launch.plan_jobs(cells, [0, 1, 0], out=tmp_path)
