@@ -1,7 +1,7 @@
 """One VOC annotation: what is read of it, and what is refused."""
 
 import pytest
-from conftest import annotation_xml
+from annotation_file import annotation_xml
 
 from sb_mm.datasets.annotation import read_annotation
 from sb_mm.errors import FileFault

@@ -8,7 +8,7 @@ from unicodedata import normalize
 import cv2
 import numpy as np
 import pytest
-from conftest import annotation_xml
+from annotation_file import annotation_xml
 from PIL import Image
 
 pytest.importorskip('mmdet')

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -102,3 +103,28 @@ def gate_dtypes():
         return seen
 
     return watch
+
+
+def _in_process(rank, address, function, found):
+    torch.distributed.init_process_group(
+        'gloo', address, rank=rank, world_size=2
+    )
+    found[rank] = function(rank)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def in_two_processes(tmp_path):
+    """Call a function of the rank in two processes; return its results."""
+
+    def run(function):
+        found = mp.Manager().dict()
+        mp.start_processes(
+            _in_process,
+            (f'file://{tmp_path / "store"}', function, found),
+            nprocs=2,
+            start_method='fork',  # a new Python would import all for 10 s
+        )
+        return found[0], found[1]
+
+    return run

@@ -6,12 +6,17 @@ import torch
 import torch.nn.functional as F
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
 from sb_mm.arguments import check_number
 from sb_mm.registry import MODELS
 
 from .attention import ChannelGate
+
+# What mmcv's ConvModule, and extra_repr, read of a convolution.
+_GEOMETRY = (
+    *('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding'),
+    *('dilation', 'groups', 'transposed', 'output_padding', 'padding_mode'),
+)
 
 
 @MODELS.register_module()
@@ -35,11 +40,11 @@ class DynamicConv2d(nn.Module):
     Args:
         in_channels: Input channels.
         out_channels: Output channels.
-        kernel_size: Pixels, one number or (height, width).
-        stride: Pixels, one number or (height, width).
-        padding: Pixels of zeros, one number or (height, width).
-        dilation: Pixels, one number or (height, width).
-        groups: Blocked connections from input to output channels.
+        kernel_size: See ``nn.Conv2d``, also for the next four.
+        stride: Pixels.
+        padding: Pixels.
+        dilation: Pixels.
+        groups: Number of groups.
         bias: Whether each kernel has a bias; the paper's have none.
         num_kernels: :math:`K`.
         temperature: :math:`\tau`; large values mix the kernels evenly.
@@ -68,29 +73,14 @@ class DynamicConv2d(nn.Module):
         check_number('num_kernels', num_kernels, 1, integer=True)
         check_number('temperature', temperature, 0, open_low=True)
         check_number('reduction', reduction, 1, integer=True)
-        check_number('in_channels', in_channels, 1, integer=True)
-        check_number('out_channels', out_channels, 1, integer=True)
-        check_number('groups', groups, 1, integer=True)
-        for name, value, low in (
-            ('kernel_size', kernel_size, 1),
-            ('stride', stride, 1),
-            ('padding', padding, 0),
-            ('dilation', dilation, 1),
-        ):
-            for number in _pair(value):
-                check_number(name, number, low, integer=True)
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(
-                'groups must divide in_channels and out_channels, but got '
-                f'groups={groups}, in_channels={in_channels} and '
-                f'out_channels={out_channels}.'
-            )
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
-        self.padding, self.dilation = _pair(padding), _pair(dilation)
-        self.groups, self.num_kernels = groups, num_kernels
-        # What mmcv's ConvModule reads of a convolution.
-        self.transposed, self.output_padding = False, (0, 0)
+        # A kernel is such a convolution, which checks the arguments.
+        kernel = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation,
+            groups, device='meta',
+        )  # fmt: skip
+        for name in _GEOMETRY:
+            setattr(self, name, getattr(kernel, name))
+        self.num_kernels = num_kernels
         # The kernels lie along the first axis, as a fifth one would stop
         # `model.to(memory_format=torch.channels_last)`.
         bank = num_kernels * out_channels
@@ -123,19 +113,14 @@ class DynamicConv2d(nn.Module):
 
     def _kernels(self) -> Iterator[nn.Conv2d]:
         """Yield convolutions whose weights are views of the banks."""
-        sizes = (self.in_channels, self.out_channels, self.kernel_size)
         for k in range(self.num_kernels):
-            kernel = nn.Conv2d(*sizes, groups=self.groups, device='meta')
-            for name in ('weight', 'bias'):
-                bank = getattr(self, name)
-                part = (
-                    None
-                    if bank is None
-                    else bank.data.chunk(self.num_kernels)[k]
-                )
-                setattr(
-                    kernel, name, part if part is None else nn.Parameter(part)
-                )
+            kernel = nn.Conv2d(
+                self.in_channels, self.out_channels, self.kernel_size,
+                groups=self.groups, bias=False, device='meta',
+            )  # fmt: skip
+            for name, bank in self.named_parameters(recurse=False):
+                part = bank.data.chunk(self.num_kernels)[k]
+                setattr(kernel, name, nn.Parameter(part))
             yield kernel
 
     def attention(self, x: Tensor) -> Tensor:
@@ -144,8 +129,9 @@ class DynamicConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``x`` of shape ``(N, Cin, H, W)``."""
-        if x.size(0) == 0:
-            return self._empty(x)
+        if x.size(0) == 0:  # as a plain convolution does
+            kernel = self.weight[: self.out_channels]
+            return self._conv2d(x, kernel, self.groups)
         shares = self.attention(x)
         y = self._convolve(x, self._mix(shares, self.weight))
         if self.bias is None:
@@ -161,8 +147,8 @@ class DynamicConv2d(nn.Module):
 
     def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         # A (1, 1) kernel without padding is one matrix product a sample.
-        pointwise = self.kernel_size == (1, 1) and self.groups == 1
-        if pointwise and self.padding == (0, 0):
+        one = self.kernel_size == (1, 1) and self.groups == 1
+        if one and self.padding == (0, 0):
             return self._pointwise(x, weight.flatten(2))
         return self._grouped(x, weight)
 
@@ -189,26 +175,14 @@ class DynamicConv2d(nn.Module):
             return y.contiguous(memory_format=torch.channels_last)
         return y
 
-    def _empty(self, x: Tensor) -> Tensor:
-        """Return no output for no sample, as a plain convolution does."""
-        return self._conv2d(x, self.weight[: self.out_channels], self.groups)
-
     def _conv2d(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
-        return F.conv2d(
-            x,
-            weight,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=groups,
-        )
+        geometry = self.stride, self.padding, self.dilation
+        return F.conv2d(x, weight, None, *geometry, groups)
 
     def plain_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of a plain convolution's weights, which load."""
-        shapes = dict(weight=(self.out_channels, *self.weight.shape[1:]))
-        if self.bias is not None:
-            shapes['bias'] = (self.out_channels,)
-        return shapes
+        banks = self.named_parameters(recurse=False)
+        return {n: (self.out_channels, *b.shape[1:]) for n, b in banks}
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args
@@ -223,12 +197,8 @@ class DynamicConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         """Describe the convolution in ``print(model)``."""
-        return (
-            f'{self.in_channels}, {self.out_channels}, '
-            f'kernel_size={self.kernel_size}, stride={self.stride}, '
-            f'padding={self.padding}, groups={self.groups}, '
-            f'num_kernels={self.num_kernels}'
-        )
+        plain = nn.Conv2d.extra_repr(self)
+        return f'{plain}, num_kernels={self.num_kernels}'
 
 
 def _is_channels_last(x: Tensor) -> bool:

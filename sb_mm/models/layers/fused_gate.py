@@ -6,7 +6,6 @@ the addition to the input's gradient.
 """
 # ruff: noqa: ANN001 (the arguments of an autograd.Function have no types)
 
-from collections.abc import Callable, Sequence
 from math import inf
 
 import torch
@@ -18,8 +17,7 @@ from .gate_kernels import MAX_ROWS
 from .launch import INTERPRETED, launch
 from .norm import MIN_VALUES, GateBatchNorm1d
 
-FUNCTIONS = {torch.tanh: 'tanh', torch.sigmoid: 'sigmoid', torch.relu: 'relu'}
-COMBINATIONS = {torch.add: 'add', torch.mul: 'mul'}
+FUNCTIONS = torch.tanh, torch.sigmoid, torch.relu, torch.positive
 # What the activations clamp to.
 BOUNDS = {type(None): (-inf, inf), nn.ReLU: (0.0, inf), nn.ReLU6: (0.0, 6.0)}
 DTYPES = torch.float32, torch.bfloat16, torch.float16
@@ -29,24 +27,30 @@ class _FusedGate(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: ANN205
         ctx, trunk, x, w1, gamma1, beta1, w2, gamma2, beta2, scale,
-        stats1, numbers1, stats2, numbers2, offset, function, combine, bounds,
+        mean1, var1, numbers1, mean2, var2, numbers2,
+        offset, function, combine, bounds,
     ):  # fmt: skip
         (hidden, inputs), outputs, n = w1.shape, w2.size(0), x.size(0)
         total = x.sum((2, 3), dtype=torch.float32)
         factor = 1 / (x.size(2) * x.size(3))
         normed1 = torch.empty(n + 1, hidden, device=x.device)
         launch(
-            'hidden_forward', (total, w1), (*stats1, normed1),
+            'hidden_forward', (total, w1), (mean1, var1, normed1),
             (n, hidden, inputs), (factor, *numbers1), '',
         )  # fmt: skip
         normed2 = torch.empty(n + 1, outputs, device=x.device)
         gates = torch.empty(n, outputs, device=x.device)
         second = normed1, gamma1, beta1, w2, gamma2, beta2, scale
         launch(
-            'output_forward', second, (*stats2, normed2, gates),
+            'output_forward', second, (mean2, var2, normed2, gates),
             (n, outputs, hidden), (offset, *numbers2), function,
         )  # fmt: skip
-        out, saved = _apply(trunk, gates, combine, bounds)
+        trunk = trunk.contiguous(memory_format=_layout(trunk))
+        out = pixel_kernels.forward(trunk, gates, combine, bounds)
+        if combine == 'mul':
+            saved = trunk, gates
+        else:
+            saved = None if bounds == BOUNDS[type(None)] else out, None
         ctx.save_for_backward(total, w1, *second, normed2, *saved)
         ctx.constants = x.shape, x.dtype, factor, offset, function
         ctx.combined = combine, bounds
@@ -60,7 +64,13 @@ class _FusedGate(torch.autograd.Function):
         shape, dtype, factor, offset, function = ctx.constants
         (hidden, inputs), outputs, n = w1.shape, w2.size(0), shape[0]
         device = w1.device
-        dtrunk, dgates = _apply_backward(dout, saved, gates, *ctx.combined)
+        if saved is None:
+            dtrunk, dgates = dout, dout.sum((2, 3), dtype=torch.float32)[None]
+        else:
+            dout = dout.contiguous(memory_format=_layout(saved))
+            dtrunk, dgates = pixel_kernels.backward(
+                dout, saved, gates, *ctx.combined
+            )
         dz2 = torch.empty(n, outputs, device=device)
         dvectors2 = torch.empty(3, outputs, device=device)
         launch(
@@ -83,37 +93,8 @@ class _FusedGate(torch.autograd.Function):
         dgamma2, dbeta2, dscale = dvectors2.unbind()
         return (
             dtrunk, dx, dw1, *dvectors1.unbind(), dw2, dgamma2, dbeta2,
-            None if scale is None else dscale, *[None] * 8,
+            None if scale is None else dscale, *[None] * 10,
         )  # fmt: skip
-
-
-def _apply(
-    trunk: Tensor | None, gates: Tensor, combine: str, bounds: Sequence[float]
-) -> tuple[Tensor, tuple]:
-    """Return the result, and what its gradient needs."""
-    if trunk is None:
-        return gates, (None, None)
-    trunk = trunk.contiguous(memory_format=_layout(trunk))
-    out = pixel_kernels.forward(trunk, gates, combine, bounds)
-    if combine == 'mul':
-        return out, (trunk, gates)
-    return out, (None if bounds == BOUNDS[type(None)] else out, None)
-
-
-def _apply_backward(
-    dout: Tensor,
-    saved: Tensor | None,
-    gates: Tensor | None,
-    combine: str,
-    bounds: Sequence[float],
-) -> tuple[Tensor | None, Tensor]:
-    """Return the gradients of the trunk and, in parts, of the gates."""
-    if dout.dim() == 2:
-        return None, dout.contiguous()[None]
-    if saved is None:
-        return dout, dout.sum((2, 3), dtype=torch.float32)[None]
-    dout = dout.contiguous(memory_format=_layout(saved))
-    return pixel_kernels.backward(dout, saved, gates, combine, bounds)
 
 
 def _layout(x: Tensor) -> torch.memory_format:
@@ -122,19 +103,22 @@ def _layout(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def applies(gate: nn.Module, trunk: Tensor, x: Tensor) -> bool:
-    """Tell whether the kernels can compute a gate of ``x`` for ``trunk``.
+def applies(attention: nn.Module, trunk: Tensor, x: Tensor) -> bool:
+    """Tell whether the kernels can compute an attention.
 
     On a CUDA device, in training on 8 to 256 images, whose statistics the
     norms use; if the gate is float32 and its parts are plain ones: no
-    dropout, no ``nn.SyncBatchNorm``, none that is quantised or has hooks.
-    Not in an export. There is no second derivative.
+    softmax, no dropout, no ``nn.SyncBatchNorm``, none that has hooks. Not in
+    an export. There is no second derivative.
     """
+    gate = attention.gate
     return (
-        (_is_current(x) or INTERPRETED)
+        attention.training
+        and (_is_current(x) or INTERPRETED)
         and MIN_VALUES <= x.size(0) <= MAX_ROWS
         and x.dtype in DTYPES
         and trunk.dtype in DTYPES
+        and attention.gate_function in FUNCTIONS
         and type(gate.dropout) is nn.Identity
         and all(map(_is_plain_norm, (gate.bn1, gate.bn2)))
         and all(map(_is_plain_linear, (gate.fc1, gate.fc2)))
@@ -148,8 +132,7 @@ def _is_current(x: Tensor) -> bool:
 
 
 def _is_plain_norm(norm: nn.Module) -> bool:
-    plain = type(norm) is GateBatchNorm1d and norm.training and norm.affine
-    return plain and norm.track_running_stats and norm.momentum is not None
+    return type(norm) is GateBatchNorm1d and norm.affine and norm.learns
 
 
 def _is_plain_linear(linear: nn.Module) -> bool:
@@ -163,52 +146,23 @@ def has_hooks(part: nn.Module) -> bool:
     return bool(forward or part._backward_hooks or part._backward_pre_hooks)
 
 
-def fused_attention(
-    gate: nn.Module,
+def attend(
+    attention: nn.Module,
     trunk: Tensor,
     x: Tensor,
-    function: Callable[[Tensor], Tensor],
-    scale: Tensor | None,
-    combine: Callable[[Tensor, Tensor], Tensor],
     activation: nn.Module | None,
 ) -> Tensor:
-    """Return ``activation(combine(trunk, scale * function(gate(x))))``.
+    """Return what ``attention(trunk, x, activation)`` does.
 
-    Args:
-        gate: A :class:`.ChannelGate` that :func:`applies`.
-        trunk: ``(N, Cout, H', W')``.
-        x: ``(N, Cin, H, W)``.
-        function: The gating function.
-        scale: Lambda, ``(Cout,)``, or None for 1.
-        combine: ``torch.add`` or ``torch.mul``.
-        activation: Of a type in ``BOUNDS``.
+    The activation is of a type in ``BOUNDS``.
     """
-    return _call(
-        gate, trunk, x, FUNCTIONS[function], scale, COMBINATIONS[combine],
-        BOUNDS[type(activation)],
-    )  # fmt: skip
-
-
-def logits(gate: nn.Module, x: Tensor) -> Tensor:
-    """Return ``gate(x)``, of shape ``(N, Cout)``, float32."""
-    return _call(gate, None, x, 'none', None, 'add', BOUNDS[type(None)])
-
-
-def _call(
-    gate: nn.Module,
-    trunk: Tensor | None,
-    x: Tensor,
-    function: str,
-    scale: Tensor | None,
-    combine: str,
-    bounds: Sequence[float],
-) -> Tensor:
+    gate, scale = attention.gate, getattr(attention, 'lambda_', None)
     weights, stats = [], []
     for linear, norm in (gate.fc1, gate.bn1), (gate.fc2, gate.bn2):
         weights += linear.weight, norm.weight, norm.bias
-        buffers = norm.running_mean, norm.running_var, norm.num_batches_tracked
-        stats += buffers, (norm.eps, norm.momentum)
-    offset = float(gate.offset)
+        stats += norm.running_mean, norm.running_var, (norm.eps, norm.momentum)
     return _FusedGate.apply(
-        trunk, x, *weights, scale, *stats, offset, function, combine, bounds
-    )
+        trunk, x, *weights, scale, *stats, float(gate.offset),
+        attention.gate_function.__name__, 'mul' if scale is None else 'add',
+        BOUNDS[type(activation)],
+    )  # fmt: skip

@@ -20,12 +20,13 @@ All of it is float32; a product is three of TF32, which is as exact.
 # ruff: noqa: ANN001, ANN201, ANN202 (a kernel's arguments have no types)
 
 from collections.abc import Sequence
+from functools import partial
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import kernel
+from .launch import Plan, kernel
 
 MAX_ROWS = 256  # which a program's registers hold
 PRECISION = tl.constexpr('tf32x3')
@@ -66,7 +67,7 @@ def _input(x, gamma, beta, rows, cols, n, width):
 
 @triton.jit
 def _linear_norm(
-    x, x_gamma, x_beta, weight, mean, var, batches, normed, rows, cols,
+    x, x_gamma, x_beta, weight, mean, var, normed, rows, cols,
     n, inputs, width, factor, eps, momentum, K: tl.constexpr,
 ):  # fmt: skip
     """Store and return the normalised ``factor * input @ weight.T``."""
@@ -92,8 +93,6 @@ def _linear_norm(
     unbiased = squares / (n - 1)
     unbiased = old_var + momentum * (unbiased - old_var)
     tl.store(var + cols, unbiased, mask=valid)
-    if tl.program_id(0) == 0:
-        tl.store(batches, tl.load(batches) + 1)
     return z
 
 
@@ -164,35 +163,22 @@ def _plan(
     reads: Sequence[Tensor | None],
     writes: Sequence[Tensor],
     sizes: Sequence[int],
-    tiles: int = 0,
-) -> tuple[tuple, tuple, int]:
-    """Plan for ``sizes[:2]``, the rows and columns of the result."""
-    rows, columns, _ = block = _block(sizes[0])
-    grid = -(-sizes[1] // columns) + tiles, 1, 1
-    return grid, block, 8 if rows > 128 else 4
-
-
-def _plan_with_weights(
-    reads: Sequence[Tensor | None],
-    writes: Sequence[Tensor],
-    sizes: Sequence[int],
-) -> tuple[tuple, tuple, int]:
+    weights: bool = False,
+) -> Plan:
     """Plan for ``sizes[:2]``, and for weights ``(sizes[2], sizes[1])``."""
-    _, columns, step = _block(sizes[0])
-    tiles = -(-sizes[2] // columns) * -(-sizes[1] // step)
-    return _plan(reads, writes, sizes, tiles)
-
-
-def _block(n: int) -> tuple[int, int, int]:
-    """Return the rows and columns of a program, and its steps' columns."""
-    rows = max(16, 1 << (n - 1).bit_length())
+    n, width, outputs = sizes
+    rows, columns = max(16, 1 << (n - 1).bit_length()), BLOCK['COLS']
     # The shared memory of a smaller card holds no more.
-    return rows, BLOCK['COLS'], BLOCK['K'] // (2 if rows > 128 else 1)
+    step = BLOCK['K'] // (2 if rows > 128 else 1)
+    programs = -(-width // columns)  # triton.cdiv takes microseconds
+    if weights:
+        programs += -(-outputs // columns) * -(-width // step)
+    return (programs, 1, 1), (rows, columns, step), 8 if rows > 128 else 4
 
 
 @kernel(_plan)
 def hidden_forward(
-    x, weight, mean, var, batches, normed,
+    x, weight, mean, var, normed,
     n, hidden, inputs, factor, eps, momentum,
     FUNCTION: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
@@ -201,7 +187,7 @@ def hidden_forward(
     rows = tl.arange(0, ROWS)
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
     _linear_norm(
-        x, None, None, weight, mean, var, batches, normed, rows, cols,
+        x, None, None, weight, mean, var, normed, rows, cols,
         n, inputs, hidden, factor, eps, momentum, K,
     )  # fmt: skip
 
@@ -209,7 +195,7 @@ def hidden_forward(
 @kernel(_plan)
 def output_forward(
     x, x_gamma, x_beta, weight, gamma, beta, scale,
-    mean, var, batches, normed, out,
+    mean, var, normed, out,
     n, outputs, hidden, offset, eps, momentum,
     FUNCTION: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, K: tl.constexpr,
@@ -219,7 +205,7 @@ def output_forward(
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
     weights, biases = _row(gamma, cols, outputs), _row(beta, cols, outputs)
     z = _linear_norm(
-        x, x_gamma, x_beta, weight, mean, var, batches, normed, rows, cols,
+        x, x_gamma, x_beta, weight, mean, var, normed, rows, cols,
         n, hidden, outputs, 1.0, eps, momentum, K,
     )  # fmt: skip
     z = weights * z + biases + offset
@@ -259,7 +245,7 @@ def output_backward(
     _store(dz, d, rows, cols, n, outputs)
 
 
-@kernel(_plan_with_weights)
+@kernel(partial(_plan, weights=True))
 def hidden_backward(
     dnext, next_weight, normed, gamma, beta, dz, dnext_weight, dvectors,
     n, hidden, outputs, factor,
@@ -287,7 +273,7 @@ def hidden_backward(
         _store(dz, d * factor, rows, cols, n, hidden)
 
 
-@kernel(_plan_with_weights)
+@kernel(partial(_plan, weights=True))
 def input_backward(
     dz, weight, x, dweight, dx, n, inputs, hidden,
     FUNCTION: tl.constexpr,

@@ -12,17 +12,16 @@ from triton import knobs  # of Triton 3.4, whose launchers take these arguments
 
 INTERPRETED = knobs.runtime.interpret
 KERNELS, _compiled = {}, {}
+# A grid, the values of constants, the number of warps.
+Plan = tuple[tuple[int, int, int], tuple, int]
 
 
 def kernel(plan: Callable) -> Callable:
     """Make a kernel that is compiled once for all sizes and addresses.
 
     Its arguments are what it reads, what it writes, sizes, numbers, the name
-    of a function, and the constants of its plan.
-
-    Args:
-        plan: Returns the grid, the constants and the number of warps for what
-            is read and written and the sizes.
+    of a function, and the constants of the :data:`Plan` that ``plan`` returns
+    for the first three of these.
     """
 
     def register(function: Callable) -> Callable:
@@ -47,7 +46,7 @@ def _launch_gate(
     numbers: Sequence[float],
     function: str,
 ) -> None:
-    """Start a kernel, named, as its plan says."""
+    """Start a kernel as its plan says."""
     jit, plan = KERNELS[kernel]
     grid, constants, warps = plan(reads, writes, sizes)
     if INTERPRETED:  # there, NumPy >= 2.4 makes no range of an integer

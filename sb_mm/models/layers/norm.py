@@ -32,10 +32,15 @@ class _FewValuesMixin:
     constants in the backward pass, as in evaluation.
     """
 
+    @property
+    def learns(self) -> bool:
+        """Whether it updates its statistics by its momentum."""
+        tracking = self.track_running_stats and self.momentum is not None
+        return self.training and tracking
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` of shape ``(N, C, ...)``."""
-        few = self.training and self._values(x) < MIN_VALUES
-        if not few or not self.track_running_stats or self.momentum is None:
+        if not self.learns or self._values(x) >= MIN_VALUES:
             return super().forward(x)
         mean, var = self.running_mean, self.running_var
         if not _recomputing():
@@ -57,7 +62,6 @@ class _FewValuesMixin:
         var = self.running_var.lerp(var, self.momentum)
         self.running_mean.copy_(mean)
         self.running_var.copy_(var)
-        self.num_batches_tracked.add_(1)
         return mean, var
 
     def _synchronised(self, *moments: Tensor) -> tuple[Tensor, ...]:
@@ -65,7 +69,20 @@ class _FewValuesMixin:
 
 
 class GateBatchNorm1d(_FewValuesMixin, nn.BatchNorm1d):
-    """``nn.BatchNorm1d`` of a gate, on ``(N, C)``."""
+    """``nn.BatchNorm1d`` of a gate, on ``(N, C)``, that counts no batches.
+
+    PyTorch's count takes a call on the device, and only ``momentum=None``
+    reads it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` of shape ``(N, C)``."""
+        if not self.learns or self._values(x) < MIN_VALUES:
+            return super().forward(x)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias,
+            True, self.momentum, self.eps,
+        )  # fmt: skip
 
 
 @MODELS.register_module()

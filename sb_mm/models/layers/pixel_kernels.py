@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import kernel, launch
+from .launch import Plan, kernel, launch
 
 # Pixels and channels of a tile: with channels_last, or contiguous pixels.
 TILES = {True: (64, 32), False: (256, 8)}
@@ -66,8 +66,8 @@ def backward(
     tiles = -(-height * width // size)
     programs = n * -(-channels // columns)
     steps = -(-tiles // min(tiles, MAX_PARTS, -(-PROGRAMS // programs)))
-    dtrunk = torch.empty_like(saved)
     parts = -(-tiles // steps)
+    dtrunk = torch.empty_like(saved)
     sums = torch.empty(parts, n, channels, device=saved.device)
     launch(
         'pixels_backward', (dout, saved, gates), (dtrunk, sums),
@@ -84,7 +84,7 @@ def _plan(
     reads: Sequence[Tensor | None],
     writes: Sequence[Tensor],
     sizes: Sequence[int],
-) -> tuple[tuple, tuple, int]:
+) -> Plan:
     """Plan tiles; a vector is what divides every start in a tile."""
     n, channels, pixels, steps = sizes
     last = _is_last(reads[0])

@@ -2,25 +2,26 @@
 
 The kernels need a CUDA device or Triton's interpreter, which has to be chosen
 before they are imported: without a device, a process of its own runs these
-tests, and those of the kernels themselves, under ``TRITON_INTERPRET=1``.
+tests under ``TRITON_INTERPRET=1``.
 """
 
 import copy
+import math
 import os
 import subprocess
 import sys
 from itertools import count, cycle
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from sb_mm.models.layers import (
     AttentionConvModule,
     ChannelAttention,
+    ChannelGate,
     ShiftBalance,
     SqueezeExcite,
     attention,
@@ -29,23 +30,20 @@ from sb_mm.registry import MODELS
 
 triton = pytest.importorskip('triton')
 fused_gate = pytest.importorskip('sb_mm.models.layers.fused_gate')
-pixel_kernels = pytest.importorskip('sb_mm.models.layers.pixel_kernels')
 gate_kernels = pytest.importorskip('sb_mm.models.layers.gate_kernels')
+launch = pytest.importorskip('sb_mm.models.layers.launch')
+pixel_kernels = pytest.importorskip('sb_mm.models.layers.pixel_kernels')
 
-INTERPRETED = triton.knobs.runtime.interpret
+INTERPRETED = launch.INTERPRETED
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 pytestmark = pytest.mark.gpu
 needs_kernels = pytest.mark.skipif(
     DEVICE == 'cpu' and not INTERPRETED, reason='run in the interpreter'
 )
-NETWORKS = (
-    ('MobileNetV2', 0.35),
-    ('MobileNetV2', 1.0),
-    ('MnasNet', 1.0),
-    ('ShuffleNetV2', 1.0),
+needs_compiler = pytest.mark.skipif(INTERPRETED, reason='is interpreted')
+layouts = pytest.mark.parametrize(
+    'layout', [torch.contiguous_format, torch.channels_last]
 )
-LAYOUTS = torch.contiguous_format, torch.channels_last
-ACTIVATIONS = None, 'ReLU', 'ReLU6'
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.half: 2e-3}
 
 
@@ -53,12 +51,10 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.half: 2e-3}
     DEVICE == 'cuda' or INTERPRETED, reason='the kernels run in this process'
 )
 def test_in_the_interpreter():
-    environment = {**os.environ, 'TRITON_INTERPRET': '1'}
-    files = map(str, Path(__file__).parent.glob('test_*_kernels.py'))
-    command = [sys.executable, '-m', 'pytest', __file__, *files, '-q', '-x']
+    command = [sys.executable, '-m', 'pytest', __file__, '-q', '-x']
     done = subprocess.run(
         [*command, '-p', 'no:xdist', '-p', 'no:cacheprovider'],
-        env=environment,
+        env={**os.environ, 'TRITON_INTERPRET': '1'},
         capture_output=True,
         text=True,
     )
@@ -68,187 +64,239 @@ def test_in_the_interpreter():
 # ---- the values --------------------------------------------------------
 
 
-class Case:
-    """A fused attention and the plain one in float64 beside it."""
+@pytest.fixture
+def agree(randomise):
+    """Compare a fused attention with the plain one in float64."""
 
-    def __init__(
-        self, kind, channels, n, dtype=torch.float, activation=None, **kwargs
-    ):
-        inputs, hidden, outputs = channels
+    def check(
+        kind, channels, n, dtype=torch.float, layout=torch.preserve_format,
+        activation=None, **kwargs,
+    ):  # fmt: skip
+        inputs, _, outputs = channels
         fused = kind(inputs, outputs, fused=True, **kwargs)
-        fused.gate.fc1 = nn.Linear(inputs, hidden, bias=False)
-        fused.gate.bn1 = type(fused.gate.bn1)(hidden)
-        fused.gate.fc2 = nn.Linear(hidden, outputs, bias=False)
+        fused.gate = ChannelGate(*channels, offset=fused.gate.offset)
+        plain, near = copy.deepcopy(fused).double(), []
+        plain.fused = False
+        for norm in plain.gate.bn1, plain.gate.bn2:
+            norm.register_forward_hook(lambda *args: near.append(args[2]))
         for seed in count():
-            torch.manual_seed(seed)
-            for parameter in fused.parameters():
-                parameter.data.normal_()
-            for norm in fused.gate.bn1, fused.gate.bn2:
-                norm.running_mean.normal_()
-                norm.running_var.uniform_(0.5, 2)
+            randomise(fused, seed=seed)
+            plain.load_state_dict(fused.state_dict())
+            plain.zero_grad()
             x = (torch.randn(n, inputs, 3, 2) * 2 + 1).to(dtype)
             trunk, gradient = torch.randn(2, n, outputs, 2, 2).to(dtype)
-            plain = copy.deepcopy(fused).double()
-            plain.fused = False
-            if self._has_margin(plain, trunk.double(), x.double()):
+            data = [t.to(memory_format=layout) for t in (trunk, x, gradient)]
+            expected = _results(plain, data, activation, torch.double, 'cpu')
+            # Nearer to a kink, a unit may be on its other side.
+            if min(y.abs().min() for y in near[-2:]) > 3e-6:
                 break
-        self.dtype, self.plain, self.fused = dtype, plain, fused.to(DEVICE)
-        self.data, self.activation = (trunk, x, gradient), activation
-
-    @staticmethod
-    def _has_margin(module, trunk, x):
-        """Tell whether no unit is so near to ReLU's kink as to tip over."""
-        module = copy.deepcopy(module)
-        y, gate = module(trunk, x), module.gate
-        hidden = gate.bn1(gate.fc1(x.mean((2, 3))))
-        logits = gate.bn2(gate.fc2(hidden.relu()))
-        return min(v.abs().min() for v in (y, hidden, logits)) > 3e-6
-
-    def check(self):
-        expected = self._results(self.plain, torch.float64, 'cpu')
-        with torch.autocast(DEVICE, torch.bfloat16, self.dtype != torch.float):
-            results = self._results(self.fused, self.dtype, DEVICE)
+        with torch.autocast(DEVICE, torch.bfloat16, dtype != torch.float):
+            fused = fused.to(DEVICE)
+            results = _results(fused, data, activation, dtype, DEVICE)
         for name, value in expected.items():
             error = (results[name].cpu().double() - value).abs().max()
-            wide = 'running' in name or 'batches' in name
-            bound = TOLERANCE[torch.float32 if wide else self.dtype]
+            bound = TOLERANCE[torch.float if 'running' in name else dtype]
             assert error <= bound * value.abs().max(), (name, float(error))
 
-    def _results(self, module, dtype, device):
-        trunk, x, gradient = (t.to(device, dtype) for t in self.data)
-        x.requires_grad_()
-        trunk.requires_grad_()
-        assert fused_gate.applies(module.gate, trunk, x) == module.fused
-        y = module(trunk, x, self.activation)
-        y.backward(gradient)
-        gradients = {n: p.grad for n, p in module.named_parameters()}
-        buffers = dict(module.named_buffers())
-        values = dict(y=y.detach(), x=x.grad, trunk=trunk.grad)
-        assert {values[k].dtype for k in values} == {dtype}
-        return {**values, **gradients, **buffers}
+    return check
+
+
+def _results(module, data, activation, dtype, device):
+    trunk, x, gradient = (t.to(device, dtype) for t in data)
+    x.requires_grad_()
+    trunk.requires_grad_()
+    assert not module.fused or fused_gate.applies(module, trunk, x)
+    y = module(trunk, x, activation)
+    y.backward(gradient)
+    values = dict(y=y.detach(), x=x.grad, trunk=trunk.grad)
+    assert {value.dtype for value in values.values()} == {dtype}
+    gradients = {n: p.grad for n, p in module.named_parameters()}
+    return {**values, **gradients, **dict(module.named_buffers())}
 
 
 @needs_kernels
-@pytest.mark.parametrize('gate', attention.GATES)
-def test_gating_functions(gate):
-    Case(ShiftBalance, (5, 18, 37), 11, gate=gate).check()
-
-
-@needs_kernels
+@layouts
 @pytest.mark.parametrize('dtype', TOLERANCE)
-def test_precisions(dtype):
-    Case(ShiftBalance, (37, 18, 5), 11, dtype, nn.ReLU()).check()
-    kwargs = dict(activation=nn.ReLU6(), gate_offset=4)
-    Case(SqueezeExcite, (40, 5, 40), 11, dtype, **kwargs).check()
+def test_precisions(dtype, layout, agree):
+    agree(ShiftBalance, (37, 18, 5), 11, dtype, layout, nn.ReLU())
+    sizes = 40, 5, 40
+    agree(SqueezeExcite, sizes, 11, dtype, layout, nn.ReLU6(), gate_offset=4)
 
 
 @needs_kernels
-@pytest.mark.parametrize('n', [8, 37, 130, 256])
-def test_rows(n):
-    Case(ShiftBalance, (34, 17, 18), n).check()
+@pytest.mark.parametrize(
+    ('gate', 'n'), [('tanh', 256), ('sigmoid', 130), ('relu', 37), ('none', 8)]
+)
+def test_rows_and_gating_functions(gate, n, agree):
+    agree(ShiftBalance, (5, 18, 37), n, gate=gate)
 
 
-@pytest.fixture
-def wide_blocks(monkeypatch):
-    """Let the interpreter take fewer steps."""
-    if INTERPRETED:
+@needs_kernels
+def test_every_layer_of_the_networks(agree, monkeypatch):
+    if INTERPRETED:  # which then takes fewer steps
         monkeypatch.setattr(gate_kernels, 'BLOCK', dict(COLS=256, K=256))
         tiles = dict.fromkeys([False, True], (64, 2048))
         monkeypatch.setattr(pixel_kernels, 'TILES', tiles)
-
-
-@needs_kernels
-def test_every_layer_of_the_networks(wide_blocks):
     layers = set()
-    for network, width in NETWORKS:
-        cfg = dict(type=f'sb_mm.Attention{network}', widen_factor=width)
+    for network in 'MobileNetV2', 'MnasNet', 'ShuffleNetV2':
+        cfg = dict(type=f'sb_mm.Attention{network}')
         cfg['attention'] = dict(type='sb_mm.ShiftBalance')
         with torch.device('meta'):
             parts = MODELS.build(cfg).modules()
         gates = [p.gate for p in parts if isinstance(p, ChannelAttention)]
         layers |= {(*g.fc1.weight.shape[::-1], len(g.bn2.bias)) for g in gates}
     for channels, n in zip(sorted(layers), cycle([8, 13, 60])):
-        Case(ShiftBalance, channels, n).check()
+        agree(ShiftBalance, channels, n)
+
+
+# ---- the pixels, and every kernel compiled ----------------------------
+
+
+def _integers(shape, layout, dtype, offset):
+    """Return small integers, whose address is ``offset`` values further."""
+    n, channels, *size = shape
+    numbers = math.prod(shape) + offset
+    values = torch.randint(-9, 10, (numbers,), dtype=dtype, device=DEVICE)
+    values = values[offset:]
+    if layout is torch.channels_last:
+        return values.view(n, *size, channels).movedim(-1, 1)
+    return values.view(shape)
 
 
 @needs_kernels
-@pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('activation', ACTIVATIONS)
-@pytest.mark.parametrize('kind', ['ShiftBalance', 'SqueezeExcite'])
-def test_a_convolution_with_its_activation(
-    kind, activation, layout, monkeypatch
+@layouts
+@pytest.mark.parametrize(
+    ('activation', 'dtype'),
+    [(None, torch.float32), (nn.ReLU, torch.bfloat16),
+     (nn.ReLU6, torch.float32), (nn.ReLU6, torch.half)],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ('channels', 'size', 'offset', 'parts'),
+    [(40, (1, 1), 0, 16), (11, (3, 5), 0, 16), (8, (4, 4), 1, 16),
+     (40, (19, 19), 0, 4), (9, (23, 24), 0, 1)],
+)  # fmt: skip
+def test_pixels(
+    channels, size, offset, parts, activation, dtype, layout, monkeypatch
 ):
-    # Several parts of a sum over 35 pixels.
-    tiles = dict.fromkeys([False, True], (16, 8))
-    monkeypatch.setattr(pixel_kernels, 'TILES', tiles)
-    torch.manual_seed(0)
-    fused = AttentionConvModule(
-        6, 10, 3, norm_cfg=dict(type='BN'),
-        act_cfg=activation and dict(type=activation),
-        attention=dict(type=f'sb_mm.{kind}', fused=True),
-    ).to(DEVICE)  # fmt: skip
-    fused.bn.weight.data *= 4
-    plain = copy.deepcopy(fused)
-    plain.attention.fused = False
-    x = torch.randn(9, 6, 7, 9, device=DEVICE).to(memory_format=layout)
-    gradient = torch.randn(9, 10, 5, 7, device=DEVICE)
-    results = []
-    for module in fused, plain:
-        leaf = x.clone().requires_grad_()
-        y = module(leaf)
-        y.backward(gradient)
-        gradients = [p.grad for p in module.parameters()]
-        results.append([y, leaf.grad, *gradients, *module.buffers()])
-    for value, expected in zip(*results, strict=True):
-        error = (value - expected).abs().max()
-        assert error <= 1e-3 * expected.abs().max()
+    """Integers, of which many are 0 and 6, have to be equal."""
+    monkeypatch.setattr(pixel_kernels, 'MAX_PARTS', parts)
+    bounds = fused_gate.BOUNDS[activation or type(None)]
+    activate = activation() if activation else nn.Identity()
+    for combine, function in (torch.add, 'add'), (torch.mul, 'mul'):
+        trunk = _integers((2, channels, *size), layout, dtype, offset)
+        trunk.requires_grad_()
+        gates = torch.randint(-2, 3, (2, channels, 1, 1), device=DEVICE)
+        gates = gates.float().requires_grad_()
+        y = activate(combine(trunk.float(), gates))
+        dy = _integers(trunk.shape, layout, dtype, offset)
+        y.backward(dy.float())
+        numbers = gates.detach().flatten(1)
+        out = pixel_kernels.forward(trunk.detach(), numbers, function, bounds)
+        saved = out if function == 'add' else trunk.detach()
+        numbers = None if function == 'add' else numbers
+        dtrunk, sums = pixel_kernels.backward(
+            dy, saved, numbers, function, bounds
+        )
+        assert sums.size(0) <= parts
+        assert torch.equal(out, y.to(dtype))
+        assert out.stride() == trunk.stride() == dtrunk.stride()
+        assert torch.equal(dtrunk, trunk.grad)
+        assert torch.equal(sums.sum(0), gates.grad.flatten(1))
+
+
+@needs_kernels
+def test_nan_stays():
+    trunk = torch.full((2, 3, 4, 4), math.nan, device=DEVICE)
+    gates = torch.zeros(2, 3, device=DEVICE)
+    out = pixel_kernels.forward(trunk, gates, 'add', (0.0, 6.0))
+    assert out.isnan().all()
+
+
+INTEGERS = {
+    *('n', 'inputs', 'hidden', 'outputs', 'parts'),
+    *('channels', 'pixels', 'steps'),
+}
+NUMBERS = {'offset', 'factor', 'eps', 'momentum', 'low', 'high'}
+
+
+@pytest.fixture
+def compiled(tmp_path):
+    """Compile for a device that need not be here, and without spilling."""
+
+    def build(name, constants, capability, warps):
+        kernel, _ = launch.KERNELS[name]
+        types = dict.fromkeys(kernel.arg_names, '*fp32')
+        types |= dict.fromkeys(INTEGERS & types.keys(), 'i32')
+        types |= dict.fromkeys(NUMBERS & types.keys(), 'fp32')
+        types |= dict.fromkeys(constants, 'constexpr')
+        source = triton.compiler.ASTSource(kernel, types, constants)
+        target = triton.backends.compiler.GPUTarget('cuda', capability, 32)
+        options = dict(num_warps=warps, num_stages=2)
+        found = triton.compile(source, target, options)
+        path = tmp_path / 'kernel.cubin'
+        path.write_bytes(found.asm['cubin'])
+        tool = triton.knobs.nvidia.cuobjdump.path
+        usage = subprocess.check_output([tool, '-res-usage', path], text=True)
+        assert 'STACK:0 ' in usage
+        return found
+
+    return build
+
+
+@needs_compiler
+@pytest.mark.parametrize('n', [128, 256])
+@pytest.mark.parametrize('capability', [80, 90])
+def test_registers_hold_the_largest_batches(capability, n, compiled):
+    for name, (_, plan) in launch.KERNELS.items():
+        if not name.startswith('pixels'):
+            _, block, warps = plan((), (), (n, 960, 960))
+            constants = dict(zip(('ROWS', 'COLS', 'K'), block, strict=True))
+            constants['FUNCTION'] = 'tanh'
+            found = compiled(name, constants, capability, warps)
+            # Of a consumer's card; the compiler checks none.
+            assert found.metadata.shared <= 99 * 1024
+
+
+@needs_compiler
+@pytest.mark.parametrize('last', [False, True])
+@pytest.mark.parametrize('name', ['pixels_forward', 'pixels_backward'])
+def test_pixels_are_read_in_vectors(name, last, compiled):
+    size, columns = pixel_kernels.TILES[last]
+    constants = dict(FUNCTION='mul', LAST=last, SIZE=size, COLS=columns)
+    for vector in 1, 4:
+        constants['VECTOR'] = vector
+        found = compiled(name, constants, 90, pixel_kernels.WARPS)
+        wide = 'ld.global.v4.b32' in found.asm['ptx']
+        assert wide == (vector == 4)
 
 
 # ---- where the plain form stays ----------------------------------------
-
-
-def _hooked(module):
-    module.gate.bn2.register_forward_hook(lambda *_: None)
-
-
-def _synchronised(module):
-    module.gate = nn.SyncBatchNorm.convert_sync_batchnorm(module.gate)
 
 
 @needs_kernels
 @pytest.mark.parametrize(
     ('change', 'n', 'kwargs'),
     [
-        (None, 7, {}),
-        (None, 257, {}),
+        (id, 7, {}),
+        (id, 257, {}),
         (nn.Module.eval, 9, {}),
         (nn.Module.double, 9, {}),
         (nn.Module.half, 9, {}),
         (lambda m: m.gate.bn1.eval(), 9, {}),
         (lambda m: setattr(m.gate.bn1, 'momentum', None), 9, {}),
-        (_hooked, 9, {}),
-        (_synchronised, 9, {}),
-        (None, 9, dict(dropout=0.5)),
-        (None, 9, dict(gate_norm=False)),
+        (lambda m: m.gate.bn2.register_forward_hook(print), 9, {}),
+        (nn.SyncBatchNorm.convert_sync_batchnorm, 9, {}),
+        (id, 9, dict(dropout=0.5)),
+        (id, 9, dict(gate_norm=False)),
+        (id, 9, dict(gate='softmax')),
     ],
 )
 def test_what_is_not_fused(change, n, kwargs):
-    module = ShiftBalance(6, 10, fused=True, **kwargs)
-    x = torch.randn(n, 6, 2, 2, device=DEVICE)
-    usual = torch.randn(9, 6, 2, 2, device=DEVICE)
-    assert kwargs or fused_gate.applies(module.to(DEVICE).gate, usual, usual)
-    if change is not None:
-        change(module)
-    assert not fused_gate.applies(module.gate, x, x)
-
-
-@needs_kernels
-def test_few_images_give_the_plain_result():
-    trunk, x = torch.randn(2, 4, 6, 3, 3, device=DEVICE)
-    plain = ShiftBalance(6, 6).to(DEVICE)
-    fused = ShiftBalance(6, 6, fused=True).to(DEVICE)
-    fused.load_state_dict(plain.state_dict())
-    assert torch.equal(fused(trunk, x), plain(trunk, x))
+    module = ShiftBalance(6, 10, fused=True, **kwargs).to(DEVICE)
+    x, usual = (torch.randn(n, 6, 2, 2, device=DEVICE) for n in (n, 9))
+    assert kwargs or fused_gate.applies(module, usual, usual)
+    change(module)
+    assert not fused_gate.applies(module, x, x)
 
 
 @needs_kernels
@@ -270,9 +318,8 @@ def test_the_argument_stands_above_the_environment(monkeypatch):
     assert SqueezeExcite(4, 4).fused
     assert not SqueezeExcite(4, 4, fused=False).fused
     monkeypatch.setattr(attention, 'fused_gate', None)
-    assert not SqueezeExcite(4, 4).fused
-    with pytest.warns(UserWarning, match='fused=True has no effect without'):
-        assert not SqueezeExcite(4, 4, fused=True).fused
+    with pytest.warns(UserWarning, match='need Triton'):
+        assert not SqueezeExcite(4, 4).fused
 
 
 # ---- in a training -----------------------------------------------------
@@ -305,22 +352,33 @@ def _loss(module, x):
 
 @needs_kernels
 def test_two_passes_before_one_backward(layer, batches):
-    """Gradients also accumulate, and the passes do not share memory."""
     separate = [_gradients(layer, [_loss(layer, x)]) for x in batches]
-    together = _gradients(layer, [sum(_loss(layer, x) for x in batches)])
-    kept = [_loss(layer, x) for x in batches]
-    accumulated = _gradients(layer, reversed(kept))
-    for a, b, *parts in zip(together, accumulated, *separate, strict=True):
-        torch.testing.assert_close(a, sum(parts))
-        torch.testing.assert_close(b, sum(parts))
+    together = _gradients(layer, [_loss(layer, x) for x in batches])
+    sums = [sum(parts) for parts in zip(*separate, strict=True)]
+    torch.testing.assert_close(together, sums)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason='its processes share no GPU')
+def test_ddp_averages_the_gradients_of_the_plain_form(
+    layer, batches, in_two_processes
+):
+    def train(rank):
+        parallel = DistributedDataParallel(layer)
+        return _gradients(parallel, [_loss(parallel, batches[rank])])
+
+    plain = copy.deepcopy(layer)
+    plain.attention.fused = False
+    separate = [_gradients(plain, [_loss(plain, x)]) for x in batches]
+    means = [sum(parts) / 2 for parts in zip(*separate, strict=True)]
+    for found in in_two_processes(train):
+        torch.testing.assert_close(found, means, rtol=1e-4, atol=1e-5)
 
 
 @needs_kernels
 def test_checkpointing_computes_the_same(layer, batches):
     expected = _gradients(layer, [_loss(layer, batches[0])])
     y = checkpoint(_loss, layer, batches[0], use_reentrant=False)
-    for a, b in zip(_gradients(layer, [y]), expected, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(_gradients(layer, [y]), expected)
 
 
 @needs_kernels
@@ -329,10 +387,8 @@ def test_a_compiled_network_has_no_graph_break(layer, batches):
     expected = _gradients(layer, [_loss(layer, batches[0])])
     compiled = torch.compile(plain, fullgraph=True, backend='aot_eager')
     gradients = _gradients(plain, [_loss(compiled, batches[0])])
-    for a, b in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    for a, b in zip(plain.buffers(), layer.buffers(), strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain.state_dict(), layer.state_dict())
 
 
 @needs_kernels
@@ -341,47 +397,3 @@ def test_a_second_derivative_is_refused(layer, batches):
     (slope,) = torch.autograd.grad(_loss(layer, x), x, create_graph=True)
     with pytest.raises(RuntimeError, match='differentiate twice'):
         slope.sum().backward()
-
-
-@needs_kernels
-def test_frozen_weights_and_images(layer, batches):
-    expected = _gradients(layer, [_loss(layer, batches[0])])[-1]
-    layer.zero_grad()
-    layer.requires_grad_(False).attention.gate.bn2.bias.requires_grad_()
-    _loss(layer, batches[0].detach()).backward()
-    gradient = layer.attention.gate.bn2.bias.grad
-    torch.testing.assert_close(gradient, expected)
-    with torch.no_grad():
-        assert not layer(batches[0]).requires_grad
-
-
-class Calls(TorchDispatchMode):
-    """Counts the calls that make a device work."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if not func.is_view and not name.startswith('empty'):
-            self.names.append(name)
-        return func(*args, **kwargs or {})
-
-
-@needs_kernels
-@pytest.mark.parametrize('activation', [None, nn.ReLU()])
-@pytest.mark.parametrize('kind', [ShiftBalance, SqueezeExcite])
-def test_an_attention_is_a_handful_of_calls(kind, activation):
-    module = kind(6, 10, fused=True).to(DEVICE)
-    x = torch.randn(9, 6, 4, 4, device=DEVICE, requires_grad=True)
-    trunk = torch.randn(9, 10, 4, 4, device=DEVICE, requires_grad=True)
-    with Calls() as calls:
-        y = module(trunk, x, activation)
-    assert len(calls.names) == 4, calls.names
-    # Other branches gave gradients, to which these are added.
-    x.grad, trunk.grad = torch.zeros_like(x), torch.zeros_like(trunk)
-    gradient = torch.randn_like(y)
-    with Calls() as calls:
-        y.backward(gradient)
-    assert len(calls.names) == 6, calls.names
