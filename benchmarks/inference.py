@@ -1,6 +1,6 @@
 """One image through a classifier, by ONNX Runtime."""
 
-from collections.abc import Callable
+from functools import partial
 
 import onnxruntime
 import torch
@@ -44,18 +44,15 @@ def _sessions(kind: str, width: float, images: Tensor) -> Calls:
     folded = exportable(fold(model), tuple(images.shape[2:]))
     portable = to_onnx(folded, torch.cat([images, images]), dynamic=True)
     this_cpu = for_this_cpu(to_onnx(folded, images, dynamic=False))
-    return {
-        PORTABLE: _session(portable, images),
-        THIS_CPU: _session(this_cpu, images),
-    }
-
-
-def _session(model: 'onnx.ModelProto', images: Tensor) -> Callable[[], list]:  # noqa: F821
-    options = onnxruntime.SessionOptions()
+    options, feed = onnxruntime.SessionOptions(), dict(images=images.numpy())
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=['CPUExecutionProvider']
-    )
-    feed = dict(images=images.numpy())
-    return lambda: session.run(None, feed)
+    calls = {}
+    for name, file in {PORTABLE: portable, THIS_CPU: this_cpu}.items():
+        session = onnxruntime.InferenceSession(
+            file.SerializeToString(),
+            options,
+            providers=['CPUExecutionProvider'],
+        )
+        calls[name] = partial(session.run, None, feed)
+    return calls

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,23 +23,15 @@ CIFAR = CONFIGS / 'cifar10/mobilenetv2-sb-w0.35_1xb128-200e_cifar10.py'
 
 
 def augmentation(settings: Settings) -> Rows:
-    """Time SSD's training images, from the file to the packed tensor.
-
-    Alone, and through a loader with two dataloader workers.
-    """
+    """Time SSD's training images, alone and through dataloader workers."""
     datasets = _voc(settings)
     n = len(datasets['sb_mm'])
     alone, loaded = {}, {}
     for name, dataset in datasets.items():
         alone[name] = lambda data=dataset: [data[i] for i in range(n)]
-        loader = dict(
-            dataset=dataset,
-            batch_size=32,
-            num_workers=2,
-            persistent_workers=True,
-            sampler=dict(type='DefaultSampler', shuffle=True),
-        )
-        loaded[name] = epoch(loader, len)
+        loader = dict(batch_size=32, num_workers=2, persistent_workers=True)
+        loader['sampler'] = dict(type='DefaultSampler', shuffle=True)
+        loaded[name] = epoch(dict(loader, dataset=dataset), len)
     pairs = [Pair('sb_mm', 'mmdet', 0.333)]
     what = f"SSD's augmentation, {n} images, one thread"
     yield from in_turns(what, alone, pairs, settings, images=n)
@@ -68,15 +61,10 @@ def _voc(settings: Settings) -> dict:
         return dict(mmdet=DATASETS.build(hosts), sb_mm=DATASETS.build(ours))
 
 
-def epoch(loader: dict, use: Callable[[dict], object]) -> Callable[[], None]:
+def epoch(loader: dict, use: Callable[[dict], object]) -> Callable[[], deque]:
     """Return what goes through a loader once."""
     built = Runner.build_dataloader(loader, seed=0)
-
-    def run() -> None:
-        for data in built:
-            use(data)
-
-    return run
+    return lambda: deque(map(use, built), maxlen=0)
 
 
 @DATASETS.register_module()
@@ -100,11 +88,8 @@ def cifar_config(images: int, path: Path = CIFAR) -> Config:
 
 
 def cifar_input(settings: Settings) -> Rows:
-    """Time CIFAR-10's input, from the images to the batch on the device.
-
-    mmpretrain's has dataloader workers beside a GPU only: on a CPU they would
-    take the cores from the training.
-    """
+    """Time CIFAR-10's input, from the images to the batch on the device."""
+    # On a CPU they would take the cores from the training.
     workers = min(16, os.cpu_count()) if settings.on_gpu else 0
     images = 16 if settings.tiny else 50_000 if settings.on_gpu else 6400
     host = Path(mmpretrain.__path__[0], '.mim/configs/resnet')
@@ -116,8 +101,7 @@ def cifar_input(settings: Settings) -> Rows:
         pin_memory=workers > 0,
         collate_fn=dict(type='default_collate'),
     )
-    calls = {}
-    configs = dict(mmpretrain=hosts, sb_mm=cifar_config(images))
+    configs, calls = dict(mmpretrain=hosts, sb_mm=cifar_config(images)), {}
     for name, config in configs.items():
         preprocess = build_model(config).data_preprocessor.to(settings.device)
         with scope_of(config):

@@ -46,12 +46,11 @@ def compare(
 ) -> Rows:
     """Yield a row for each pair whose two calls have values, one a round.
 
-    Its ``ratio`` is the first quartile, median and third quartile of
-    ``ours / other`` of each round: those of a round belong together whatever
-    else the machine did.
+    Its ``ratio`` is the quartiles of the rounds' ratios: values of a round
+    belong together, whatever else the machine did.
     """
     for ours, other, target in pairs:
-        if ours not in values or other not in values:
+        if not {ours, other} <= {*values}:
             continue
         ratios = np.divide(values[ours], values[other])
         yield dict(
@@ -108,11 +107,7 @@ def _seconds(call: Callable[[], object], repeats: int) -> float:
 def memory(
     what: str, calls: Calls, pairs: Sequence[Pair], settings: Settings
 ) -> Rows:
-    """Compare the most memory that the calls' tensors take at a time.
-
-    It is the same in every run. What oneDNN allocates by itself on a CPU does
-    not count.
-    """
+    """Compare the most memory that tensors take at a time, in every run."""
     measure = _peak_on_gpu if settings.on_gpu else _peak_on_cpu
     peaks = {name: [measure(call) / 2**20] for name, call in calls.items()}
     return compare(f'memory of {what}', 'MiB', peaks, pairs)
@@ -140,11 +135,10 @@ def kernels(what: str, calls: Calls, pairs: Sequence[Pair]) -> Rows:
     """Compare the kernels that the calls launch on a GPU, and their time."""
     counts, times = {}, {}
     for name, call in calls.items():
-        activities = [ProfilerActivity.CUDA]
-        with profile(activities=activities, acc_events=True) as found:
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as p:
             call()
             torch.cuda.synchronize()
-        busy = [a for a in found.key_averages() if a.self_device_time_total]
+        busy = [a for a in p.key_averages() if a.self_device_time_total]
         counts[name] = [sum(a.count for a in busy)]
         times[name] = [sum(a.self_device_time_total for a in busy) / 1e3]
     yield from compare(f'kernels of {what}', 'kernels', counts, pairs)

@@ -23,25 +23,19 @@ from sb_mm.engine.cli import run_tool
 from sb_mm.engine.environment import commit, hardware, versions
 from sb_mm.errors import UserInputError
 
-# Each in which module. Those that may find no data come first.
-CASES = dict(
-    augmentation='inputs',
-    cifar_input='inputs',
-    dynamic_conv='dynamic_conv',
-    training_step='training',
-    cifar_step='training',
-    training_loop='training',
-    device_calls='training',
-    detector_step='training',
-    inference='inference',
-)
+# Those that may find no data come first.
+CASES = [
+    *('augmentation', 'cifar_input', 'training_step', 'cifar_step'),
+    *('training_loop', 'device_calls', 'detector_step', 'inference'),
+]
 # Only if asked for: they need a GPU, or minutes for a compiler.
-MORE = dict(
-    cifar_graphs='training',
-    cifar_compiled='training',
-    detector_graphs='training',
-    detector_compiled='training',
-    compiled_kernels='training',
+MORE = [
+    *('cifar_graphs', 'cifar_compiled', 'detector_graphs'),
+    *('detector_compiled', 'compiled_kernels'),
+]
+# Of the cases that are not in training.py.
+MODULES = dict(
+    augmentation='inputs', cifar_input='inputs', inference='inference'
 )
 LINE = (
     '{what}: {ours} {ours_median} {unit}, {other} {other_median} {unit}, '
@@ -73,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     threads = torch.get_num_threads()
     for name in args.only:
         try:
-            case = resolve_name(f'benchmarks.{(CASES | MORE)[name]}:{name}')
+            module = MODULES.get(name, 'training')
+            case = resolve_name(f'benchmarks.{module}:{name}')
         except ModuleNotFoundError as error:
             print(f'{name}: not run: {error}')
             continue
@@ -90,7 +85,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=formatter
     )
     add = parser.add_argument
-    add('--only', nargs='+', choices=CASES | MORE, default=list(CASES))
+    add('--only', nargs='+', choices=CASES + MORE, default=CASES)
     add('--rounds', type=int, default=9, help='values of each')
     add('--device', default='cpu', help='such as cuda')
     add('--data-root', default='data/VOCdevkit', help='of VOCdevkit')

@@ -44,6 +44,8 @@ KINDS = {
 SSDLITE = CONFIGS / 'voc/ssdlite_mobilenetv2-static-w1.0_1xb32-200e_voc0712.py'
 # Allocations: nothing runs on a device.
 _NO_CALLS = 'empty', 'empty_like', 'empty_strided'
+# Of SGD: the weights stay, so that every step is the same.
+UNMOVED = dict(lr=0, momentum=0.9)
 Form = Callable[[nn.Module, Tensor], object]
 
 
@@ -141,7 +143,7 @@ def step(
     """Return what takes one training step, with SGD as in our configs."""
     network = network.to(images.device).train()
     form(network, images)
-    optimizer = _unmoved(network)
+    optimizer = torch.optim.SGD(network.parameters(), **UNMOVED)
 
     def run() -> None:
         optimizer.zero_grad()
@@ -152,18 +154,13 @@ def step(
     return run
 
 
-def _unmoved(network: nn.Module) -> torch.optim.SGD:
-    """Return an optimizer that keeps the weights: every step is the same."""
-    return torch.optim.SGD(network.parameters(), lr=0, momentum=0.9)
-
-
 def _trained(
     config: Config, kind: str, settings: Settings
 ) -> tuple[BaseModel, OptimWrapper]:
     torch.manual_seed(0)
     config.model.backbone.update(KINDS[kind])
     model = build_model(config).to(settings.device).train()
-    return model, OptimWrapper(_unmoved(model))
+    return model, OptimWrapper(torch.optim.SGD(model.parameters(), **UNMOVED))
 
 
 def training_loop(settings: Settings) -> Rows:

@@ -1,9 +1,8 @@
 #!/usr/bin/env python
-"""The paper's tables: list, check and train the cells, and report."""
+"""The paper's tables: list and train the cells, and report."""
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 # Python puts tools/ on the path, not the repository.
@@ -19,22 +18,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     options = dict(allow_abbrev=False)
     parser = argparse.ArgumentParser(description=__doc__, **options)
     verbs = parser.add_subparsers(required=True, metavar='COMMAND')
-
-    def add(name: str, run: Callable, text: str, *groups: Callable) -> None:
-        verb = verbs.add_parser(name, help=text, **options)
+    for name, run, *groups in (
+        ('list', commands.list_cells, _add_selection),
+        ('train', commands.train_cells, _add_selection, _add_training),
+        ('report', commands.report),
+    ):
+        verb = verbs.add_parser(name, help=run.__doc__, **options)
         for group in groups:
             group(verb)
+        add, text = verb.add_argument, 'folder of the records (%(default)s)'
+        add('--results', type=Path, default=commands.RESULTS, help=text)
         verb.set_defaults(run=run)
-
-    cells, results = _add_selection, _add_results
-    text = 'the cells, their configs and results'
-    add('list', commands.list_cells, text, cells, results)
-    text = 'parameters and multiply-adds beside the printed ones'
-    add('check', commands.check_cells, text, cells)
-    text = 'train cells and record the results'
-    add('train', commands.train_cells, text, cells, results, _add_training)
-    text = 'write docs/results.md, or a page beside other records'
-    add('report', commands.report, text, results)
     return parser.parse_args(argv)
 
 
@@ -48,13 +42,6 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         help=', '.join(names.values()), **several,
     )  # fmt: skip
     parser.add_argument('--cells', help='ids of "list"', **several)
-
-
-def _add_results(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--results', type=Path, default=commands.RESULTS,
-        metavar='FOLDER', help='of the records (%(default)s)',
-    )  # fmt: skip
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:

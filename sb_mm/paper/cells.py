@@ -1,8 +1,4 @@
-"""Cells: the rows of the paper's tables, each a config plus overrides.
-
-Configs exist for network x width x attention; the ablations differ from one
-by an argument or two.
-"""
+"""Cells: the rows of the paper's tables, each a config plus overrides."""
 
 import json
 import re
@@ -15,19 +11,13 @@ from typing import Any
 
 from mmengine.config import Config
 
-from sb_mm.errors import UserInputError, first_few
+from sb_mm.errors import UserInputError
 from sb_mm.files import product_root
 
 REPOSITORY = product_root()
 # Titles, datasets, rows and claims of the ten tables.
 TABLES = json.loads(files(__package__).joinpath('tables.json').read_text())
 
-_EVERYWHERE = 'all three layers of a block'
-# The paper's words in those of the backbones.
-_PLACEMENTS = {
-    'block output': ['block'],
-    _EVERYWHERE: ['expand', 'depthwise', 'project'],
-}
 # The ablated arguments with the values that they have elsewhere (Sec. 4.2,
 # and no dropout in the gates but in Table 7).
 _DEFAULTS = dict(
@@ -69,7 +59,7 @@ class Cell:
     network: str  # such as mobilenet_v2_cifar
     width: float  # factor on the channels
     attention: str  # static, SE, SB or DyConv
-    placement: str | None  # in a block, in the paper's words
+    placement: str | None  # layers of a block, such as expand+project
     settings: dict[str, Any]  # the ablated arguments of the attention
     # The paper's numbers: params_m and madds_m in millions, top1 or
     # map_percent in percent with std over runs.
@@ -96,8 +86,8 @@ class Cell:
         """The paper's result as it prints it."""
         if self.result is None:
             return '/'
-        std = self.printed.get('std')
-        return f'{self.result:.3f}' + ('' if std is None else f' ± {std:.3f}')
+        std = f' ± {self.printed["std"]:.3f}' if 'std' in self.printed else ''
+        return f'{self.result:.3f}{std}'
 
     @property
     def config(self) -> str:
@@ -114,13 +104,12 @@ class Cell:
             for name, value in self.settings.items()
             if value != _DEFAULTS[name]
         }
-        if self.placement:
-            # SE stands behind the blocks in its leaves for ImageNet.
-            se = self.network == 'mobilenet_v2' and self.attention == 'SE'
-            place = self.placement
-            layers = _PLACEMENTS.get(place) or place.split('+')
-            if layers != _PLACEMENTS['block output' if se else _EVERYWHERE]:
-                changed['model.backbone.attention_layers'] = layers
+        # SE stands behind the blocks in its leaves for ImageNet.
+        se = self.network == 'mobilenet_v2' and self.attention == 'SE'
+        place = 'block' if se else 'expand+depthwise+project'
+        if self.placement and self.placement != place:
+            layers = self.placement.split('+')
+            changed['model.backbone.attention_layers'] = layers
         return changed
 
     @property
@@ -128,15 +117,15 @@ class Cell:
         """What is trained: equal for cells that several tables repeat."""
         return ' '.join([self.config, *as_options(self.overrides)])
 
-    def resolve(self) -> Config:
-        """Return the config with the overrides merged in."""
+    def resolve(
+        self, options: Mapping[str, Any] | None = None, **folders
+    ) -> Config:
+        """Return the config with overrides and options merged in."""
         # With torch, which takes seconds: tables and records need none.
-        from sb_mm.engine.checks.options import apply_options
-        from sb_mm.engine.config import read_config
+        from sb_mm.engine.config import load_config
 
-        cfg = read_config(str(REPOSITORY / self.config))
-        apply_options(cfg, self.overrides)
-        return cfg
+        merged = {**self.overrides, **(options or {})}
+        return load_config(str(REPOSITORY / self.config), merged, **folders)
 
 
 def as_options(overrides: Mapping[str, Any]) -> list[str]:
@@ -165,13 +154,13 @@ def load_cells() -> dict[str, Cell]:
 def find_cell(cell_id: str) -> Cell:
     """Return the cell of that id, or raise with the closest ones."""
     cells = load_cells()
-    if cell_id in cells:
-        return cells[cell_id]
-    close = get_close_matches(cell_id, cells, 3, 0.4) or list(cells)
-    raise UserInputError(
-        f'There is no cell {cell_id!r}: did you mean {first_few(close)}? '
-        f'tools/paper.py list shows all {len(cells)}.'
-    )
+    if cell_id not in cells:
+        close = ', '.join(get_close_matches(cell_id, cells, 3, 0))
+        raise UserInputError(
+            f'There is no cell {cell_id!r}: did you mean {close}? '
+            'tools/paper.py list shows all.'
+        )
+    return cells[cell_id]
 
 
 def select_cells(
@@ -180,9 +169,9 @@ def select_cells(
     attention: Collection[str] = (),
     cells: Collection[str] = (),
 ) -> list[Cell]:
-    """Return the cells, given by their ids, that fit all else that is given.
+    """Return the cells, all or those of the ids, that fit all that is given.
 
-    Raise if an id is unknown, or nothing fits a value.
+    Raise if nothing does.
     """
     selected = [find_cell(name) for name in cells] or [*load_cells().values()]
     given = dict(table=table, width=width, attention=attention)

@@ -16,21 +16,14 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
-from sb_mm.engine.config import dataset_configs, load_config
+from sb_mm.engine.config import dataset_configs
 from sb_mm.engine.environment import commit, hardware, versions
 from sb_mm.engine.runner import train
 from sb_mm.errors import DivergedError, UserInputError
 from sb_mm.registry import HOOKS
 
-from .cells import REPOSITORY, Cell, find_cell
-from .records import (
-    Record,
-    append_record,
-    find_record,
-    identity,
-    read_job,
-    write_job,
-)
+from .cells import Cell, find_cell
+from .records import Record, append_record, find_record, identity, read_job
 
 # What is the same whenever a job is started.
 _FIXED = attrgetter(
@@ -65,20 +58,17 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Folder of its log and checkpoints: other options have another."""
-        # As other data may.
-        kind = [dict(self.options), self.data_root]
-        text = json.dumps(kind, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        name = f'seed{self.seed}' + (f'-{digest}' if any(kind) else '')
+        """That of its log and checkpoints, by options and data."""
+        kind, name = [dict(self.options), self.data_root], f'seed{self.seed}'
+        if any(kind):
+            text = json.dumps(kind, sort_keys=True)
+            name += f'-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
         return self.out / self.cell.id / name
 
     def config(self) -> Config:
         """Return what is trained; raise if an option has no effect."""
-        seed = {'randomness.seed': self.seed}
-        cfg = load_config(
-            str(REPOSITORY / self.cell.config),
-            {**seed, **self.cell.overrides, **self.options},
+        cfg = self.cell.resolve(
+            {'randomness.seed': self.seed, **self.options},
             data_root=self.data_root,
             work_dir=str(self.folder),
         )
@@ -87,7 +77,13 @@ class Job:
             cfg.data_preprocessor.channels_last = True
         if self.cell.dataset == 'cifar10':
             _read_folders(cfg)
-        cfg.custom_hooks = [*cfg.get('custom_hooks', []), *self._hooks()]
+        options = dict(self.options)
+        job = dict(cell=self.cell.id, seed=self.seed, options=options)
+        how = dict(channels_last=self.channels_last, compile=self.compile)
+        hooks = [dict(type='sb_mm.JobHook', job=job, execution=how)]
+        if self.compile:
+            hooks.append(dict(type='sb_mm.CompileHook', mode=self.compile))
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), *hooks]
         return cfg
 
     def _check(self, cfg: Config) -> None:
@@ -107,37 +103,20 @@ class Job:
                 'leave it out.'
             )
 
-    def _hooks(self) -> list[dict]:
-        how = dict(channels_last=self.channels_last, compile=self.compile)
-        options = dict(self.options)
-        job = dict(cell=self.cell.id, seed=self.seed, options=options)
-        hooks = [dict(type='sb_mm.JobHook', job=job, execution=how)]
-        if self.compile:
-            hooks.append(dict(type='sb_mm.CompileHook', mode=self.compile))
-        return hooks
-
 
 def _read_folders(cfg: Config) -> None:
-    """Read CIFAR-10 from ``{train,test}/<class>/*.png`` where that is there.
-
-    Files have blue first, and mmpretrain's ``CIFAR10`` red.
-    """
+    """Read CIFAR-10 from ``{train,test}/<class>/*.png`` if that is there."""
     for _, dataset in dataset_configs(cfg):
         if Path(dataset.data_root, dataset.get('split') or '-').is_dir():
             dataset.type = 'CustomDataset'
             dataset.data_prefix = dataset.pop('split')
             dataset.pipeline.insert(0, ConfigDict(type='LoadImageFromFile'))
-            cfg.data_preprocessor.to_rgb = True
+            cfg.data_preprocessor.to_rgb = True  # as mmpretrain's CIFAR10 is
 
 
 @HOOKS.register_module()
 class JobHook(Hook):
-    """Write ``job.json``: what is trained, before it is, and how it goes.
-
-    Args:
-        job: Cell, seed and options.
-        execution: How it is computed.
-    """
+    """Write ``job.json``: a job before it is trained, and how it goes."""
 
     def __init__(self, job: dict[str, Any], execution: dict[str, Any]) -> None:
         # As they are read back: JSON knows no tuples.
@@ -194,7 +173,7 @@ class JobHook(Hook):
         before, self.clock = self.clock, time.monotonic()
         hours = self.record.hours + (self.clock - before) / 3600
         self.record.hours = round(hours, 5)
-        write_job(self.folder, self.record)
+        self.record.write(self.folder)
 
 
 def _size(dataset: Dataset) -> dict[str, int]:

@@ -1,18 +1,19 @@
 """Jobs side by side: on this machine, on a Ray cluster, as a Slurm array.
 
-On a cluster, the folder of the jobs and that of the records are on storage
-that all nodes share.
+Here and on Ray, a job is a future, of the text that is to be said of it. On a
+cluster, the folders of jobs and records are on storage that all nodes share.
 """
 
 import os
 import shlex
 import subprocess
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from threading import local
 
 import torch
 from rich.markup import escape
@@ -26,60 +27,69 @@ from .job import Job, train_job
 from .records import read_job
 
 LOG = 'train.log'  # what a job printed, in its folder
-_POLL_SECONDS = 1.0
+_POLL = 1.0  # seconds
 
 
 def plan_jobs(
     cells: Sequence[Cell], seeds: Sequence[int], **settings
 ) -> list[Job]:
-    """Return a job for each distinct cell and seed, with the same settings.
-
-    The first seed of every cell comes first, so that work that is cut has
-    something of everything.
-    """
+    """Return a job for each distinct cell and seed, with the same settings."""
     distinct: dict[str, Cell] = {}
     for cell in cells:
         distinct.setdefault(cell.experiment, cell)
+    # Seed by seed: work that is cut has something of everything.
     every = product(dict.fromkeys(seeds), distinct.values())
     return [Job(cell, seed, **settings) for seed, cell in every]
 
 
-class Ended(NamedTuple):
-    """How a job ended: with a record or not, and what is to be said of it."""
-
-    job: Job
-    recorded: bool
-    text: str
-
-
+@contextmanager
 def run_locally(
     commands: Mapping[Job, Sequence[str]], count: int | None = None
-) -> Iterator[Ended | None]:
+) -> Iterator[dict[Future[str], Job]]:
     """Train jobs in processes of this machine, which print into their logs.
 
     So many at a time, one for each GPU if None; they share the GPUs in turn,
-    or the cores equally. Yield how jobs ended, and None once a second. Closed,
-    stop what runs.
+    or the cores equally. At the context's end, what still runs is stopped.
     """
-    waiting, places = list(commands), _places(count)
-    running: dict[Job, tuple[subprocess.Popen, dict[str, str]]] = {}
-    try:
-        while waiting or running:
-            while waiting and places:
-                job, place = waiting.pop(0), places.pop(0)
-                running[job] = _start(job, commands[job], place), place
-            time.sleep(_POLL_SECONDS)
-            for job, (process, place) in list(running.items()):
-                if process.poll() is not None:
-                    del running[job]
-                    places.append(place)
-                    yield _ended(job, process.returncode)
-            yield None
-    finally:
-        for process, _ in running.values():
-            process.terminate()
-        for process, _ in running.values():
-            process.wait()
+    places, place, running = _places(count), local(), []
+    for job in commands:
+        job.folder.mkdir(parents=True, exist_ok=True)
+
+    def run(job: Job) -> str:
+        with (job.folder / LOG).open('ab') as log:
+            process = subprocess.Popen(
+                commands[job],
+                env={**os.environ, **vars(place)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            running.append(process)
+            return _last_line(job, process.wait())
+
+    with ThreadPoolExecutor(
+        len(places), initializer=lambda: vars(place).update(places.pop(0))
+    ) as pool:
+        futures = {pool.submit(run, job): job for job in commands}
+        try:
+            yield futures
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            # A job that was just about to start is there a moment later.
+            while not all(future.done() for future in futures):
+                while running:
+                    running.pop().terminate()
+                time.sleep(0.1)
+
+
+def _last_line(job: Job, code: int) -> str:
+    """Return the last line that a job printed, or raise with it."""
+    printed = (job.folder / LOG).read_text(errors='replace')
+    text = printed.strip().rpartition('\n')[2]
+    if code < 0 or not text:
+        text = f'its process ended with code {code}'
+    if code:
+        raise ChildProcessError(text)
+    return text
 
 
 def _places(count: int | None) -> list[dict[str, str]]:
@@ -92,73 +102,52 @@ def _places(count: int | None) -> list[dict[str, str]]:
     return [dict(CUDA_VISIBLE_DEVICES=names[i % gpus]) for i in range(count)]
 
 
-def _start(
-    job: Job, command: Sequence[str], place: dict[str, str]
-) -> subprocess.Popen:
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with (job.folder / LOG).open('ab') as log:
-        environment = {**os.environ, **place}
-        return subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
-
-
-def _ended(job: Job, code: int) -> Ended:
-    """Return the last line that a job printed, if it ended by itself."""
-    printed = (job.folder / LOG).read_text(errors='replace')
-    text = printed.strip().rpartition('\n')[2]
-    if code < 0 or not text:
-        text = f'its process ended with code {code}'
-    return Ended(job, code == 0, text)
-
-
-def follow(jobs: Collection[Job], events: Iterable[Ended | None]) -> list[Job]:
-    """Show jobs as bars, print a line for each that ends, return the failed.
-
-    The events are those of :func:`run_locally`.
-    """
-    failed = []
+def follow(futures: Mapping[Future[str], Job]) -> list[Job]:
+    """Show progress, tell how each job ends, and return the failed ones."""
+    failed, waiting = [], set(futures)
     # Else it forgets the last epoch before the next one ends.
     with Progress(speed_estimate_period=1e6) as progress:
-        total = progress.add_task('all jobs', total=len(jobs))
-        bars = {j: progress.add_task(j.name, visible=False) for j in jobs}
-        for ended in events:
-            if ended is None:
-                for job, bar in bars.items():
-                    progress.update(bar, **_so_far(job))
-                continue
-            line = f'{ended.job.name}: {ended.text}'
-            if not ended.recorded:
-                failed.append(ended.job)
-                line += f' (failed, see {ended.job.folder})'
-            progress.console.print(escape(line), soft_wrap=True)
-            progress.remove_task(bars.pop(ended.job))
-            progress.advance(total)
+        bar = progress.add_task('all jobs', total=len(futures))
+        while waiting:
+            done, waiting = wait(waiting, _POLL, 'FIRST_COMPLETED')
+            for future in done:
+                job, error = futures[future], future.exception()
+                if error:
+                    failed.append(job)
+                text = _failure(error, job) if error else future.result()
+                line = escape(f'{job.name}: {text}')
+                progress.console.print(line, soft_wrap=True)
+            progress.update(bar, completed=sum(map(_done, futures.values())))
     return failed
 
 
-def _so_far(job: Job) -> dict:
-    """Return what a job's bar shows, once its training has begun."""
-    # That the file is damaged will its own process say.
-    with suppress(UserInputError):
-        if record := read_job(job.folder):
-            done = record.history[-1][0] if record.history else 0
-            return dict(total=record.epochs, completed=done, visible=True)
-    return {}
+def _failure(error: BaseException, job: Job) -> str:
+    error = getattr(error, 'cause', error)  # of the job, or of Ray itself
+    reason = str(error).partition('\n')[0] or repr(error)
+    return f'{reason} (failed, see {job.folder})'
 
 
+def _done(job: Job) -> float:
+    """Return which part of a job's epochs is done."""
+    with suppress(UserInputError):  # of a damaged file, as the job will say
+        if (record := read_job(job.folder)) and record.history:
+            return record.history[-1][0] / record.epochs
+    return 0
+
+
+@contextmanager
 def run_on_ray(
-    jobs: Sequence[Job],
+    jobs: Iterable[Job],
     results: Path,
     address: str,
     cpus: int = 1,
     gpus: float | None = None,
-) -> Iterator[Ended | None]:
-    """Train jobs as tasks of a Ray cluster; yield as :func:`run_locally`.
+) -> Iterator[dict[Future[str], Job]]:
+    """Train jobs as tasks of a Ray cluster.
 
     Every node needs this environment. A task whose node dies is started again
-    and goes on from the newest checkpoint. ``cpus`` are also the threads of a
-    job; ``gpus`` of None are one, if the cluster has any.
+    and goes on. ``cpus`` are also the threads of a job; ``gpus`` of None are
+    one, if the cluster has any.
     """
     try:
         import ray
@@ -180,19 +169,8 @@ def run_on_ray(
         # A process of its own for each, with the GPU that it was given.
         max_calls=1,
         runtime_env=dict(env_vars=dict(OMP_NUM_THREADS=str(cpus))),
-    )(train_job)
-    pending = {task.remote(job, results): job for job in jobs}
-    while pending:
-        done, _ = ray.wait(list(pending), timeout=_POLL_SECONDS)
-        for reference in done:
-            job = pending.pop(reference)
-            try:
-                yield Ended(job, True, str(ray.get(reference)))
-            except ray.exceptions.RayError as error:
-                # Of the job, or of Ray itself.
-                reason = getattr(error, 'cause', error)
-                yield Ended(job, False, first_line(reason))
-        yield None
+    )(lambda job: str(train_job(job, results)))
+    yield {task.remote(job).future(): job for job in jobs}
 
 
 def slurm_array(

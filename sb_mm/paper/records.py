@@ -1,7 +1,7 @@
 """Records: what a training is and what came of it.
 
-While it trains, a job's record is ``job.json`` in its folder; when it is done,
-that becomes one line of ``results/``.
+A job's record is ``job.json`` in its folder, and in the end one line of
+``results/``.
 """
 
 import json
@@ -21,6 +21,8 @@ from sb_mm.files import write_in_one_step
 from .cells import Cell, as_options, find_cell
 
 NOT_RUN = 'not run'
+# What comes of a text that is no record.
+_DAMAGES = AttributeError, TypeError, ValueError
 
 
 @dataclass
@@ -61,8 +63,8 @@ class Record:
     def failed(self) -> bool:
         """Whether it failed to train, which the paper prints as "/".
 
-        The loss was not finite at some time, or the network names no more
-        classes right than chance does (5 standard deviations above it).
+        The loss was not finite, or the network is no better than chance (by
+        5 standard deviations).
         """
         spec = find_cell(self.cell).spec
         if self.final is None or spec.printed != 'top1':
@@ -78,6 +80,11 @@ class Record:
             return '/'
         return f'{self.final:.2f}' + (' (/)' if self.failed else '')
 
+    def write(self, folder: Path) -> None:
+        """Write the ``job.json`` of a job's folder."""
+        text = json.dumps(asdict(self), indent=1) + '\n'
+        write_in_one_step(folder / 'job.json', text)
+
     def __str__(self) -> str:
         """Return the result and the time that it took."""
         return f'{self.hours:.2f} h, result (%): {self.text}'
@@ -88,20 +95,14 @@ def identity(cell: Cell, seed: int, options: dict[str, Any]) -> tuple:
     return cell.experiment, seed, tuple(sorted(as_options(options)))
 
 
-def write_job(folder: Path, record: Record) -> None:
-    """Write a folder's ``job.json``."""
-    text = json.dumps(asdict(record), indent=1) + '\n'
-    write_in_one_step(folder / 'job.json', text)
-
-
 def read_job(folder: Path) -> Record | None:
     """Return what a folder's ``job.json`` says; None if there is none."""
     file = folder / 'job.json'
     try:
-        return Record(**json.loads(file.read_text()))
+        return _parse(file.read_text())
     except FileNotFoundError:
         return None
-    except (TypeError, ValueError) as error:
+    except _DAMAGES as error:
         raise UserInputError(
             f'{file} is damaged or of another version: delete the folder '
             f'{folder} to train again.'
@@ -111,8 +112,8 @@ def read_job(folder: Path) -> Record | None:
 def read_records(folder: Path) -> list[Record]:
     """Return what a folder's ``*.jsonl`` files hold.
 
-    A line that is damaged, unfinished or of a training that an earlier one is
-    of is left out, and named on stderr.
+    Lines that are no record, or another one of a training, are left out, and
+    named on stderr.
     """
     found: dict[tuple, Record] = {}
     for file in sorted(folder.glob('*.jsonl')):
@@ -122,7 +123,7 @@ def read_records(folder: Path) -> list[Record]:
                 record = _parse(line)
                 if found.setdefault(record.identity, record) is not record:
                     raise ValueError('that training has a record already')
-            except (AttributeError, TypeError, ValueError) as error:
+            except _DAMAGES as error:
                 print(
                     f'left out: {file.name} line {number}, which is no record '
                     f'({first_line(error)}): remove it.',
@@ -148,9 +149,9 @@ def _parse(line: str) -> Record:
 
 
 def append_record(record: Record, folder: Path) -> Record:
-    """Add a record to ``<folder>/table<N>.jsonl``, and return it.
+    """Add a record to ``<folder>/table<N>.jsonl`` unless it has one.
 
-    If another process was faster, return the one that is there.
+    Return that which is there then.
     """
     file = folder / f'table{find_cell(record.cell).table}.jsonl'
     with FileLock(folder / '.lock'):
@@ -165,8 +166,7 @@ def append_record(record: Record, folder: Path) -> Record:
 def full_trainings(cell: Cell, records: Iterable[Record]) -> list[Record]:
     """Return those of a cell, shared by the cells that repeat it."""
     wanted = cell.experiment
-    full = (record for record in records if record.is_full)
-    return [r for r in full if r.identity[0] == wanted]
+    return [r for r in records if r.is_full and r.identity[0] == wanted]
 
 
 def results_of(records: Iterable[Record]) -> list[float]:
@@ -179,10 +179,11 @@ def summary(records: Sequence[Record]) -> str:
     if not records:
         return NOT_RUN
     finals = results_of(records)
-    text = f'{fmean(finals):.3f}' if finals else '/'
+    if not finals:
+        return '/'
+    text = f'{fmean(finals):.3f}'
     if len(finals) > 1:
         text += f' ± {stdev(finals):.3f}'
-    failed = len(records) - len(finals)
-    if finals and failed:
+    if failed := len(records) - len(finals):
         text += f' ({failed} of {len(records)} runs: /)'
     return text

@@ -20,7 +20,7 @@ from benchmarks.training import (  # noqa: E402
 )
 
 # The others take longer, or need a compiler or the packages of the export.
-FAST = ('augmentation', 'cifar_step', 'dynamic_conv')
+FAST = ('augmentation', 'cifar_step')
 
 
 def test_a_tiny_run_adds_a_row_a_comparison(tiny_devkit, tmp_path):
@@ -36,7 +36,6 @@ def test_a_tiny_run_adds_a_row_a_comparison(tiny_devkit, tmp_path):
         *[('sb_mm', 'mmdet')] * 2,
         *((SB, STATIC), (SE, STATIC), (SB, SE), (SB, DYCONV)),
         *((SB, STATIC), (SB, SE)),  # memory
-        ('sb_mm', 'grouped convolution'),
     ]
     for row in rows:
         assert row['rounds'] == 1

@@ -108,9 +108,7 @@ def test_only_the_published_trunk_learns_slowly(cfg, published):
 
 def test_the_rate_rises_for_one_epoch_and_falls_to_zero(tmp_path):
     rates = learning_rates(FINETUNE, 5, tmp_path, batches=4)
-    assert rates[0] == pytest.approx(1e-5)
-    assert rates[:4] == sorted(rates[:4])
-    assert rates[3] == pytest.approx(0.01)
+    assert rates[:4] == pytest.approx([1e-5, 0.00334, 0.00667, 0.01])
     cosine = [0.01 * (1 + math.cos(math.pi * e / 5)) / 2 for e in range(1, 5)]
     assert rates[4::4] == pytest.approx(cosine)
 

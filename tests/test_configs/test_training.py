@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 from mmdet.datasets import CocoDataset
-from mmdet.structures import DetDataSample
+from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
-from mmengine.structures import InstanceData
 from PIL import Image
 
 from sb_mm.engine.config import load_config
@@ -62,17 +61,8 @@ def test_a_stock_detector_trains_and_predicts_on_our_network(name):
     options.score_thr = 0.0  # no class is likely yet
     init_default_scope('mmdet')
     model = MODELS.build(cfg.model)
-    sample = DetDataSample(
-        metainfo=dict(
-            img_shape=(64, 96), ori_shape=(64, 96), scale_factor=(1, 1)
-        )
-    )
-    sample.gt_instances = InstanceData(
-        bboxes=torch.tensor([[8.0, 8, 60, 50], [40, 20, 90, 60]]),
-        labels=torch.tensor([3, 19]),
-    )
-    images = torch.randint(256, (2, 3, 64, 96), dtype=torch.uint8)
-    batch = dict(inputs=[*images], data_samples=[sample, sample.clone()])
+    torch.manual_seed(0)
+    batch = demo_mm_inputs(2, (3, 64, 96), [2, 2], num_classes=20)
     losses = model(**model.data_preprocessor(batch, True), mode='loss')
     model.parse_losses(losses)[0].backward()
     gradients = [p.grad for p in model.backbone.parameters()]
@@ -96,66 +86,62 @@ SHORT = {
     'train_dataloader.batch_size': 2,
     'model.test_cfg.score_thr': -1.0,
     'model.test_cfg.max_per_img': 20,
-    **{
-        f'{loader}_dataloader.{key}': value
-        for loader in ('train', 'val', 'test')
-        for key, value in (('num_workers', 0), ('persistent_workers', False))
-    },
 }
+for _loader in ('train', 'val', 'test'):
+    SHORT[f'{_loader}_dataloader.num_workers'] = 0
+    SHORT[f'{_loader}_dataloader.persistent_workers'] = False
 
 
-def write_coco(root, file, images, classes, count=2):
-    """Make images of one object each, and their annotations."""
+def write_coco(root, file, images, classes):
+    """Make two images of one object each, and their annotations."""
     (root / images).mkdir(parents=True, exist_ok=True)
     (root / file).parent.mkdir(exist_ok=True)
-    names = [f'{i}.jpg' for i in range(count)]
-    sizes = dict(width=96, height=64)
-    box = dict(bbox=[8, 4, 60, 50], area=3000, iscrowd=0)
     # As in COCO, the numbers of the categories have gaps.
-    content = dict(
-        images=[dict(sizes, id=i, file_name=n) for i, n in enumerate(names)],
-        annotations=[
-            dict(box, id=i + 1, image_id=i, category_id=10 * i + 3)
-            for i in range(count)
-        ],
-        categories=[
-            dict(id=10 * i + 3, name=name) for i, name in enumerate(classes)
-        ],
-    )
+    categories = [dict(id=10 * i + 3, name=n) for i, n in enumerate(classes)]
+    content = dict(images=[], annotations=[], categories=categories)
     rng = np.random.default_rng(0)
-    for name in names:
+    for i in range(2):
+        name = f'{i}.jpg'
         pixels = rng.integers(0, 256, (64, 96, 3), np.uint8)
         Image.fromarray(pixels).save(root / images / name)
+        image = dict(id=i, file_name=name, width=96, height=64)
+        content['images'].append(image)
+        box = dict(bbox=[8, 4, 60, 50], area=3000, iscrowd=0)
+        box.update(id=i + 1, image_id=i, category_id=10 * i + 3)
+        content['annotations'].append(box)
     (root / file).write_text(json.dumps(content))
 
 
+def run_short(file, work_dir, options=(), **settings):
+    """Train a config for an iteration; return the mean average precision."""
+    options = {**SHORT, 'visualizer.name': str(work_dir), **dict(options)}
+    cfg = load_config(file, options, work_dir=str(work_dir), **settings)
+    return train(cfg)['coco/bbox_mAP']
+
+
 def test_one_iteration_on_coco(tmp_path):
-    classes = CocoDataset.METAINFO['classes']
     for split in ('train2017', 'val2017'):
         annotations = f'annotations/instances_{split}.json'
+        classes = CocoDataset.METAINFO['classes']
         write_coco(tmp_path, annotations, split, classes)
     options = {
-        **SHORT,
         'train_dataloader.dataset.times': 1,
         'train_dataloader.dataset.dataset.filter_cfg.min_size': 1,
-        'visualizer.name': tmp_path.name,
     }
     file = CONFIGS / 'coco/ssdlite_mobilenetv2-sb-w1.0_8xb24-600e_coco.py'
-    folders = dict(data_root=str(tmp_path), work_dir=str(tmp_path / 'w'))
-    metrics = train(load_config(file, options, **folders))
-    assert 0 <= metrics['coco/bbox_mAP'] <= 1
-    assert (tmp_path / 'w/best_coco_bbox_mAP_epoch_1.pth').is_file()
+    work_dir = tmp_path / 'w'
+    found = run_short(file, work_dir, options, data_root=str(tmp_path))
+    assert 0 <= found <= 1
+    assert (work_dir / 'best_coco_bbox_mAP_epoch_1.pth').is_file()
 
 
 def test_one_iteration_on_own_classes_in_coco_s_format(tmp_path):
     root, classes = tmp_path / 'mine', ('square', 'disc', 'bar')
-    for name in ('a/train.json', 'a/val.json'):
-        write_coco(root, name, 'images', classes)
+    for split in ('train', 'val'):
+        write_coco(root, f'annotations/{split}.json', 'images', classes)
     text = (CONFIGS / 'coco/ssd_sb_custom_coco.py').read_text()
     for old, new in (
         ("'data/my_coco/'", repr(f'{root}/')),
-        ("'annotations/train.json'", "'a/train.json'"),
-        ("'annotations/val.json'", "'a/val.json'"),
         ("('cat', 'dog')", str(classes)),
         ("'../ssd_sb_voc.py'", repr(str(CONFIGS / 'ssd_sb_voc.py'))),
     ):
@@ -163,11 +149,8 @@ def test_one_iteration_on_own_classes_in_coco_s_format(tmp_path):
         text = text.replace(old, new)
     config = tmp_path / 'mine.py'
     config.write_text(text)
-    options = {**SHORT, 'visualizer.name': tmp_path.name}
-    work_dir = tmp_path / 'w'
-    metrics = train(load_config(config, options, work_dir=str(work_dir)))
-    assert 0 <= metrics['coco/bbox_mAP'] <= 1
-    content = torch.load(work_dir / 'epoch_1.pth', weights_only=False)
+    assert 0 <= run_short(config, tmp_path / 'w') <= 1
+    content = torch.load(tmp_path / 'w/epoch_1.pth', weights_only=False)
     assert content['meta']['dataset_meta']['classes'] == classes
     # Four classes with the background, six priors a cell.
     last = content['state_dict']['bbox_head.cls_convs.5.1.weight']

@@ -17,11 +17,8 @@ def make_record():
 
     def make(cell_id, final=91.0, **changes):
         spec = find_cell(cell_id).spec
-        start = dict(
-            epoch=0,
-            date='2026-01-01T10:00:00+00:00',
-            environment=dict(hardware='GPU', commit='abc'),
-        )
+        place = dict(hardware='GPU', commit='abc')
+        start = dict(date='2026-01-01T10:00:00+00:00', environment=place)
         fields = dict(
             cell=cell_id,
             seed=0,
@@ -46,13 +43,12 @@ def cifar(tmp_path_factory):
     """Folder of a CIFAR-10 of 20 and 10 images in class folders."""
     root = tmp_path_factory.mktemp('cifar')
     rng = np.random.default_rng(0)
-    for split, count in (('train', 2), ('test', 1)):
-        for label in range(CLASSES):
-            folder = root / split / f'class{label}'
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
-                Image.fromarray(pixels).save(folder / f'{i}.png')
+    for i in range(30):
+        split = 'train' if i < 20 else 'test'
+        folder = root / split / f'class{i % CLASSES}'
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f'{i}.png')
     return str(root)
 
 

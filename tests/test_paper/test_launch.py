@@ -13,15 +13,7 @@ from sb_mm.errors import UserInputError
 from sb_mm.files import cores
 from sb_mm.paper import launch
 from sb_mm.paper.cells import select_cells
-from sb_mm.paper.launch import (
-    LOG,
-    Ended,
-    follow,
-    plan_jobs,
-    run_locally,
-    run_on_ray,
-    slurm_array,
-)
+from sb_mm.paper.launch import LOG, follow, run_locally, run_on_ray
 
 
 @pytest.fixture
@@ -29,116 +21,98 @@ def jobs(make_job):
     return [make_job(seed=seed) for seed in range(3)]
 
 
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch):
-    monkeypatch.setattr(launch, '_POLL_SECONDS', 0.02)
-
-
 def test_repeated_cells_are_one_job_and_seeds_come_first(tmp_path):
     cells = select_cells([5, 6], [0.35], ['SB', 'SE'])
-    planned = plan_jobs(cells, [0, 1, 0], out=tmp_path)
+    planned = launch.plan_jobs(cells, [0, 1, 0], out=tmp_path)
     names = [job.name for job in planned]
     assert 't6-x0.35-sb seed 0' not in names  # that of Table 5
     assert [job.seed for job in planned] == [0] * 6 + [1] * 6
     assert {job.out for job in planned} == {tmp_path}
 
 
-def test_one_failure_is_a_sentence_and_stops_no_other(jobs, capsys):
+def test_two_at_a_time_share_the_cores_and_a_failure_stops_no_other(
+    jobs, capsys
+):
     scripts = [
-        'echo trace; echo the disk is full >&2; exit 1',
-        'kill -9 $$',
-        'echo log; echo 91.00 %',
+        'date +%s.%N; sleep 0.3; echo the disk is full >&2; exit 1',
+        'date +%s.%N; sleep 0.3; kill -9 $$',
+        'date +%s.%N; echo $OMP_NUM_THREADS threads',
     ]
     pairs = zip(jobs, scripts, strict=True)
     commands = {job: ['sh', '-c', script] for job, script in pairs}
-    failed = follow(jobs, run_locally(commands, 2))
-    assert set(failed) == set(jobs[:2])
+    with run_locally(commands, 2) as futures:
+        assert set(follow(futures)) == set(jobs[:2])
     text = capsys.readouterr().out
     assert f'the disk is full (failed, see {jobs[0].folder})' in text
     assert 'its process ended with code -9 (failed' in text
-    assert 't6-x0.35-static seed 2: 91.00 %\n' in text
-
-
-def test_no_more_than_the_given_number_run_at_a_time(jobs):
-    script = 'date +%s.%N; sleep 0.3; echo $(date +%s.%N) $OMP_NUM_THREADS'
-    commands = {job: ['sh', '-c', script] for job in jobs}
-    ended = [event for event in run_locally(commands, 2) if event]
-    assert all(event.recorded for event in ended)
-    words = [(job.folder / LOG).read_text().split() for job in jobs]
-    begins, ends = (sorted(float(w[i]) for w in words) for i in (0, 1))
-    assert begins[2] >= ends[0]
     share = max(1, cores() // 2)
-    assert {event.text.split()[1] for event in ended} == {str(share)}
+    assert f't6-x0.35-static seed 2: {share} threads\n' in text
+    logs = [(job.folder / LOG).read_text() for job in jobs]
+    first, _, last = sorted(float(log.split()[0]) for log in logs)
+    assert last - first >= 0.3
 
 
 @pytest.mark.parametrize(
     ('given', 'count', 'places'),
-    [
-        (None, None, ['0', '1']),
-        (None, 3, ['0', '1', '0']),
-        ('GPU-a,7', 2, ['GPU-a', '7']),
-    ],
+    [('', None, '01'), ('', 3, '010'), ('a,7', 2, 'a7'), ('a,7', 3, 'a7a')],
 )
 def test_processes_share_the_gpus_in_turn(monkeypatch, given, count, places):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
-    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
-    if given:
-        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given)
     found = [place['CUDA_VISIBLE_DEVICES'] for place in launch._places(count)]
-    assert found == places
+    assert found == list(places)
 
 
 def test_leaving_the_loop_ends_what_runs(jobs):
     commands = {job: ['sh', '-c', 'echo $$; exec sleep 60'] for job in jobs}
-    events, log = run_locally(commands, 1), jobs[0].folder / LOG
-    while not (log.is_file() and log.read_text()):
-        next(events)
-    begin = time.monotonic()
-    events.close()
+    log, begin = jobs[0].folder / LOG, time.monotonic()
+    with run_locally(commands, 1):
+        while not (log.is_file() and log.read_text()):
+            time.sleep(0.02)
     assert time.monotonic() - begin < 30
     with pytest.raises(ProcessLookupError):
         os.kill(int(log.read_text()), 0)
-    assert not jobs[1].folder.exists()
+    assert not (jobs[1].folder / LOG).exists()
 
 
 def test_slurm_does_one_job_in_each_task():
     words = ['train', '--cells', 't6-x0.35-sb', '--slurm', '--cfg-options']
-    found = shlex.split(slurm_array([*words, "x='a b'"], 6, 4, None))
+    found = shlex.split(launch.slurm_array([*words, "x='a b'"], 6, 4, None))
     assert found[1:4] == ['--array=0-5', '--cpus-per-task=4', '--gres=gpu:1']
     task, _, only = found[-1].removeprefix('--wrap=').rpartition(' --only ')
     assert only == '$SLURM_ARRAY_TASK_ID'
     words.remove('--slurm')
     assert shlex.split(task)[2:] == [*words, "x='a b'"]
-    assert 'gres' not in slurm_array(words, 6, 4, 0)
+    assert 'gres' not in launch.slurm_array(words, 6, 4, 0)
 
 
 def test_without_ray_it_says_what_to_install(jobs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'ray', None)
     with pytest.raises(UserInputError, match=r'\[cluster\]'):
-        next(run_on_ray(jobs, tmp_path, 'auto'))
+        run_on_ray(jobs, tmp_path, 'auto').__enter__()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='made for CPU nodes')
-def test_ray_starts_a_job_again_whose_process_died(tmp_path, monkeypatch):
+def test_ray_starts_a_job_again_whose_process_died(
+    jobs, tmp_path, monkeypatch, capsys
+):
     ray = pytest.importorskip('ray', reason='the extra cluster')
 
-    # Names for jobs: their classes would take the workers long to import.
     def played(job, results):
-        if job == 'killed' and not results.exists():
+        if job.seed == 0 and not results.exists():
             results.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        if job == 'failing':
+        if job.seed == 1:
             raise ValueError('There are no data.')
         return 'a record'
 
     monkeypatch.setattr(launch, 'train_job', played)
-    file = tmp_path / 'tried'
     try:
-        names = ['killed', 'failing']
-        assert {e for e in run_on_ray(names, file, 'local') if e} == {
-            Ended('killed', True, 'a record'),
-            Ended('failing', False, 'There are no data'),
-        }
+        with run_on_ray(jobs, tmp_path / 'tried', 'local') as futures:
+            assert follow(futures) == jobs[1:2]
     finally:
         ray.shutdown()
+    text = capsys.readouterr().out
+    assert 'seed 0: a record' in text
+    assert 'seed 1: There are no data. (failed' in text
