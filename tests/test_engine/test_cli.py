@@ -91,7 +91,7 @@ def failing(error):
             *(2, 'Net5 is not in the mmengine::model registry: correct'),
         ),
     ],
-    ids=lambda value: str(value)[:20],
+    ids=['input', 'divergence', 'disk', 'host', 'registry'],
 )
 def test_what_a_user_can_mend_is_one_sentence(end, main, code, start):
     ended, text = end(main)
