@@ -96,11 +96,7 @@ class ChannelGate(nn.Module):
         return x.mean((2, 3), dtype=dtype)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """Add a part; a norm made an ``nn.SyncBatchNorm`` stays a gate's.
-
-        This is what ``convert_sync_batchnorm`` of PyTorch and of MMEngine
-        call.
-        """
+        """Add a part; what ``convert_sync_batchnorm`` adds, as a gate's."""
         if isinstance(module, nn.SyncBatchNorm):
             module.__class__ = GateSyncBatchNorm
         super().add_module(name, module)
@@ -236,15 +232,12 @@ class ShiftBalance(ChannelAttention):
     trunk instead of scaling it.
 
     Args:
-        in_channels: Channels of the layer's input.
-        out_channels: Channels of the layer's output.
+        in_channels: See :class:`ChannelAttention`, also for the errors.
+        out_channels: As ``in_channels``.
         lambda_init: Start value of lambda (Table 8).
         gate: Gating function (Table 9): ``'tanh'``, ``'sigmoid'``,
             ``'softmax'`` (over the channels), ``'relu'`` or ``'none'``.
-        **kwargs: See :class:`ChannelAttention`.
-
-    Raises:
-        ValueError: If an argument is out of its range.
+        **kwargs: As ``in_channels``.
     """
 
     def __init__(
@@ -272,10 +265,7 @@ class ShiftBalance(ChannelAttention):
 
 
 class _Shift(torch.autograd.Function):
-    """``trunk + scale * gates``, in four calls on the device instead of six.
-
-    They are ``(N, C, H, W)``, ``(C,)`` and ``(N, C)``.
-    """
+    """``trunk + scale * gates`` in four calls on the device, not in six."""
 
     @staticmethod
     def forward(ctx, trunk, gates, scale):  # noqa: ANN001, ANN205
