@@ -98,11 +98,10 @@ class _FusedGate(torch.autograd.Function):
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    # Inductor makes convolutions so, but traces the layout of the images.
-    if last or torch.compiler.is_compiling():
-        return torch.channels_last
-    return torch.contiguous_format
+    # Inductor's convolutions are channels_last, whatever the traced ones are.
+    compiling = torch.compiler.is_compiling()
+    last = compiling or pixel_kernels.is_channels_last(x)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def applies(attention: nn.Module, trunk: Tensor, x: Tensor) -> bool:

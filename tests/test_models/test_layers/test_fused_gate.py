@@ -351,11 +351,15 @@ def _loss(module, x):
 
 
 @needs_kernels
-def test_two_passes_before_one_backward(layer, batches):
+def test_two_passes_before_one_backward_and_checkpointing(layer, batches):
     separate = [_gradients(layer, [_loss(layer, x)]) for x in batches]
-    together = _gradients(layer, [_loss(layer, x) for x in batches])
     sums = [sum(parts) for parts in zip(*separate, strict=True)]
+    together = _gradients(layer, [_loss(layer, x) for x in batches])
     torch.testing.assert_close(together, sums)
+    losses = [
+        checkpoint(_loss, layer, x, use_reentrant=False) for x in batches
+    ]
+    torch.testing.assert_close(_gradients(layer, losses), sums)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason='its processes share no GPU')
@@ -372,13 +376,6 @@ def test_ddp_averages_the_gradients_of_the_plain_form(
     means = [sum(parts) / 2 for parts in zip(*separate, strict=True)]
     for found in in_two_processes(train):
         torch.testing.assert_close(found, means, rtol=1e-4, atol=1e-5)
-
-
-@needs_kernels
-def test_checkpointing_computes_the_same(layer, batches):
-    expected = _gradients(layer, [_loss(layer, batches[0])])
-    y = checkpoint(_loss, layer, batches[0], use_reentrant=False)
-    torch.testing.assert_close(_gradients(layer, [y]), expected)
 
 
 @needs_kernels
