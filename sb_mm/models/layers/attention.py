@@ -52,8 +52,8 @@ class ChannelGate(nn.Module):
         out_channels: Number of logits.
         dropout: Probability of dropping a hidden unit (Table 7).
         bias: Whether the two Linear layers have a bias.
-        norm: Whether there is the batch normalisation; without it, the
-            Linear layers always have a bias.
+        norm: Whether there is the batch normalisation of the paper; without
+            it, the Linear layers always have a bias.
         offset: Added to the logits.
 
     Note:
@@ -117,10 +117,7 @@ class ChannelAttention(nn.Module):
         depthwise_reduction: What the hidden units of a depthwise layer are
             divided by.
         hidden_multiplier: Factor on the hidden units.
-        dropout: Probability of dropping a hidden unit of the gate.
-        gate_norm: Whether the gate has batch normalisation, as in the paper;
-            without it, its Linear layers have a bias.
-        gate_offset: Added to the gate's logits.
+        dropout, gate_norm, gate_offset: See :class:`ChannelGate`.
         fused: Compute in seven Triton kernels, forward and backward, where
             :func:`.fused_gate.applies`: in training on a GPU. None for
             whether the environment variable ``SB_MM_FUSED_GATE`` is ``1``.

@@ -98,7 +98,7 @@ class _FusedGate(torch.autograd.Function):
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    # Inductor's convolutions are channels_last, whatever the traced ones are.
+    # Of any images, torch.compile makes channels_last convolutions.
     compiling = torch.compiler.is_compiling()
     last = compiling or pixel_kernels.is_channels_last(x)
     return torch.channels_last if last else torch.contiguous_format
