@@ -96,7 +96,8 @@ class ChannelGate(nn.Module):
         return x.mean((2, 3), dtype=dtype)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """Add a part; what ``convert_sync_batchnorm`` adds, as a gate's."""
+        """Add a part; an ``nn.SyncBatchNorm`` becomes one of a gate."""
+        # Both PyTorch's and MMEngine's convert_sync_batchnorm come this way.
         if isinstance(module, nn.SyncBatchNorm):
             module.__class__ = GateSyncBatchNorm
         super().add_module(name, module)
@@ -229,12 +230,10 @@ class ShiftBalance(ChannelAttention):
     trunk instead of scaling it.
 
     Args:
-        in_channels: See :class:`ChannelAttention`, also for the errors.
-        out_channels: As ``in_channels``.
+        in_channels, out_channels, **kwargs: See :class:`ChannelAttention`.
         lambda_init: Start value of lambda (Table 8).
         gate: Gating function (Table 9): ``'tanh'``, ``'sigmoid'``,
             ``'softmax'`` (over the channels), ``'relu'`` or ``'none'``.
-        **kwargs: As ``in_channels``.
     """
 
     def __init__(

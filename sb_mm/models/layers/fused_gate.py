@@ -153,7 +153,7 @@ def attend(
     x: Tensor,
     activation: nn.Module | None,
 ) -> Tensor:
-    """Return ``attention(trunk, x, activation)``, of a type in ``BOUNDS``."""
+    """Return what ``attention(trunk, x, activation)`` does, if it applies."""
     gate, scale = attention.gate, getattr(attention, 'lambda_', None)
     weights, stats = [], []
     for linear, norm in (gate.fc1, gate.bn1), (gate.fc2, gate.bn2):
