@@ -65,46 +65,6 @@ def parameter_count():
     return lambda module: sum(p.numel() for p in module.parameters())
 
 
-@pytest.fixture
-def all_gradients():
-    """Return the names of the parameters that have no gradient."""
-
-    return lambda module: [
-        name
-        for name, p in module.named_parameters()
-        if p.grad is None or not p.grad.any()
-    ]
-
-
-@pytest.fixture
-def is_channels_last():
-    def check(x):
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        return last and not x.is_contiguous()
-
-    return check
-
-
-@pytest.fixture
-def gate_dtypes():
-    """Record the types that the parts of every gate take in and give out."""
-    from sb_mm.models.layers import ChannelGate
-
-    def watch(module):
-        seen = set()
-
-        def record(part, args, out):
-            seen.update(t.dtype for t in (out, *args) if t.dim() == 2)
-
-        for part in module.modules():
-            if isinstance(part, ChannelGate):
-                for child in [part, *part.children()]:
-                    child.register_forward_hook(record)
-        return seen
-
-    return watch
-
-
 def _in_process(rank, address, function, found):
     torch.distributed.init_process_group(
         'gloo', address, rank=rank, world_size=2

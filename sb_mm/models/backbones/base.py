@@ -29,9 +29,8 @@ class AttentionBackbone(AttentionModule):
     """A stem and stages of blocks, of which some may be frozen.
 
     Attention sits in the blocks, never in the stem or the last convolution,
-    which counts as a stage. Without attention it is the static network. A
-    subclass builds the stem ``conv1`` and :attr:`stages`, the blocks with
-    ``layer_cfgs``, then calls :meth:`_finish`.
+    which counts as a stage. A subclass builds the stem ``conv1`` and
+    :attr:`stages`, the blocks with ``layer_cfgs``, and calls :meth:`_finish`.
 
     Args:
         out_indices: Stages whose output is returned, from 0.
@@ -122,8 +121,7 @@ class AttentionBackbone(AttentionModule):
 
     def switch_to_deploy(self) -> None:
         """Set evaluation mode and fold, see :func:`sb_mm.deploy.fold`."""
-        # Only who folds needs the room.
-        from sb_mm.deploy import fold
+        from sb_mm.deploy import fold  # which only who folds needs
 
         fold(self.eval())
 

@@ -98,8 +98,7 @@ class InvertedResidual(AttentionModule):
     the ``'block'``: at the output of the last norm, before the addition.
 
     Args:
-        in_channels: Input channels.
-        out_channels: Output channels.
+        in_channels, out_channels: Of the input and of the output.
         stride: Of the depthwise convolution, in pixels. The input is added to
             the output where the stride is 1 and the channels agree.
         hidden_channels: Channels between expand and project; None for no

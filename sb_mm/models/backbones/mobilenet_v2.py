@@ -137,12 +137,8 @@ class SBMobileNetV2(AttentionMobileNetV2):
 
     Args:
         *args: See :class:`AttentionMobileNetV2`.
-        lambda_init: Start value of the learned shift range.
-        gate: ``'tanh'``, ``'sigmoid'``, ``'softmax'``, ``'relu'`` or
-            ``'none'``.
-        hidden_multiplier: Factor on the gate's hidden units.
-        dropout: Probability of dropping a hidden unit of the gate.
-        fused: See :class:`.ChannelAttention`.
+        lambda_init, gate: See :class:`.ShiftBalance`.
+        hidden_multiplier, dropout, fused: See :class:`.ChannelAttention`.
         **kwargs: See :class:`AttentionMobileNetV2`.
     """
 
@@ -175,9 +171,7 @@ class SEMobileNetV2(AttentionMobileNetV2):
         *args: See :class:`AttentionMobileNetV2`.
         attention_layers: ``('block',)``, the output of every block, is the
             form of the paper's Table 1; the layers are of Tables 2 and 4.
-        hidden_multiplier: See :class:`SBMobileNetV2`.
-        dropout: See :class:`SBMobileNetV2`.
-        fused: See :class:`SBMobileNetV2`.
+        hidden_multiplier, dropout, fused: See :class:`.ChannelAttention`.
         **kwargs: See :class:`AttentionMobileNetV2`.
     """
 

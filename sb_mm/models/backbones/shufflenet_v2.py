@@ -26,7 +26,6 @@ class AttentionShuffleNetV2(AttentionBackbone):
         widen_factor: 0.5, 1.0, 1.5 or 2.0.
         out_indices: 0-2, and 3 for the last convolution.
         frozen_stages: -1 to 3.
-        act_cfg: Config of the activation; None for none.
         **kwargs: These and others: see :class:`~.base.AttentionBackbone`.
     """
 

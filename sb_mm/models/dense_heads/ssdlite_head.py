@@ -28,8 +28,7 @@ class SSDLiteHead(SSDHead):
         num_classes: Classes without the background.
         in_channels: Channels of the levels.
         use_depthwise: True, as mmdet's own SSDLite configs say.
-        norm_cfg: Config of the normalisation; None for none.
-        act_cfg: Config of the activation; None for none.
+        norm_cfg, act_cfg: Configs of normalisation and activation, or None.
         test_cfg: mmdet's, plus ``candidates_per_class``: how many of the best
             boxes of a class enter its suppression; None for all.
         **kwargs: See mmdet's ``SSDHead``.

@@ -52,8 +52,8 @@ class ChannelGate(nn.Module):
         out_channels: Number of logits.
         dropout: Probability of dropping a hidden unit (Table 7).
         bias: Whether the two Linear layers have a bias.
-        norm: Whether there is the batch normalisation; without it, the
-            Linear layers always have a bias.
+        norm: Whether there is the batch normalisation of the paper; without
+            it, the Linear layers always have a bias.
         offset: Added to the logits.
 
     Note:
@@ -96,11 +96,8 @@ class ChannelGate(nn.Module):
         return x.mean((2, 3), dtype=dtype)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """Add a part; a norm made an ``nn.SyncBatchNorm`` stays a gate's.
-
-        This is what ``convert_sync_batchnorm`` of PyTorch and of MMEngine
-        call.
-        """
+        """Add a part; an ``nn.SyncBatchNorm`` becomes one of a gate."""
+        # Both PyTorch's and MMEngine's convert_sync_batchnorm come this way.
         if isinstance(module, nn.SyncBatchNorm):
             module.__class__ = GateSyncBatchNorm
         super().add_module(name, module)
@@ -121,10 +118,7 @@ class ChannelAttention(nn.Module):
         depthwise_reduction: What the hidden units of a depthwise layer are
             divided by.
         hidden_multiplier: Factor on the hidden units.
-        dropout: Probability of dropping a hidden unit of the gate.
-        gate_norm: Whether the gate has batch normalisation, as in the paper;
-            without it, its Linear layers have a bias.
-        gate_offset: Added to the gate's logits.
+        dropout, gate_norm, gate_offset: See :class:`ChannelGate`.
         fused: Compute in seven Triton kernels, forward and backward, where
             :func:`.fused_gate.applies`: in training on a GPU. None for
             whether the environment variable ``SB_MM_FUSED_GATE`` is ``1``.
@@ -236,15 +230,10 @@ class ShiftBalance(ChannelAttention):
     trunk instead of scaling it.
 
     Args:
-        in_channels: Channels of the layer's input.
-        out_channels: Channels of the layer's output.
+        in_channels, out_channels, **kwargs: See :class:`ChannelAttention`.
         lambda_init: Start value of lambda (Table 8).
         gate: Gating function (Table 9): ``'tanh'``, ``'sigmoid'``,
             ``'softmax'`` (over the channels), ``'relu'`` or ``'none'``.
-        **kwargs: See :class:`ChannelAttention`.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     def __init__(
@@ -272,10 +261,7 @@ class ShiftBalance(ChannelAttention):
 
 
 class _Shift(torch.autograd.Function):
-    """``trunk + scale * gates``, in four calls on the device instead of six.
-
-    They are ``(N, C, H, W)``, ``(C,)`` and ``(N, C)``.
-    """
+    """``trunk + scale * gates`` in four calls on the device, not in six."""
 
     @staticmethod
     def forward(ctx, trunk, gates, scale):  # noqa: ANN001, ANN205

@@ -37,9 +37,7 @@ class AttentionConvModule(ConvNormAct):
     the input ``x`` of the convolution.
 
     Args:
-        in_channels: Input channels.
-        out_channels: Output channels.
-        kernel_size: Pixels.
+        in_channels, out_channels, kernel_size: See mmcv's ``ConvModule``.
         attention: Config of a module with ``forward(trunk, x)``, such as
             ``dict(type='sb_mm.ShiftBalance')``. It is built with the
             channels, and with ``depthwise=True`` if the convolution is
@@ -48,11 +46,11 @@ class AttentionConvModule(ConvNormAct):
             ``'norm'`` or ``'act'``.
         reduce_depthwise: Tell the attention of a depthwise convolution that
             it is one, so that its gate gets fewer hidden units.
-        **kwargs: See mmcv's ``ConvModule``.
+        **kwargs: See mmcv's ``ConvModule``; ``order`` and
+            ``efficient_conv_bn_eval`` have no place here.
 
     Raises:
-        ValueError: If ``attention_after`` is none of these, or for the
-            arguments of ``ConvModule`` that have no place here.
+        ValueError: If an argument has no place or is out of its range.
 
     Note:
         The paper does not say where the attention enters. Behind the

@@ -38,13 +38,8 @@ class DynamicConv2d(nn.Module):
     kernel becomes a copy, and the output is the plain convolution's.
 
     Args:
-        in_channels: Input channels.
-        out_channels: Output channels.
-        kernel_size: See ``nn.Conv2d``, also for the next four.
-        stride: Pixels.
-        padding: Pixels.
-        dilation: Pixels.
-        groups: Number of groups.
+        in_channels, out_channels, kernel_size, stride, padding, dilation,
+            groups: See ``nn.Conv2d``.
         bias: Whether each kernel has a bias; the paper's have none.
         num_kernels: :math:`K`.
         temperature: :math:`\tau`; large values mix the kernels evenly.
@@ -101,11 +96,7 @@ class DynamicConv2d(nn.Module):
             kaiming_init(kernel)
 
     def apply(self, fn: Callable[[nn.Module], None]) -> 'DynamicConv2d':
-        """Call ``fn`` on every part, and on each kernel as a convolution.
-
-        MMEngine's ``init_cfg`` comes this way: it draws the kernels
-        independently, and each as a plain convolution's.
-        """
+        """Call ``fn`` (an ``init_cfg``'s) on all parts and on each kernel."""
         super().apply(fn)
         for kernel in self._kernels():
             fn(kernel)

@@ -98,9 +98,10 @@ class _FusedGate(torch.autograd.Function):
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
+    # Of any images, torch.compile makes channels_last convolutions.
+    compiling = torch.compiler.is_compiling()
+    last = compiling or pixel_kernels.is_channels_last(x)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def applies(attention: nn.Module, trunk: Tensor, x: Tensor) -> bool:
@@ -113,15 +114,14 @@ def applies(attention: nn.Module, trunk: Tensor, x: Tensor) -> bool:
     """
     gate = attention.gate
     return (
-        attention.training
-        and (_is_current(x) or INTERPRETED)
+        (_is_current(x) or INTERPRETED)
         and MIN_VALUES <= x.size(0) <= MAX_ROWS
         and x.dtype in DTYPES
         and trunk.dtype in DTYPES
         and attention.gate_function in FUNCTIONS
         and type(gate.dropout) is nn.Identity
-        and all(map(_is_plain_norm, (gate.bn1, gate.bn2)))
-        and all(map(_is_plain_linear, (gate.fc1, gate.fc2)))
+        and _is_plain(gate.fc1, gate.bn1)
+        and _is_plain(gate.fc2, gate.bn2)
         and not any(map(has_hooks, (gate, *gate._modules.values())))
         and not torch.jit.is_tracing()
     )
@@ -131,13 +131,14 @@ def _is_current(x: Tensor) -> bool:
     return x.is_cuda and x.get_device() == torch.cuda.current_device()
 
 
-def _is_plain_norm(norm: nn.Module) -> bool:
-    return type(norm) is GateBatchNorm1d and norm.affine and norm.learns
-
-
-def _is_plain_linear(linear: nn.Module) -> bool:
-    plain = type(linear) is nn.Linear and linear.bias is None
-    return plain and linear.weight.dtype == torch.float32
+def _is_plain(linear: nn.Module, norm: nn.Module) -> bool:
+    return (
+        type(linear) is nn.Linear
+        and linear.bias is None
+        and linear.weight.dtype == torch.float32
+        and type(norm) is GateBatchNorm1d
+        and norm.learns
+    )
 
 
 def has_hooks(part: nn.Module) -> bool:
@@ -152,10 +153,7 @@ def attend(
     x: Tensor,
     activation: nn.Module | None,
 ) -> Tensor:
-    """Return what ``attention(trunk, x, activation)`` does.
-
-    The activation is of a type in ``BOUNDS``.
-    """
+    """Return what ``attention(trunk, x, activation)`` does, if it applies."""
     gate, scale = attention.gate, getattr(attention, 'lambda_', None)
     weights, stats = [], []
     for linear, norm in (gate.fc1, gate.bn1), (gate.fc2, gate.bn2):

@@ -1,10 +1,9 @@
 """Batch normalisation of few values a channel.
 
-Normalised by its own statistics, a channel of two values is their sign, and
-one of three little more. The slope of that is in the hundreds, and the gates
-of a network multiply theirs: to gradients of 1e15 for a batch of two images.
-A single value has no variance at all. The pooled input of a gate and the last
-level of SSDLite have one value an image.
+The pooled input of a gate and the last level of SSDLite have one value an
+image. Normalised by its own statistics, a channel of two values is their sign:
+slopes in the hundreds, which the gates of a network multiply, to gradients of
+1e15 for two images. A single value has no variance at all.
 """
 
 import torch
@@ -71,8 +70,7 @@ class _FewValuesMixin:
 class GateBatchNorm1d(_FewValuesMixin, nn.BatchNorm1d):
     """``nn.BatchNorm1d`` of a gate, on ``(N, C)``, that counts no batches.
 
-    PyTorch's count takes a call on the device, and only ``momentum=None``
-    reads it.
+    The count costs a call on the device; only ``momentum=None`` reads it.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def backward(
         ``(N, C, H, W)``; ``(parts, N, C)``, float32, to be added.
     """
     n, channels, height, width = saved.shape
-    size, columns = TILES[_is_last(saved)]
+    size, columns = TILES[is_channels_last(saved)]
     tiles = -(-height * width // size)
     programs = n * -(-channels // columns)
     steps = -(-tiles // min(tiles, MAX_PARTS, -(-PROGRAMS // programs)))
@@ -76,7 +76,8 @@ def backward(
     return dtrunk, sums
 
 
-def _is_last(x: Tensor) -> bool:
+def is_channels_last(x: Tensor) -> bool:
+    """Tell whether the channels of a pixel lie side by side."""
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -87,7 +88,7 @@ def _plan(
 ) -> Plan:
     """Plan tiles; a vector is what divides every start in a tile."""
     n, channels, pixels, steps = sizes
-    last = _is_last(reads[0])
+    last = is_channels_last(reads[0])
     size, columns = TILES[last]
     addresses = gcd(*[t.data_ptr() for t in (*reads[:2], writes[0])])
     vector = gcd(8, channels if last else pixels) if addresses % 16 == 0 else 1

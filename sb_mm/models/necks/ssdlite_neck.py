@@ -22,8 +22,7 @@ class SSDLiteNeck(BaseModule):
         in_channels: Channels of the backbone's outputs, passed through.
         out_channels: Channels of the extra levels.
         hidden_channels: Channels of their depthwise convolutions.
-        norm_cfg: Config of the normalisation; None for none.
-        act_cfg: Config of the activation; None for none.
+        norm_cfg, act_cfg: See :class:`~.backbones.blocks.AttentionModule`.
         init_cfg: Initialisation; Xavier if None.
     """
 

@@ -4,37 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from sb_mm.models import DynamicConv2d
-
 INVERTED = pytest.mark.parametrize(
     'network', ['mobilenet', 'cifar', 'mnasnet']
 )
-
-
-@pytest.mark.parametrize('kind', ['sb', 'dyconv'])
-def test_attention_that_changes_nothing_leaves_the_static_network(
-    network, kind, build, images, settle
-):
-    static = settle(build(network)).double()
-    model = build(network, kind).double().eval()
-    missing, extra = model.load_state_dict(static.state_dict(), strict=False)
-    assert extra == []
-    marks = ('attention', 'gate', 'temperature')
-    assert all(any(m in k.split('.') for m in marks) for k in missing)
-    lambdas = [p for n, p in model.named_parameters() if 'lambda_' in n]
-    kernels = [m.weight for m in model.modules() if type(m) is DynamicConv2d]
-    x = images().double()
-    with torch.no_grad():
-        expected = static(x)[0]
-        for lambda_ in lambdas:
-            lambda_.zero_()
-        torch.testing.assert_close(model(x)[0], expected)
-        # Of other values, the layers do take notice.
-        for lambda_ in lambdas:
-            lambda_.fill_(0.5)
-        for kernel in kernels:
-            kernel[: len(kernel) // 4] *= 2
-        assert (model(x)[0] - expected).abs().mean() > 0.01
 
 
 @INVERTED
@@ -118,7 +90,7 @@ def test_norm_eval_keeps_every_norm_on_its_running_statistics(
 
 @pytest.mark.parametrize('batch', [1, 2, 8])
 def test_every_parameter_gets_a_gradient_and_with_checkpointing_the_same(
-    network, kind, batch, build, images, short, taps, all_gradients
+    network, kind, batch, build, images, short, taps
 ):
     plain = build(network, kind, **taps).train()
     saving = build(network, kind, with_cp=True, **taps).train()
@@ -140,13 +112,12 @@ def test_every_parameter_gets_a_gradient_and_with_checkpointing_the_same(
     grads = dict(saving.named_parameters())
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(parameter.grad, grads[name].grad)
+        # The norm behind a Linear of DyConv's gate takes its bias away, and
+        # few images may leave a unit behind a ReLU still.
+        assert parameter.grad.any() or '.fc' in name or batch < 8
     assert calls[plain] == ['layer', 'block']
     # Recomputed in the backward pass.
     assert calls[saving] == ['layer', 'block', 'layer']
-    # The norm behind a Linear of DyConv's gate takes its bias away, and few
-    # images may leave a unit behind a ReLU still.
-    without = [n for n in all_gradients(plain) if '.fc' not in n]
-    assert batch < 8 or without == []
 
 
 @pytest.mark.parametrize(

@@ -112,15 +112,8 @@ def test_attention_sits_in_exactly_the_layers_asked_for(layers):
 
 @pytest.mark.parametrize('out_channels', [8, 16])
 def test_the_block_attention_acts_before_the_addition(out_channels, randomise):
-    block = InvertedResidual(
-        8,
-        out_channels,
-        1,
-        48,
-        shortcut=True,
-        attention_layers=('block',),
-        **SE,
-    )
+    places = dict(SE, shortcut=True, attention_layers=('block',))
+    block = InvertedResidual(8, out_channels, 1, 48, **places)
     randomise(block, 0.5).eval()
     x = torch.randn(3, 8, 6, 6)
     y = block.conv(x)

@@ -79,11 +79,12 @@ def test_dropout_drops_hidden_units_in_training_only(gate):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.half])
-def test_gate_computes_in_float32_under_autocast(
-    gate, data, gate_dtypes, dtype
-):
-    x = data[1].to(dtype).requires_grad_()
-    seen = gate_dtypes(gate)
+def test_gate_computes_in_float32_under_autocast(gate, data, dtype):
+    x, seen = data[1].to(dtype).requires_grad_(), set()
+    for part in gate.children():
+        part.register_forward_hook(
+            lambda _, args, out: seen.update({args[0].dtype, out.dtype})
+        )
     with torch.autocast('cpu', dtype=torch.bfloat16):
         out = gate(x)
     assert seen == {torch.float32}
@@ -138,12 +139,6 @@ def test_se_and_sb_have_exactly_their_parameters(
     assert parameter_count(ShiftBalance(5, 24, **kwargs)) == count + 24
 
 
-def test_lambda_starts_at_a_tenth_for_every_channel(data):
-    assert ShiftBalance(5, 7).lambda_.tolist() == pytest.approx([0.1] * 7)
-    still = ShiftBalance(5, 7, lambda_init=0)
-    assert still(*data).equal(data[0])
-
-
 @KINDS
 def test_gradients_once_and_twice(kind, randomise):
     attention = randomise(kind(3, 4)).train().double()
@@ -160,15 +155,13 @@ def test_gradients_once_and_twice(kind, randomise):
 
 @pytest.mark.parametrize('training', [False, True])
 @KINDS
-def test_type_and_memory_format_are_the_trunk_s(
-    kind, training, data, is_channels_last
-):
+def test_type_and_memory_format_are_the_trunk_s(kind, training, data):
     attention = kind(5, 7).train(training)
     trunk, x = data
     assert attention(trunk.bfloat16(), x).dtype == torch.bfloat16
     last = [t.to(memory_format=torch.channels_last) for t in data]
     out = attention(*last)
-    assert is_channels_last(out)
+    assert out.stride(1) == 1
     torch.testing.assert_close(out, attention(*data))
 
 

@@ -107,26 +107,22 @@ def test_the_temperature_is_saved_and_restored(x, randomise):
 
 
 @forms
-def test_dyconv_keeps_channels_last(form, x, randomise, is_channels_last):
+def test_dyconv_keeps_channels_last(form, x, randomise):
     conv = randomise(build(form)).eval()
     expected = conv(x)
     assert expected.is_contiguous()
     conv.to(memory_format=torch.channels_last)
     out = conv(x.to(memory_format=torch.channels_last))
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-3)
-    assert is_channels_last(out)
+    assert out.stride(1) == 1
 
 
 @forms
-def test_autocast_gives_the_output_but_not_the_gate_in_bfloat16(
-    form, x, randomise, gate_dtypes
-):
+def test_autocast_gives_the_output_in_bfloat16(form, x, randomise):
     conv = randomise(build(form)).eval()
-    seen = gate_dtypes(conv)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         out = conv(x)
     assert out.dtype == torch.bfloat16
-    assert seen == {torch.float32}
     error = (out.float() - conv(x)).abs().max()
     assert error < 0.05 * conv(x).abs().max()
 

@@ -8,23 +8,15 @@ from sb_mm.models import SSDLiteNeck
 
 def inputs(channels=(576, 1280)):
     torch.manual_seed(1)
-    return (
-        torch.randn(2, channels[0], 19, 19),
-        torch.randn(2, channels[1], 10, 10),
-    )
+    sizes = zip(channels, (19, 10), strict=True)
+    return tuple(torch.randn(2, c, size, size) for c, size in sizes)
 
 
 def test_six_levels_of_19_10_5_3_2_1(parameter_count):
     neck = SSDLiteNeck().eval()
     shapes = [tuple(o.shape[1:]) for o in neck(inputs())]
-    assert shapes == [
-        (576, 19, 19),
-        (1280, 10, 10),
-        (512, 5, 5),
-        (256, 3, 3),
-        (256, 2, 2),
-        (64, 1, 1),
-    ]
+    channels, sides = (576, 1280, 512, 256, 256, 64), (19, 10, 5, 3, 2, 1)
+    assert shapes == [(c, s, s) for c, s in zip(channels, sides, strict=True)]
     # A block: Cin * h + 9 * h + h * Cout, 2 * (h + h + Cout) of BN
     # 1280-256-512: 461,056 + 2,048; 512-128-256: 99,456 + 1,024;
     # 256-128-256: 66,688 + 1,024; 256-64-64: 21,056 + 384
@@ -64,14 +56,8 @@ def test_a_backbone_of_another_width_is_named():
         neck(inputs((5, 6)))
 
 
-@pytest.mark.parametrize('batch', [1, 2, 8])
-def test_small_batches_pass_the_level_of_one_cell(batch, all_gradients):
-    torch.manual_seed(0)
+def test_one_image_passes_the_level_of_one_cell():
     neck = SSDLiteNeck((4, 6), (8, 8), (16, 16)).train()
-    last = neck.extra_layers[1].conv[1].bn
-    before = last.running_mean.clone()
-    outs = neck((torch.randn(batch, 4, 4, 4), torch.randn(batch, 6, 3, 3)))
-    assert outs[-1].shape == (batch, 8, 1, 1)
-    assert not last.running_mean.equal(before)
-    (outs[-1] * torch.randn_like(outs[-1])).sum().backward()
-    assert batch < 8 or all_gradients(neck) == []
+    outs = neck((torch.randn(1, 4, 4, 4), torch.randn(1, 6, 3, 3)))
+    assert outs[-1].shape == (1, 8, 1, 1)
+    assert neck.extra_layers[1].conv[1].bn.running_mean.any()
