@@ -179,7 +179,7 @@ def training_loop(settings: Settings) -> Rows:
 
 
 def device_calls(settings: Settings) -> Rows:
-    """Count the calls of a step, the same everywhere: a GPU may wait."""
+    """Count the device calls of a step, the same on every machine."""
     calls = {kind: [count_calls(build(kind, 0.35, True))] for kind in KINDS}
     pairs = [Pair(SB, STATIC, 3.9), Pair(SE, STATIC, 3.9)]
     pairs += [Pair(FUSED_SB, STATIC, 2.4), Pair(FUSED_SE, STATIC, 2.4)]
@@ -213,7 +213,7 @@ def _pretending() -> Iterator[list]:
 
 
 class CallCounter(TorchDispatchMode):
-    """Counts calls that make a device work: one a kernel, none a view."""
+    """Counts the calls that make a device work: custom kernels, no views."""
 
     def __init__(self) -> None:
         super().__init__()

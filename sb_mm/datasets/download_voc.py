@@ -87,7 +87,7 @@ def _unpack(archives: Sequence[Path], target: Path) -> None:
         for archive in archives:
             print(f'Unpacking {archive} ...')
             with tarfile.open(archive) as file:
-                # Which keeps all inside of the folder (PEP 706).
+                # Nothing can reach outside of the folder (PEP 706).
                 file.extractall(workspace, filter='data')
         (workspace / 'VOCdevkit' / target.name).rename(target)
     finally:
@@ -112,7 +112,7 @@ def _check_year(folder: Path, archives: Iterable[str]) -> None:
 
 
 def download(urls: Sequence[str], path: Path, md5: str) -> None:
-    """Download a file, if need be, from the first address that has it.
+    """Download a file of that md5, unless it is there, from some address.
 
     What has come in so far is kept in ``path`` + ``.part``, across addresses
     and calls, until its checksum proves wrong.
@@ -130,7 +130,7 @@ def download(urls: Sequence[str], path: Path, md5: str) -> None:
             part.replace(path)
             return
         if not failure:
-            part.unlink()
+            part.unlink(missing_ok=True)
         print(f'{url}: {failure or "wrong checksum, deleted"}')
         time.sleep(1)
     raise UserInputError(
@@ -157,7 +157,8 @@ def _fetch(url: str, part: Path) -> str:
 
 def _receive(response: HTTPResponse, part: Path, have: int) -> None:
     """Write an answer to a part file that has ``have`` bytes."""
-    where = response.headers.get('Content-Range', '')  # '': of all bytes
+    where = response.headers.get('Content-Range', '')
+    # Else the server sends the file from its beginning.
     mode = 'ab' if where.startswith(f'bytes {have}-') else 'wb'
     length, name = response.length or 0, part.stem
     part.parent.mkdir(parents=True, exist_ok=True)

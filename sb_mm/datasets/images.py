@@ -39,7 +39,7 @@ class ImageHeader(NamedTuple):
         return self.size[::-1] if self.orientation >= 5 else self.size
 
     def turn_box(self, box: Sequence[int], to_shown: bool) -> list[int]:
-        """Turn a box as a viewer turns the stored image, or back.
+        """Turn a box as a viewer turns the stored image, or back from it.
 
         It is (x1, y1, x2, y2), the first and last pixels, counted from 0.
         """

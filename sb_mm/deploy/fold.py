@@ -93,12 +93,12 @@ class ShiftedConv2d(nn.Module):
 def fold(model: nn.Module) -> nn.Module:
     """Fold batch normalisation and shifts into convolutions, in place.
 
-    The outputs stay what they are, up to rounding; ``state_dict`` gets other
-    names, and ``train()`` raises. Batch normalisation goes into the
-    convolution or Linear layer before it, and the shift of a
-    :class:`ShiftBalance` before the activation into the convolution's bias;
-    dropout is taken out. What stands elsewhere stays, such as a norm behind
-    :class:`SqueezeExcite` (``attention_after='conv'``).
+    The network, which is returned too, gives what it gave, up to rounding;
+    its ``state_dict`` gets other names, and its ``train()`` raises. Batch
+    normalisation goes into the convolution or Linear layer before it, and the
+    shift of a :class:`ShiftBalance` before the activation into the
+    convolution's bias; dropout is taken out. What stands elsewhere stays,
+    such as a norm behind :class:`SqueezeExcite` (``attention_after='conv'``).
 
     Raises:
         UserInputError: If it is in training mode, or nothing is to fold.

@@ -99,7 +99,7 @@ class ExportedDetector(nn.Module):
         sizes = [f.shape[2:] for f in features]
         priors = head.prior_generator.grid_priors(sizes, device='cpu')
         self.register_buffer('priors', torch.cat(priors))
-        remedy = 'give a head of a score a class and four numbers a prior'
+        remedy = 'give a head of a box and a score a class for each prior'
         with explain(f'{type(head).__name__} cannot be exported', remedy):
             self(images)
 
@@ -166,7 +166,8 @@ def exportable(
 ) -> ExportedClassifier | ExportedDetector:
     """Return a network that maps pixels to what the file gives.
 
-    It is for inputs of a height and width in pixels, ``size``, on the CPU.
+    The model is in evaluation mode, on the CPU; ``size`` is that of its
+    input in pixels, (height, width).
 
     Raises:
         UserInputError: If there is no export of this kind of network, or a

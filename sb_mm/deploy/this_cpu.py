@@ -22,7 +22,9 @@ _MARK = 1 << 20
 
 
 def for_this_cpu(model: ModelProto) -> ModelProto:
-    """Lay a file for batches of one out, with ONNX Runtime's operations.
+    """Lay a file for batches of one out for this kind of CPU.
+
+    Inputs and outputs stay; some operations are ONNX Runtime's own.
 
     Raises:
         UserInputError: If this version of ONNX Runtime does something else

@@ -74,10 +74,10 @@ def draw_patch(
         Corners ``(4,)`` in the canvas, and the indices of the boxes ``(N, 4)``
         that stay.
     """
-    while crop and (mode := np.random.choice((1, *crop.min_ious, 0))) != 1:
+    while crop and (min_iou := np.random.choice((1, *crop.min_ious, 0))) != 1:
         patches = _candidates(canvas[2:] - canvas[:2], crop.min_crop_size)
         patches += np.tile(canvas[:2], 2)
-        fits, inside = _conditions(patches, boxes, mode)
+        fits, inside = _conditions(patches, boxes, min_iou)
         if fits.any():
             first = fits.argmax()
             return patches[first], np.flatnonzero(inside[first])
