@@ -179,11 +179,7 @@ def training_loop(settings: Settings) -> Rows:
 
 
 def device_calls(settings: Settings) -> Rows:
-    """Count the calls of forward and backward of the CIFAR-10 network.
-
-    They are the same on every machine, and what a step costs where the GPU
-    waits for them.
-    """
+    """Count the device calls of a step, the same on every machine."""
     calls = {kind: [count_calls(build(kind, 0.35, True))] for kind in KINDS}
     pairs = [Pair(SB, STATIC, 3.9), Pair(SE, STATIC, 3.9)]
     pairs += [Pair(FUSED_SB, STATIC, 2.4), Pair(FUSED_SE, STATIC, 2.4)]
@@ -193,11 +189,8 @@ def device_calls(settings: Settings) -> Rows:
 
 def compiled_kernels(settings: Settings) -> Rows:
     """Count the kernels that ``torch.compile`` makes of the same networks."""
-    kernels = {
-        kind: [_count_kernels(build(kind, 0.35, True))]
-        for kind in KINDS
-        if kind != DYCONV
-    }
+    kinds = [kind for kind in KINDS if kind != DYCONV]
+    kernels = {k: [_count_kernels(build(k, 0.35, True))] for k in kinds}
     pairs = [Pair(SB, STATIC), Pair(SE, STATIC)]
     pairs += [Pair(FUSED_SB, STATIC, 2), Pair(FUSED_SE, STATIC, 2)]
     yield from compare('kernels, compiled', 'kernels', kernels, pairs)
@@ -220,10 +213,7 @@ def _pretending() -> Iterator[list]:
 
 
 class CallCounter(TorchDispatchMode):
-    """Counts the calls that make a device work: no views.
-
-    A custom operator, one kernel of Triton's, is one.
-    """
+    """Counts the calls that make a device work: custom kernels, no views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -244,10 +234,7 @@ def count_calls(network: nn.Module) -> int:
 
 
 def _count_kernels(network: nn.Module) -> int:
-    """Count inductor's kernels, and those of the fused gates in between.
-
-    Its code is generated but neither compiled nor run.
-    """
+    """Count inductor's kernels, without running them, and fused gates'."""
     from torch._inductor import metrics
     from torch._inductor.async_compile import AsyncCompile
 

@@ -92,10 +92,9 @@ def _read_object(node: ET.Element, path: str) -> AnnotatedObject:
     name = node.findtext('name', '').strip()
     word = node.findtext('difficult', '').strip().lower()
     difficult = _WORDS.get(word, _number(word))
-    # `find` sees direct children only: not the boxes of nested <part>s
-    corners = node.find('bndbox')
-    children = () if corners is None else corners
-    texts = {child.tag: child.text or '' for child in children}
+    # direct children only: not the boxes of nested <part>s
+    corners = node.iterfind('bndbox[1]/*')
+    texts = {corner.tag: corner.text or '' for corner in corners}
     box = [_number(texts.get(key, '')) for key in _CORNERS]
     if not name or None in box or box[2] < box[0] or box[3] < box[1]:
         found = (f'{k} {shorten(texts.get(k) or "missing")}' for k in _CORNERS)

@@ -1,11 +1,8 @@
 """Bring PASCAL VOC 2007 and 2012 into a devkit folder.
 
-The paper's VOC07+12 is VOC2007 trainval and test with VOC2012 trainval. The
-archives are downloaded from the first mirror that has them, checked,
-unpacked beside the target, and only then renamed to their place.
+The paper's VOC07+12 is VOC2007 trainval and test with VOC2012 trainval.
 """
 
-import hashlib
 import os
 import shutil
 import tarfile
@@ -18,6 +15,7 @@ from ssl import SSLError
 from urllib.error import URLError
 
 from rich.progress import wrap_file
+from torchvision.datasets.utils import check_integrity
 
 from sb_mm.errors import UserInputError, first_few
 
@@ -41,7 +39,6 @@ MIRRORS = (
 )
 ROUNDS = 4  # over the mirrors; each goes on where the last one stopped
 TIMEOUT = 30.0  # seconds without a byte
-CHUNK = 1 << 20  # bytes
 # What another mirror may mend, unlike a full disk.
 _NETWORK = URLError, HTTPException, ConnectionError, TimeoutError, SSLError
 
@@ -57,7 +54,8 @@ def prepare_voc(
         out: The devkit's folder.
         years: Archives of each year, and their md5.
         from_dir: A folder with the archives, which stay; None downloads
-            them, and deletes them when their year is complete.
+            them from the first mirror that has them, and deletes them when
+            their year is complete.
 
     Raises:
         UserInputError: If a year cannot be had, or is incomplete.
@@ -69,10 +67,10 @@ def prepare_voc(
         target = out / f'VOC{number}'
         paths = [folder / name for name in archives]
         if not os.path.lexists(target):
-            for path, md5 in zip(paths, archives.values(), strict=True):
-                places = [m.format(year=number) for m in MIRRORS]
-                urls = [place + path.name for place in places]
-                download([] if from_dir else urls, path, md5)
+            mirrors = () if from_dir else MIRRORS
+            for name, md5 in archives.items():
+                urls = [m.format(year=number) + name for m in mirrors]
+                download(urls, folder / name, md5)
             _unpack(paths, target)
         _check_year(target, archives)
         print(f'{target}: complete')
@@ -82,17 +80,14 @@ def prepare_voc(
 
 
 def _unpack(archives: Sequence[Path], target: Path) -> None:
-    """Unpack archives beside the target, and rename it.
-
-    Nothing in a tar file can reach outside the folder (PEP 706).
-    """
+    """Unpack archives beside the target, and rename it."""
     workspace = target.with_name(f'.{target.name}.unpacking')
     try:
-        # What a run left that was killed.
-        shutil.rmtree(workspace, ignore_errors=True)
+        shutil.rmtree(workspace, ignore_errors=True)  # of a killed run
         for archive in archives:
             print(f'Unpacking {archive} ...')
             with tarfile.open(archive) as file:
+                # Nothing can reach outside of the folder (PEP 706).
                 file.extractall(workspace, filter='data')
         (workspace / 'VOCdevkit' / target.name).rename(target)
     finally:
@@ -116,40 +111,26 @@ def _check_year(folder: Path, archives: Iterable[str]) -> None:
         )
 
 
-def file_md5(path: Path) -> str:
-    """Return a file's md5 in hexadecimal digits."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open('rb') as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def download(urls: Sequence[str], path: Path, md5: str) -> None:
-    """Download a file from the first address that gives the right bytes.
+    """Download a file of that md5, unless it is there, from some address.
 
     What has come in so far is kept in ``path`` + ``.part``, across addresses
     and calls, until its checksum proves wrong.
-
-    Args:
-        urls: Addresses to try in this order; may be none.
-        path: The file to write; one with the right checksum stays.
-        md5: Its checksum.
 
     Raises:
         UserInputError: If it is not there, and no address gave it.
         OSError: If the disk cannot take it.
     """
-    if path.is_file() and file_md5(path) == md5:
+    if check_integrity(path, md5):
         return
     part = path.with_name(f'{path.name}.part')
     for url in [*urls] * ROUNDS:
         failure = _fetch(url, part)
-        if not failure and file_md5(part) == md5:
+        if not failure and check_integrity(part, md5):
             part.replace(path)
             return
         if not failure:
-            part.unlink()
+            part.unlink(missing_ok=True)
         print(f'{url}: {failure or "wrong checksum, deleted"}')
         time.sleep(1)
     raise UserInputError(
@@ -185,4 +166,4 @@ def _receive(response: HTTPResponse, part: Path, have: int) -> None:
         part.open(mode) as file,
         wrap_file(response, length, description=name) as body,
     ):
-        shutil.copyfileobj(body, file, CHUNK)
+        shutil.copyfileobj(body, file)

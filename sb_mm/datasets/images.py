@@ -6,11 +6,12 @@ import stat
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.pool import ThreadPool
 from typing import Any, BinaryIO, NamedTuple, TypeVar
+from unittest.mock import patch
 
 import cv2
 from mmcv.transforms import LoadImageFromFile
 from mmengine.logging import print_log
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sb_mm.errors import FileFault, UserInputError, first_few, first_line
 from sb_mm.files import cores
@@ -18,7 +19,6 @@ from sb_mm.files import cores
 T = TypeVar('T')
 
 REPLACE = 'replace it, or take its name out of the image list'
-_EXIF_ORIENTATION = 0x0112
 # Formats of which Pillow converts 16 bits to 8, and does not say so.
 _DEPTH_UNTOLD = ('PPM', 'JPEG2000', 'AVIF')
 # OpenCV 4's warps, which augmentations use, take no larger image.
@@ -39,11 +39,9 @@ class ImageHeader(NamedTuple):
         return self.size[::-1] if self.orientation >= 5 else self.size
 
     def turn_box(self, box: Sequence[int], to_shown: bool) -> list[int]:
-        """Turn a box as a viewer turns the stored image, or back.
+        """Turn a box as a viewer turns the stored image, or back from it.
 
-        Args:
-            box: First and last pixel: x1, y1, x2, y2, counted from 0.
-            to_shown: From the stored to the shown image, else from that.
+        It is (x1, y1, x2, y2), the first and last pixels, counted from 0.
         """
         x1, y1, x2, y2 = box
         swaps = self.orientation >= 5
@@ -144,8 +142,7 @@ def collect(function: Callable[[Any], T], items: Sequence) -> list[T]:
     """Call a function of each file, several at once.
 
     Raises:
-        UserInputError: Of all files with the remedy of the first
-            :class:`FileFault`.
+        UserInputError: Of all files with the remedy of the first fault.
     """
 
     def call(item: Any) -> T | FileFault:
@@ -154,15 +151,11 @@ def collect(function: Callable[[Any], T], items: Sequence) -> list[T]:
         except FileFault as fault:
             return fault
 
-    # OpenCV decodes, and files are waited for, outside of Python's lock.
-    threads = min(2 * cores(), 16)
     # Large images are left to our own limit, which can be lifted.
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        with ThreadPool(threads) as pool:
-            results = list(pool.imap(call, items, chunksize=8))
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+    no_limit = patch.object(Image, 'MAX_IMAGE_PIXELS', None)
+    # OpenCV decodes, and files are waited for, outside of Python's lock.
+    with no_limit, ThreadPool(min(2 * cores(), 16)) as pool:
+        results = list(pool.imap(call, items, chunksize=8))
     if faults := [item for item in results if isinstance(item, FileFault)]:
         remedy = faults[0].remedy
         same = [f'{f.path} {f.fault}' for f in faults if f.remedy == remedy]
@@ -184,7 +177,7 @@ def warn_of(notes: Iterable[tuple[str, str]]) -> None:
 def _orientation(image: Image.Image) -> int:
     # without the first test Pillow decodes a whole PNG to look for EXIF
     exif = image.getexif() if 'exif' in image.info else {}
-    tag = exif.get(_EXIF_ORIENTATION, 1)
+    tag = exif.get(ExifTags.Base.Orientation, 1)
     return tag if tag in range(1, 9) else 1
 
 

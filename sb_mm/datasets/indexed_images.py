@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from sb_mm.arguments import check_number
@@ -17,11 +16,10 @@ from sb_mm.registry import DATASETS, FUNCTIONS
 class IndexedImages(Dataset):
     """A dataset in memory, whose batches are indices.
 
-    A batch, for ``sb_mm.OnDeviceAugmentation``,
-    is a dict of ``images`` ``(N, H, W, C)``, uint8, and ``labels`` ``(N,)`` of
-    the whole dataset, always the same two tensors, and ``indices`` ``(B,)``.
-    The loader needs ``num_workers=0`` and
-    ``collate_fn=dict(type='sb_mm.whole_batch')``.
+    A batch, for ``sb_mm.OnDeviceAugmentation``, is a dict of ``images``
+    ``(N, H, W, C)``, uint8, and ``labels`` ``(N,)`` of the whole dataset,
+    always the same two tensors, and ``indices`` ``(B,)``. The loader needs
+    ``num_workers=0`` and ``collate_fn=dict(type='sb_mm.whole_batch')``.
 
     Args:
         dataset: Config of the dataset, whose samples have ``img`` ``(H, W)``
@@ -43,7 +41,7 @@ class IndexedImages(Dataset):
         count = total if indices is None else indices
         check_number('indices', count, 1, total, integer=True)
         self._places = [i * total // count for i in range(count)]
-        self._tensors: tuple[Tensor, Tensor] | None = None
+        self._whole: dict = {}
 
     @property
     def metainfo(self) -> dict:
@@ -52,7 +50,7 @@ class IndexedImages(Dataset):
 
     def full_init(self) -> None:
         """Load the images, unless they are loaded."""
-        if self._tensors is not None:
+        if self._whole:
             return
         images: list[np.ndarray] = []
         labels = []
@@ -74,7 +72,7 @@ class IndexedImages(Dataset):
                     f'({first.shape} here): resize them in its pipeline.'
                 )
         images = torch.from_numpy(np.stack(images))
-        self._tensors = images, torch.tensor(labels)
+        self._whole = dict(images=images, labels=torch.tensor(labels))
 
     def __len__(self) -> int:
         return len(self._places)
@@ -90,9 +88,7 @@ class IndexedImages(Dataset):
                 'itself: set num_workers=0 in its loader.'
             )
         self.full_init()
-        images, labels = self._tensors
-        indices = torch.tensor(indices)
-        return _Batch(images=images, labels=labels, indices=indices)
+        return _Batch(self._whole, indices=torch.tensor(indices))
 
 
 class _Batch(dict):

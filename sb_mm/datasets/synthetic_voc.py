@@ -1,10 +1,9 @@
 """A VOC devkit of drawn shapes: data for the demo and for tests.
 
-The images hold one to four filled shapes on textured backgrounds, with
-genuine VOC folders, lists and annotations. Colour says nothing about the
-class, so that a detector has to look at the shape. The same arguments give
-the same images (with the same OpenCV and NumPy), and image ``i`` does not
-depend on how many images there are.
+The images hold one to four filled shapes on textured backgrounds. Colour says
+nothing about the class: a detector has to look at the shape. The same
+arguments give the same images (with the same OpenCV and NumPy), and image
+``i`` does not depend on how many there are.
 """
 
 import json
@@ -68,12 +67,11 @@ def make_synthetic_voc(
 
     Args:
         out: The devkit's folder; ``out/VOC2007`` holds the images.
-        num_train: Number of images listed in ``trainval.txt``; every
-            second one is in ``train.txt``, the others are in ``val.txt``.
-        num_test: Number of images listed in ``test.txt``.
-        seed: Seed of the drawings.
-        size: Longer side of an image in pixels; the shorter one is 75 % to
-            100 % of it.
+        num_train: Images in ``trainval.txt``; every second one is in
+            ``train.txt``, the others are in ``val.txt``.
+        num_test: Images in ``test.txt``.
+        seed: Of the drawings.
+        size: Longer side in pixels; the shorter one is 75 % to 100 % of it.
 
     Returns:
         True when the devkit was drawn, False when ``out`` held it already.

@@ -61,15 +61,13 @@ class VOCDevkitDataset(XMLDataset):
     Args:
         skip_unknown_classes: Leave out objects whose class is not among
             ``metainfo['classes']``; else they are an error.
-        max_megapixels: Size of an image that is refused; each loading of
-            it would take gigabytes.
-        max_annotation_mb: Size of an annotation that is refused; 4 MB hold
-            10,000 objects.
+        max_megapixels: Larger images are refused.
+        max_annotation_mb: Larger annotations are; 4 MB hold 10,000 objects.
         kwargs: Those of mmdet's ``XMLDataset``.
 
     Raises:
-        UserInputError: The files are missing or cannot be used; raised when
-            the annotations are loaded (at once unless ``lazy_init``).
+        UserInputError: Files are missing or cannot be used; at once, or with
+            ``lazy_init`` when the annotations are loaded.
     """
 
     METAINFO = dict(classes=VOCDataset.METAINFO['classes'], palette='random')
@@ -91,7 +89,15 @@ class VOCDevkitDataset(XMLDataset):
     @classmethod
     def _load_metainfo(cls, metainfo: Mapping | None = None) -> dict:
         loaded = super()._load_metainfo(metainfo)
-        return dict(loaded, classes=_checked_classes(loaded['classes']))
+        classes = loaded['classes']
+        names = () if isinstance(classes, str) else tuple(classes)
+        texts = {nfc(name) for name in names if isinstance(name, str)}
+        if not names or len(texts) < len(names):
+            raise UserInputError(
+                f'classes is {shorten(repr(classes), 300)}: give a tuple of '
+                "names, each of them once, such as ('cat', 'dog') or ('cat',)."
+            )
+        return dict(loaded, classes=names)
 
     def load_data_list(self) -> list[dict]:
         """Find and read all annotations and the heads of all images."""
@@ -284,14 +290,3 @@ def _to_bbox(box: Sequence[float], size: tuple[int, int]) -> list[int]:
 
 def _shorter_side(bbox: Sequence[int]) -> int:
     return min(bbox[2] - bbox[0], bbox[3] - bbox[1])
-
-
-def _checked_classes(classes: Any) -> tuple[str, ...]:
-    names = () if isinstance(classes, str) else tuple(classes)
-    texts = {nfc(name) for name in names if isinstance(name, str)}
-    if not names or len(texts) < len(names):
-        raise UserInputError(
-            f'classes is {shorten(repr(classes), 300)}: give a tuple of '
-            "names, each of them once, such as ('cat', 'dog') or ('cat',)."
-        )
-    return names

@@ -51,9 +51,9 @@ def export(
     """Export a network, and write the file if it gives what PyTorch gives.
 
     Args:
-        cfg: Config.
+        cfg: With a ``test_dataloader``.
         checkpoint: File; random weights if None.
-        out: The file to write.
+        out: File.
         nms: Let the file suppress overlapping boxes.
         this_cpu: See :func:`~sb_mm.deploy.this_cpu.for_this_cpu`.
         check_images: Test images on which file and network are compared.
@@ -132,11 +132,7 @@ def _load(
 
 
 def _first_images(loader: DataLoader, number: int) -> tuple[Tensor, list]:
-    """Return images ``(N, 3, H, W)`` of the test set and their samples.
-
-    Raises:
-        UserInputError: If there are none, or they differ in size.
-    """
+    """Return images ``(N, 3, H, W)`` of the test set and their samples."""
     every = (
         pair
         for batch in loader

@@ -33,11 +33,7 @@ class Folded(nn.Identity):
     """Stands where a norm or dropout was: what is folded does not train."""
 
     def train(self, mode: bool = True) -> nn.Module:
-        """Stay in evaluation mode.
-
-        Raises:
-            UserInputError: If ``mode`` is True.
-        """
+        """Stay in evaluation mode; raise UserInputError if it is to train."""
         if mode:
             raise UserInputError(
                 'This network is folded, and its norms are constants: train '
@@ -97,18 +93,12 @@ class ShiftedConv2d(nn.Module):
 def fold(model: nn.Module) -> nn.Module:
     """Fold batch normalisation and shifts into convolutions, in place.
 
-    The outputs stay what they are, up to rounding. Batch normalisation goes
-    into the convolution or Linear layer before it, and the shift of a
-    :class:`ShiftBalance` before the activation into the convolution's bias;
-    dropout is taken out. What stands elsewhere stays, such as a norm behind
-    :class:`SqueezeExcite` (``attention_after='conv'``).
-
-    Args:
-        model: Any network in evaluation mode, with its weights loaded.
-
-    Returns:
-        The same network, whose ``state_dict`` has other names and whose
-        ``train()`` raises.
+    The network, which is returned too, gives what it gave, up to rounding;
+    its ``state_dict`` gets other names, and its ``train()`` raises. Batch
+    normalisation goes into the convolution or Linear layer before it, and the
+    shift of a :class:`ShiftBalance` before the activation into the
+    convolution's bias; dropout is taken out. What stands elsewhere stays,
+    such as a norm behind :class:`SqueezeExcite` (``attention_after='conv'``).
 
     Raises:
         UserInputError: If it is in training mode, or nothing is to fold.
@@ -120,7 +110,8 @@ def fold(model: nn.Module) -> nn.Module:
             raise UserInputError(
                 f'{kind} is in training mode{part}: call eval() before fold().'
             )
-    folded = [step(m) for step in _STEPS for m in list(model.modules())]
+    steps = _fold_children, _fold_sequence, _fold_conv_module, _move_shift
+    folded = [step(m) for step in steps for m in list(model.modules())]
     if not any(folded):
         raise UserInputError(
             f'{kind} has nothing to fold, neither batch normalisation behind '
@@ -133,13 +124,11 @@ def fold(model: nn.Module) -> nn.Module:
 
 def _fold_children(module: nn.Module) -> bool:
     """Fold gates, take dropout out; tell whether there was any."""
-    found = {
-        name: FoldedGate(child) if isinstance(child, ChannelGate) else Folded()
-        for name, child in module.named_children()
-        if isinstance(child, (ChannelGate, _DropoutNd))
-    }
-    for name, child in found.items():
-        setattr(module, name, child)
+    kinds = ChannelGate, _DropoutNd
+    found = [c for c in module.named_children() if isinstance(c[1], kinds)]
+    for name, child in found:
+        is_gate = isinstance(child, ChannelGate)
+        setattr(module, name, FoldedGate(child) if is_gate else Folded())
     return bool(found)
 
 
@@ -192,9 +181,8 @@ def _fold_conv_module(module: nn.Module) -> bool:
     steps = order[order.index('conv') + 1 :]
     # A shift between the two is scaled as the convolution is.
     shifted = _shifts_first(module)
-    if steps[shifted : shifted + 1] != ('norm',):
-        return False
-    if not _folds(module.conv, module.norm):
+    follows = steps[shifted : shifted + 1] == ('norm',)
+    if not follows or not _folds(module.conv, module.norm):
         return False
     if shifted:
         spread = torch.sqrt(module.norm.running_var + module.norm.eps)
@@ -227,6 +215,3 @@ def _move_shift(module: nn.Module) -> bool:
     module.attention = NoAttention()
     module.steps.remove('attention')
     return True
-
-
-_STEPS = (_fold_children, _fold_sequence, _fold_conv_module, _move_shift)

@@ -47,15 +47,13 @@ def translations() -> dict[Callable, Callable]:
 class Suppression(nn.Module):
     """What mmdet does to the boxes and scores of all priors.
 
-    Boxes are clipped to the image afterwards, as by ``SSDLiteHead``.
-    ``max_per_img`` is left to whoever uses the result.
-
-    Args:
-        test_cfg: The head's.
-        size: Height and width of the input in pixels.
+    Boxes, x1, y1, x2, y2 in pixels, are clipped afterwards to the input of
+    ``size`` (H, W), as by ``SSDLiteHead``. ``max_per_img`` of the head's
+    ``test_cfg`` is left to whoever uses the result.
 
     Raises:
-        UserInputError: If ``test_cfg`` asks for what cannot be exported.
+        UserInputError: If ``test_cfg`` asks for what cannot be exported; of
+            ``nms_pre``, when it is called.
     """
 
     def __init__(self, test_cfg: dict, size: tuple[int, int]) -> None:
@@ -71,18 +69,11 @@ class Suppression(nn.Module):
         self.register_buffer('corner', corner)
 
     def forward(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
-        """Return one row a detection.
-
-        Args:
-            boxes: ``(N, P, 4)``, x1, y1, x2, y2 in pixels.
-            scores: ``(N, P, classes)``, 0 to 1.
+        """Select from boxes ``(N, P, 4)`` and scores ``(N, P, classes)``.
 
         Returns:
             The index in the batch ``(D,)``, the label ``(D,)``, the box
             ``(D, 4)``, the score ``(D,)``; by image, label, falling score.
-
-        Raises:
-            UserInputError: If ``nms_pre`` keeps only some of the scores.
         """
         cfg, (priors, classes) = self.test_cfg, scores.shape[1:]
         if 0 < cfg.get('nms_pre', -1) < priors * classes:

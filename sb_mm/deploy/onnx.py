@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from sb_mm.errors import UserInputError, first_line, root_cause
+from sb_mm.errors import UserInputError, explain, first_line, root_cause
 
 from ..models.layers import DynamicConv2d
 from .nms import translations
@@ -81,12 +81,7 @@ class ExportedClassifier(nn.Module):
 
 
 class ExportedDetector(nn.Module):
-    """mmdet's detector with prior boxes, from pixels to decoded boxes.
-
-    Raises:
-        UserInputError: If the head gives more than scores and boxes of the
-            priors.
-    """
+    """mmdet's detector with prior boxes, from pixels to decoded boxes."""
 
     output_names = ('boxes', 'scores')
 
@@ -104,22 +99,15 @@ class ExportedDetector(nn.Module):
         sizes = [f.shape[2:] for f in features]
         priors = head.prior_generator.grid_priors(sizes, device='cpu')
         self.register_buffer('priors', torch.cat(priors))
-        try:
+        remedy = 'give a head of a box and a score a class for each prior'
+        with explain(f'{type(head).__name__} cannot be exported', remedy):
             self(images)
-        except (ValueError, RuntimeError) as error:
-            raise UserInputError(
-                f'{type(head).__name__} cannot be exported '
-                f'({first_line(error)}): give a head of a score a class and a '
-                "box's four numbers for each prior."
-            ) from error
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images ``(N, 3, H, W)`` to boxes and scores of the priors.
 
-        Returns:
-            Boxes ``(N, P, 4)`` as x1, y1, x2, y2 in pixels of the input,
-            clipped to it if the ``bbox_coder`` does so, and scores
-            ``(N, P, classes)``, 0 to 1.
+        Boxes ``(N, P, 4)`` are x1, y1, x2, y2 in pixels of the input, clipped
+        if the ``bbox_coder`` does so; scores ``(N, P, classes)`` 0 to 1.
         """
         head, n = self.model.bbox_head, images.size(0)
         features = self.model.extract_feat(self.normalise(images))
@@ -178,19 +166,18 @@ def exportable(
 ) -> ExportedClassifier | ExportedDetector:
     """Return a network that maps pixels to what the file gives.
 
-    Args:
-        model: A classifier or detector in evaluation mode, on the CPU.
-        size: Height and width of its input in pixels.
+    The model is in evaluation mode, on the CPU; ``size`` is that of its
+    input in pixels, (height, width).
+
+    Raises:
+        UserInputError: If there is no export of this kind of network, or a
+            detector's head gives more than scores and boxes of the priors.
     """
     return wrapper_of(model)(model, size).eval()
 
 
 def wrapper_of(model: BaseModel) -> type[nn.Module]:
-    """Return the class that :func:`exportable` makes of a network.
-
-    Raises:
-        UserInputError: If there is no export of this kind of network.
-    """
+    """Return the class that :func:`exportable` makes of a network."""
     head = getattr(model, 'bbox_head', None) or getattr(model, 'head', None)
     # By name, as either host may be absent. A multi-label head is no ClsHead.
     bases = {base.__name__ for m in (model, head) for base in type(m).__mro__}

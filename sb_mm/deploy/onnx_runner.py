@@ -7,16 +7,13 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor
 
-from sb_mm.errors import UserInputError, first_line
+from sb_mm.errors import explain
 
 from .nms import Suppression
 
 
 class OnnxRunner:
-    """A file of ``tools/export_onnx.py``, on the CPU.
-
-    Args:
-        file: Its path, or its bytes.
+    """A file of ``tools/export_onnx.py``, by its path or bytes, on the CPU.
 
     Raises:
         UserInputError: If it cannot be loaded, or is none of these files.
@@ -26,26 +23,21 @@ class OnnxRunner:
         import onnxruntime
 
         name = 'The file' if isinstance(file, bytes) else file
-        try:
+        remedy = 'give a file that tools/export_onnx.py wrote'
+        with explain(f'{name} cannot be used', remedy):
             self.session = onnxruntime.InferenceSession(
                 file, providers=['CPUExecutionProvider']
             )
             texts = self.session.get_modelmeta().custom_metadata_map
             self.test_cfg = json.loads(texts['test_cfg'])
-        except Exception as error:  # ONNX Runtime has no common base class
-            raise UserInputError(
-                f'{name} cannot be used ({first_line(error)}): give a file '
-                'that tools/export_onnx.py wrote.'
-            ) from error
         self.names = [o.name for o in self.session.get_outputs()]
         self.batch, _, *self.size = self.session.get_inputs()[0].shape
 
     def run(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs, in the order of :attr:`names`.
+        """Return the outputs for images, in the order of :attr:`names`.
 
-        Args:
-            images: ``(N, 3, H, W)``, 0 to 255, channels in the order in which
-                the loader of the config gives them.
+        Images are ``(N, 3, H, W)``, 0 to 255, as the config's loader gives
+        them.
         """
         pixels = images.float().contiguous().numpy()
         outputs = self.session.run(None, {'images': pixels})

@@ -1,11 +1,9 @@
 """The fastest form of a file for one image at a time on this CPU.
 
-ONNX Runtime computes convolutions in a blocked layout of its own, which a
-shift that is broadcast over the pixels breaks: around every layer, the
-features are copied into the plain layout and back. A bias breaks nothing, but
-ONNX Runtime chooses the blocked layout for constant biases only. So each bias
-that depends on the input is held constant while ONNX Runtime lays the network
-out, and then let go: the blocked convolution itself takes any bias.
+ONNX Runtime computes convolutions in a blocked layout of its own, but copies
+features to the plain one and back around a shift of all pixels or a bias that
+depends on the input. So such biases are held constant while it lays the
+network out, and then let go: the blocked convolution itself takes any bias.
 """
 
 from pathlib import Path
@@ -26,9 +24,7 @@ _MARK = 1 << 20
 def for_this_cpu(model: ModelProto) -> ModelProto:
     """Lay a file for batches of one out for this kind of CPU.
 
-    Returns:
-        A file of the same inputs and outputs, with operations of ONNX
-        Runtime's own.
+    Inputs and outputs stay; some operations are ONNX Runtime's own.
 
     Raises:
         UserInputError: If this version of ONNX Runtime does something else
@@ -39,7 +35,7 @@ def for_this_cpu(model: ModelProto) -> ModelProto:
     _pool_globally(plain.graph)
     _hold_biases(plain.graph)
     blocked = _laid_out(plain)
-    _let_go(blocked.graph, blocked.graph.outputs[outputs:])
+    _let_go(blocked.graph, len(blocked.graph.outputs) - outputs)
     del blocked.graph.outputs[outputs:]
     blocked.graph.sort()
     RemoveUnusedNodesPass()(blocked)  # the marks, of which it would warn
@@ -90,10 +86,9 @@ def _laid_out(model: ir.Model) -> ir.Model:
         return ir.load(path)
 
 
-def _let_go(graph: ir.Graph, biases: list[ir.Value]) -> None:
-    """Put the computed biases where the marks are."""
+def _let_go(graph: ir.Graph, biases: int) -> None:
+    """Put so many computed biases where the marks are."""
     found = 0
-    first = len(graph.outputs) - len(biases)
     for conv in [n for n in graph if n.op_type in ('Conv', 'FusedConv')]:
         held = conv.inputs[2] if len(conv.inputs) > 2 else None
         if held is None or held.const_value is None:
@@ -101,7 +96,7 @@ def _let_go(graph: ir.Graph, biases: list[ir.Value]) -> None:
         mark = held.const_value.numpy()
         if mark[0] < _MARK:
             continue
-        bias = biases[int(mark[0]) - _MARK - first]
+        bias = graph.outputs[int(mark[0]) - _MARK]
         # Blocks of channels end in zeros.
         if zeros := int((mark == 0).sum()):
             rest = _constant(graph, f'{held.name}.zeros', np.zeros(zeros))
@@ -110,10 +105,10 @@ def _let_go(graph: ir.Graph, biases: list[ir.Value]) -> None:
             bias = padded.outputs[0]
         conv.replace_input_with(2, bias)
         found += 1
-    if found != len(biases):
+    if found != biases:
         raise UserInputError(
             f'ONNX Runtime {onnxruntime.__version__} keeps {found} of '
-            f'{len(biases)} biases: leave --this-cpu out, or install another '
+            f'{biases} biases: leave --this-cpu out, or install another '
             'version.'
         )
 

@@ -19,7 +19,7 @@ import torch
 from rich.markup import escape
 from rich.progress import Progress
 
-from sb_mm.errors import UserInputError, first_line
+from sb_mm.errors import UserInputError, explain
 from sb_mm.files import cores
 
 from .cells import Cell
@@ -149,16 +149,12 @@ def run_on_ray(
     and goes on. ``cpus`` are also the threads of a job; ``gpus`` of None are
     one, if the cluster has any.
     """
-    try:
+    remedy = "pip install 'sb_mm[cluster]', and start a cluster with "
+    remedy += '`ray start --head`, or give --ray local'
+    with explain(f'--ray {address} finds no Ray', remedy):
         import ray
 
         ray.init(address, log_to_driver=False, ignore_reinit_error=True)
-    except (ImportError, ConnectionError, ValueError) as error:
-        raise UserInputError(
-            f'--ray {address} finds no Ray ({first_line(error)}): pip install '
-            "'sb_mm[cluster]', and start a cluster with `ray start --head`, "
-            'or give --ray local.'
-        ) from error
     if gpus is None:
         gpus = float('GPU' in ray.cluster_resources())
     task = ray.remote(

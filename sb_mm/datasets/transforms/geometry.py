@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from mmdet.datasets.transforms import Expand, MinIoURandomCrop
 
 # Stock's MinIoURandomCrop draws as many patches before it draws a new mode.
 _TRIES = 50
@@ -55,39 +56,32 @@ class Geometry:
         return np.column_stack((np.diag(step), start))
 
 
-def draw_canvas(
-    size: np.ndarray, ratio_range: tuple[float, float], prob: float
-) -> np.ndarray:
-    """Draw the corners of a canvas around an image as ``Expand`` does."""
-    if np.random.uniform(0, 1) > prob:
+def draw_canvas(size: np.ndarray, expand: Expand | None) -> np.ndarray:
+    """Draw the corners of a canvas around an image, if it is to expand."""
+    if not expand or np.random.uniform(0, 1) > expand.prob:
         return np.array((0, 0, *size))
-    ratio = np.random.uniform(*ratio_range)
+    ratio = np.random.uniform(*expand.ratio_range)
     corner = -np.random.uniform(0, size * ratio - size).astype(int)
     return np.concatenate((corner, corner + (size * ratio).astype(int)))
 
 
 def draw_patch(
-    canvas: np.ndarray,
-    boxes: np.ndarray,
-    min_ious: tuple[float, ...],
-    min_crop_size: float,
+    canvas: np.ndarray, boxes: np.ndarray, crop: MinIoURandomCrop | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a patch as mmdet's ``MinIoURandomCrop`` does, but many at once.
+    """Draw a patch as stock does, but many at once, if it is to crop.
 
     Returns:
         Corners ``(4,)`` in the canvas, and the indices of the boxes ``(N, 4)``
         that stay.
     """
-    while True:
-        min_iou = np.random.choice((1, *min_ious, 0))
-        if min_iou == 1:
-            return canvas, np.arange(len(boxes))
-        patches = _candidates(canvas[2:] - canvas[:2], min_crop_size)
+    while crop and (min_iou := np.random.choice((1, *crop.min_ious, 0))) != 1:
+        patches = _candidates(canvas[2:] - canvas[:2], crop.min_crop_size)
         patches += np.tile(canvas[:2], 2)
         fits, inside = _conditions(patches, boxes, min_iou)
         if fits.any():
             first = fits.argmax()
             return patches[first], np.flatnonzero(inside[first])
+    return canvas, np.arange(len(boxes))
 
 
 def _candidates(size: np.ndarray, min_size: float) -> np.ndarray:

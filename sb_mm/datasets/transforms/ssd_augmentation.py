@@ -13,7 +13,7 @@ from mmdet.datasets.transforms import (
 from mmdet.structures.bbox import HorizontalBoxes, autocast_box_type
 
 from sb_mm.arguments import check_number
-from sb_mm.errors import UserInputError
+from sb_mm.errors import UserInputError, explain
 from sb_mm.registry import TRANSFORMS
 
 from .geometry import Geometry, draw_canvas, draw_patch
@@ -26,9 +26,8 @@ class SSDAugmentation(BaseTransform):
     Stands between ``LoadAnnotations`` and ``PackDetInputs``, for mmdet's
     ``PhotoMetricDistortion``, ``Expand``, ``MinIoURandomCrop``, ``Resize``
     (``keep_ratio=False``) and ``RandomFlip``, with their parameters and the
-    same distribution (the augmentation of SSD, arXiv:1512.02325). The
-    expanded image is never built, and only the output's colours distorted:
-    pixels differ from stock's by rounding.
+    same distribution (the augmentation of SSD, arXiv:1512.02325). Only
+    the output's pixels are computed: they differ from stock's by rounding.
 
     Args:
         scale: Size of the output in pixels, (width, height).
@@ -93,16 +92,8 @@ class SSDAugmentation(BaseTransform):
 
     def draw(self, width: int, height: int, boxes: np.ndarray) -> Geometry:
         """Draw what happens to an image with boxes ``(N, 4)``, in pixels."""
-        canvas = np.array((0, 0, width, height))
-        if self.expand:
-            canvas = draw_canvas(
-                canvas[2:], self.expand.ratio_range, self.expand.prob
-            )
-        patch, kept = canvas, np.arange(len(boxes))
-        if self.crop:
-            patch, kept = draw_patch(
-                canvas, boxes, self.crop.min_ious, self.crop.min_crop_size
-            )
+        canvas = draw_canvas(np.array((width, height)), self.expand)
+        patch, kept = draw_patch(canvas, boxes, self.crop)
         flip = bool(np.random.uniform(0, 1) < self.flip_prob)
         return Geometry(patch, self.scale, flip, kept)
 
@@ -127,13 +118,12 @@ class SSDAugmentation(BaseTransform):
         self, img: np.ndarray, geometry: Geometry, rows: slice, columns: slice
     ) -> np.ndarray:
         """Return the visible part of the output, at its borders mixed."""
-        start = (columns.start, rows.start)
         matrix = geometry.matrix()
-        matrix[:, 2] += matrix[:, :2] @ start
+        matrix[:, 2] += matrix[:, :2] @ (columns.start, rows.start)
         return cv2.warpAffine(
             img,
             matrix,
-            (columns.stop - start[0], rows.stop - start[1]),
+            (columns.stop - columns.start, rows.stop - rows.start),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=tuple(map(float, self.expand.mean)),
@@ -146,10 +136,6 @@ class SSDAugmentation(BaseTransform):
 
 
 def _stock(cls: type, arguments: dict | None) -> Any:
-    try:
+    fault = f"{arguments!r} are no arguments of mmdet's {cls.__name__}"
+    with explain(fault, 'correct them'):
         return None if arguments is None else cls(**arguments)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise UserInputError(
-            f"{arguments!r} are no arguments of mmdet's {cls.__name__}: "
-            f'{error}.'
-        ) from error
