@@ -138,16 +138,12 @@ def convert_file(
 
 def summary(converted: Converted, dst: str) -> str:
     """Say what was converted, and how a config uses it."""
+    init = dict(type='Pretrained', prefix='backbone.', checkpoint=dst)
     return f"""\
-{dst}: {len(converted.state_dict)} tensors for {converted.backbone} with \
-widen_factor={converted.widen_factor} and {converted.num_classes} classes.
+{dst}: {len(converted.state_dict)} tensors, {converted.num_classes} classes.
 Use it in a config, with or without attention:
 backbone=dict(
     type='sb_mm.{converted.backbone}',
     widen_factor={converted.widen_factor},
-    init_cfg=dict(
-        type='Pretrained',
-        prefix='backbone.',
-        checkpoint={dst!r},
-    ),
+    init_cfg={init},
 )"""

@@ -60,13 +60,15 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def explain(fault: str, remedy: str) -> Iterator[None]:
+def explain(
+    fault: str, remedy: str, kinds: type | tuple = Exception
+) -> Iterator[None]:
     """Raise "fault (what a host says): remedy" for what it raises inside."""
     try:
         yield
     except UserInputError:
         raise
-    except Exception as error:
+    except kinds as error:
         raise UserInputError(
             f'{fault} ({first_line(error)}): {remedy}.'
         ) from error

@@ -123,7 +123,8 @@ def test(
     with weights_only(not trust):
         runner = build_runner(cfg)
         if out is not None:
-            dump = _dump_class(cfg)(out_file_path=out)
+            # With the true boxes, which mmdet's own would leave out.
+            dump = DumpResults(out_file_path=out)
             runner.test_evaluator.metrics.append(dump)
         metrics = runner.test()
     _end(runner)
@@ -200,7 +201,10 @@ def _explain_misfits(runner: Runner, path: str | None) -> None:
     remedy = 'use the config that it was made with, or start from its weights,'
     remedy += f' with --cfg-options load_from={path} and without --resume'
     fault = f'The checkpoint {path} does not fit this training'
-    runner.load_or_resume = explain(fault, remedy)(runner.load_or_resume)
+    # Neither a full disk nor too little memory.
+    kinds = AssertionError, AttributeError, LookupError, TypeError, ValueError
+    explained = explain(fault, remedy, kinds)
+    runner.load_or_resume = explained(runner.load_or_resume)
 
 
 def _keep_freed_memory() -> None:
@@ -250,22 +254,3 @@ def _show(
     hook.update({draw: True, 'show': show, 'wait_time': wait_time})
     if folder:
         hook[out_dir] = folder
-
-
-def _dump_class(cfg: Config) -> type[DumpResults]:
-    """Return mmdet's for detectors, which compresses masks."""
-    if cfg.get('default_scope') != 'mmdet':
-        return DumpResults
-    from mmdet.evaluation import DumpDetResults
-
-    class DumpWithTruth(DumpDetResults):
-        """Keep what mmdet's own ``eval_metric.py`` asks for."""
-
-        def process(self, data_batch: dict, data_samples: list[dict]) -> None:
-            super().process(data_batch, data_samples)
-            packed = self.results[-len(data_samples) :]
-            for result, sample in zip(packed, data_samples, strict=True):
-                for key in {'gt_instances', 'ignored_instances'} & {*sample}:
-                    result[key] = sample[key]
-
-    return DumpWithTruth

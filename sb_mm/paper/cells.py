@@ -14,7 +14,6 @@ from mmengine.config import Config
 from sb_mm.errors import UserInputError
 from sb_mm.files import product_root
 
-REPOSITORY = product_root()
 # Titles, datasets, rows and claims of the ten tables.
 TABLES = json.loads(files(__package__).joinpath('tables.json').read_text())
 
@@ -125,7 +124,9 @@ class Cell:
         from sb_mm.engine.config import load_config
 
         merged = {**self.overrides, **(options or {})}
-        return load_config(str(REPOSITORY / self.config), merged, **folders)
+        return load_config(
+            str(product_root() / self.config), merged, **folders
+        )
 
 
 def as_options(overrides: Mapping[str, Any]) -> list[str]:

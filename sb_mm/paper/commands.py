@@ -9,9 +9,9 @@ from rich.console import Console
 
 from sb_mm.arguments import check_number
 from sb_mm.errors import UserInputError
-from sb_mm.files import repository
+from sb_mm.files import product_root, repository
 
-from .cells import REPOSITORY, Cell, select_cells
+from .cells import Cell, select_cells
 from .records import Record, full_trainings, read_records, summary
 
 # Of records: the clone's, or that of who installed a wheel.
@@ -82,7 +82,7 @@ def _train(todo: dict, results: Path, args: Namespace) -> int:
         share = args.cpus_per_job, args.gpus_per_job
         started = run_on_ray(todo, results, args.ray, *share)
     else:
-        tool = str(REPOSITORY / 'tools/paper.py')
+        tool = str(product_root() / 'tools/paper.py')
         only = [sys.executable, tool, *sys.argv[1:], '--only']
         commands = {job: [*only, str(number)] for job, number in todo.items()}
         started = run_locally(commands, args.jobs)
@@ -130,7 +130,7 @@ def report(args: Namespace) -> None:
 
     records = _read(args.results)
     own = repository() and args.results.resolve() == RESULTS.resolve()
-    folder = REPOSITORY / 'docs' if own else args.results
+    folder = repository() / 'docs' if own else args.results
     page = folder / 'results.md'
     with Console(stderr=True).status('counting networks'):
         page.write_text(results_page(records))

@@ -10,13 +10,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
-from sb_mm.engine.config import dataset_configs
 from sb_mm.engine.environment import commit, hardware, versions
 from sb_mm.engine.runner import train
 from sb_mm.errors import DivergedError, UserInputError
@@ -75,8 +74,6 @@ class Job:
         self._check(cfg)
         if self.channels_last:
             cfg.data_preprocessor.channels_last = True
-        if self.cell.dataset == 'cifar10':
-            _read_folders(cfg)
         options = dict(self.options)
         job = dict(cell=self.cell.id, seed=self.seed, options=options)
         how = dict(channels_last=self.channels_last, compile=self.compile)
@@ -102,16 +99,6 @@ class Job:
                 f'--channels-last is for CIFAR-10, not for {self.cell.id}: '
                 'leave it out.'
             )
-
-
-def _read_folders(cfg: Config) -> None:
-    """Read CIFAR-10 from ``{train,test}/<class>/*.png`` if that is there."""
-    for _, dataset in dataset_configs(cfg):
-        if Path(dataset.data_root, dataset.get('split') or '-').is_dir():
-            dataset.type = 'CustomDataset'
-            dataset.data_prefix = dataset.pop('split')
-            dataset.pipeline.insert(0, ConfigDict(type='LoadImageFromFile'))
-            cfg.data_preprocessor.to_rgb = True  # as mmpretrain's CIFAR10 is
 
 
 @HOOKS.register_module()

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from sb_mm.files import repository
 from sb_mm.paper import report
-from sb_mm.paper.cells import REPOSITORY
 from sb_mm.paper.records import append_record, read_records
 
 CELL = 't9-x0.35-gate-relu'
@@ -21,7 +21,7 @@ def run(monkeypatch):
         argv = ['tools/paper.py', *map(str, words)]
         monkeypatch.setattr(sys, 'argv', argv)
         with pytest.raises(SystemExit) as exit_:
-            runpy.run_path(str(REPOSITORY / argv[0]), run_name='__main__')
+            runpy.run_path(str(repository() / argv[0]), run_name='__main__')
         return exit_.value.code or 0
 
     return run

@@ -7,8 +7,9 @@ import torch
 import yaml
 
 from sb_mm.engine.build import build_model
+from sb_mm.files import repository
 from sb_mm.models.layers import ChannelAttention
-from sb_mm.paper.cells import DATASETS, REPOSITORY, load_cells
+from sb_mm.paper.cells import DATASETS, load_cells
 from sb_mm.paper.cost import count
 
 CELLS = load_cells()
@@ -29,7 +30,7 @@ def _leaves(dataset):
 @pytest.mark.parametrize('dataset', DATASETS)
 def test_every_count_that_is_printed_or_written_down(dataset):
     """In one test, as counting 80 networks takes a while."""
-    page = (REPOSITORY / 'docs/results.md').read_text().splitlines()
+    page = (repository() / 'docs/results.md').read_text().splitlines()
     rows = {line.split('`')[1]: line for line in page if line[:3] == '| `'}
     for cell in CELLS.values():
         if cell.dataset == dataset and 'params_m' in cell.printed:
@@ -37,9 +38,9 @@ def test_every_count_that_is_printed_or_written_down(dataset):
             assert round(parameters / 1e6, 3) == cell.printed['params_m']
             assert f'| {parameters:,} |' in rows[cell.id]
     spec, leaves = DATASETS[dataset], _leaves(dataset)
-    folder = REPOSITORY / 'configs' / spec.folder
+    folder = repository() / 'configs' / spec.folder
     files = folder.glob(f'*{spec.suffix}')
-    assert {str(f.relative_to(REPOSITORY)) for f in files} == set(leaves)
+    assert {str(f.relative_to(repository())) for f in files} == set(leaves)
     meta = yaml.safe_load((folder / 'metafile.yml').read_text())
     assert {model['Config'] for model in meta['Models']} == set(leaves)
     for model in meta['Models']:

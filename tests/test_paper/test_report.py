@@ -3,13 +3,14 @@
 import pytest
 from scipy import stats
 
+from sb_mm.files import repository
 from sb_mm.paper import report
-from sb_mm.paper.cells import REPOSITORY, TABLES, find_cell
+from sb_mm.paper.cells import TABLES, find_cell
 from sb_mm.paper.cost import Cost
 from sb_mm.paper.records import read_records
 from sb_mm.paper.report import CONTRADICTED, OPEN, SUPPORTED, results_page
 
-PAGE = (REPOSITORY / 'docs/results.md').read_text()
+PAGE = (repository() / 'docs/results.md').read_text()
 
 
 def _row(text, marker):
@@ -30,7 +31,7 @@ def _no_counting(monkeypatch):
 
 
 def test_the_page_is_not_stale(capsys):
-    records = read_records(REPOSITORY / 'results')
+    records = read_records(repository() / 'results')
     stale = 'run: python tools/paper.py report'
     assert results_page(records) == PAGE, stale
     # Every record is whole.

@@ -4,10 +4,10 @@ import json
 import runpy
 from types import SimpleNamespace
 
-from sb_mm.paper.cells import REPOSITORY
+from sb_mm.files import repository
 from sb_mm.paper.records import read_records
 
-FOLDER = REPOSITORY / 'docs/se_collapse'
+FOLDER = repository() / 'docs/se_collapse'
 
 
 def test_the_page_has_what_was_measured(capsys):

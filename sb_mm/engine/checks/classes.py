@@ -17,14 +17,18 @@ from .options import find_class
 
 def open_dataset(dataset: dict) -> BaseDataset | None:
     """Build a dataset of MMEngine, without data and with a reader at most."""
-    cls, pipeline = find_class(dataset['type']), dataset.get('pipeline') or []
-    if cls and not issubclass(cls, BaseDataset):
+    kind, pipeline = dataset['type'], dataset.get('pipeline') or []
+    if (cls := find_class(kind)) is None:
+        raise UserInputError(
+            f'The dataset {kind} is unknown: correct the type, or name the '
+            'module that defines it in custom_imports.'
+        )
+    if not issubclass(cls, BaseDataset):
         return None
     readers = [t for t in pipeline if 'LoadImageFromFile' in str(t['type'])]
     lazy = dict(dataset, pipeline=readers[:1], lazy_init=True)
-    fault = f'The dataset {dataset["type"]} cannot be made of its settings'
-    remedy = 'correct them, or name the module that defines it in '
-    with explain(fault, f'{remedy}custom_imports'):
+    fault = f'The dataset {kind} cannot be made of its settings'
+    with explain(fault, 'correct them'):
         built = DATASETS.build(lazy)
     if isinstance(names := built.metainfo.get('classes'), str):
         raise UserInputError(

@@ -69,8 +69,11 @@ def check_data(
             if names := given_classes(dataset):
                 given.append((loader, names))
             if loader in loaders and dataset is not None:
-                # Where only the pipelines differ, once.
-                datasets[str(dict(config, pipeline=None))] = dataset
+                # Where only what comes behind the reader differs, once.
+                reader = getattr(dataset, 'pipeline', None)
+                datasets[str(dict(config, pipeline=reader))] = dataset
+            elif loader in loaders and files and not config.get('download'):
+                _need(_named_paths(config))
     remedy = 'give both the same metainfo.classes, in the same order'
     check_equal(given, remedy)
     if not files:
@@ -226,8 +229,19 @@ def _check_paths(cfg: Config, dataset: BaseDataset) -> None:
     if getattr(dataset, 'download', False):  # some of mmpretrain's can
         return
     prefixes = dataset.data_prefix.values()
-    needed = [dataset.data_root, dataset.ann_file, *prefixes]
-    if missing := [path for path in needed if not _is_there(path)]:
+    _need([dataset.data_root, dataset.ann_file, *prefixes])
+
+
+def _named_paths(config: dict) -> list[str]:
+    """Return what a dataset of another base than MMEngine's names."""
+    root, prefixes = config.get('data_root'), config.get('data_prefix') or {}
+    prefixes = [prefixes] if isinstance(prefixes, str) else prefixes.values()
+    parts = ['', config.get('ann_file'), *prefixes]
+    return [osp.join(root or '', part or '') for part in parts]
+
+
+def _need(paths: Sequence[str]) -> None:
+    if missing := [p for p in dict.fromkeys(paths) if not _is_there(p)]:
         raise UserInputError(
             f'{first_few(missing)} not found or empty: set --data-root to the '
             'folder of the data.'

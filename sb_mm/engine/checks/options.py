@@ -181,6 +181,8 @@ def _check_keys(path: str, node: dict, new: list[str], old: set[str]) -> None:
     default = 'IterBasedTrainLoop' if by_iter else _DEFAULTS.get(path)
     reader = find_class(kind) if kind else find_class(default) or default
     accepted = arguments_of(reader) if reader else None
+    if accepted and re.search(r'\.override(\.\d+)?$', path):
+        accepted.add('name')  # of the layer, in an init_cfg
     for key in new:
         others = old - {key}
         if accepted is None:
