@@ -9,9 +9,8 @@ from .files import product_root
 _USAGE = """\
 usage: sb-mm COMMAND ...
 
-The beginning of a command's name is enough; `sb-mm COMMAND --help` shows its
-arguments. A CONFIG that is not a file, such as configs/ssd_sb_voc.py, is taken
-from {root}.
+`sb-mm COMMAND --help` shows its arguments. A CONFIG that is no file, such as
+configs/ssd_sb_voc.py, is taken from {root}.
 """
 
 
@@ -19,11 +18,9 @@ def main() -> None:
     """Run the tool that the first argument names, with the others."""
     given = ''.join(sys.argv[1:2]).replace('-', '_')
     tools = {file.stem: file for file in product_root().glob('tools/*.py')}
-    named = [name for name in tools if given and name.startswith(given)]
-    if given in tools or len(named) == 1:
-        tool = str(tools[given if given in tools else named[0]])
-        sys.argv[:2] = [tool]
-        runpy.run_path(tool, run_name='__main__')
+    if given in tools:
+        sys.argv[:2] = [str(tools[given])]
+        runpy.run_path(sys.argv[0], run_name='__main__')
         return
     print(_USAGE.format(root=product_root()))
     for name, file in sorted(tools.items()):

@@ -139,8 +139,9 @@ def convert_file(
 def summary(converted: Converted, dst: str) -> str:
     """Say what was converted, and how a config uses it."""
     init = dict(type='Pretrained', prefix='backbone.', checkpoint=dst)
+    given = f'{len(converted.state_dict)} tensors for {converted.backbone}'
     return f"""\
-{dst}: {len(converted.state_dict)} tensors, {converted.num_classes} classes.
+{dst}: {given}, {converted.num_classes} classes.
 Use it in a config, with or without attention:
 backbone=dict(
     type='sb_mm.{converted.backbone}',

@@ -21,16 +21,13 @@ def main() -> None:
     add('config', help='config file')
     add('checkpoint', nargs='?', help='file; random weights if left out')
     add('--out', metavar='FILE', help='default: <config>.onnx, here')
-    text = 'let the file suppress overlapping boxes: one row a detection '
-    text += 'instead of one a prior box'
+    text = 'let the file suppress overlapping boxes: one row a detection'
     add('--nms', action='store_true', help=text)
-    text = 'the fastest file for one image at a time, which suits ONNX '
-    text += 'Runtime on this kind of CPU only'
+    text = 'the fastest file for one image at a time, on this kind of CPU only'
     add('--this-cpu', action='store_true', help=text)
     text = 'test images on which the file is compared with PyTorch'
     add('--check-images', type=int, default=8, metavar='N', help=text)
-    text = 'compute the metrics of the test set with both'
-    add('--evaluate', action='store_true', help=text)
+    add('--evaluate', action='store_true', help='print the metrics of both')
     add_common_options(parser, check=False)
     args = parser.parse_args()
     cfg = load_config(

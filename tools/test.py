@@ -27,13 +27,8 @@ def main() -> None:
     from sb_mm.engine.config import load_config
     from sb_mm.engine.runner import test
 
-    cfg = load_config(
-        args.config,
-        args.cfg_options,
-        args.data_root,
-        args.work_dir,
-        args.launcher,
-    )
+    folders = args.data_root, args.work_dir
+    cfg = load_config(args.config, args.cfg_options, *folders, args.launcher)
     test(
         cfg,
         args.checkpoint,

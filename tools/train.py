@@ -17,8 +17,7 @@ def main() -> None:
     add = parser.add_argument
     add('config', help='config file')
     add_common_options(parser)
-    text = 'automatic mixed precision (needs a GPU)'
-    add('--amp', action='store_true', help=text)
+    add('--amp', action='store_true', help='mixed precision, on a GPU')
     text = 'scale the learning rate with the total batch size'
     add('--auto-scale-lr', action='store_true', help=text)
     text = 'continue from CHECKPOINT, or from the newest in the work directory'
@@ -28,13 +27,8 @@ def main() -> None:
     from sb_mm.engine.config import load_config
     from sb_mm.engine.runner import train
 
-    cfg = load_config(
-        args.config,
-        args.cfg_options,
-        args.data_root,
-        args.work_dir,
-        args.launcher,
-    )
+    folders = args.data_root, args.work_dir
+    cfg = load_config(args.config, args.cfg_options, *folders, args.launcher)
     train(
         cfg,
         resume=args.resume,

@@ -69,7 +69,7 @@ def compare(
     if (cfg.get('nms') or {}).get('type', 'nms') == 'nms':
         yield _check_detections(samples, wanted, cfg, suppresses)
     else:  # such as soft_nms
-        yield 'detections not compared: their scores are no longer the boxes'
+        yield 'detections not compared: suppression changes their scores'
 
 
 def _joined(outputs: Iterable[Tensor | tuple[Tensor, ...]]) -> list[Tensor]:

@@ -203,6 +203,14 @@ def test_a_file_that_computes_something_else_is_refused(
         check(model, form)
 
 
+def test_soft_suppression_is_left_to_whoever_uses_a_raw_file(detector_file):
+    nms = dict(type='soft_nms', iou_threshold=0.45)
+    model, file = detector(dict(TEST_CFG, nms=nms)), detector_file('raw')
+    form = exportable(model, SIZE)
+    *_, line = compare(runner(file), form, model, [image_batch(2)])
+    assert line.startswith('detections not compared')
+
+
 @pytest.mark.parametrize(
     ('spread', 'settings'),
     [

@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from sb_mm.engine.checks.checkpoint import check_checkpoint
 from sb_mm.engine.checks.data import check_data
@@ -205,6 +205,13 @@ def test_datasets_below_wrappers_are_found(root):
     check_data(cfg, TRAINING)
     (root / 'train/bee/b.JPEG').write_bytes(b'')
     assert 'train/bee/b.JPEG' in error_of(cfg)
+
+
+def test_paths_of_a_dataset_of_any_base_are_looked_for(root):
+    cfg = config(root)
+    plain = dict(type=Dataset, data_root=str(root), ann_file='no.txt')
+    cfg.train_dataloader = dict(dataset=plain)
+    assert f'{root}/no.txt not found' in error_of(cfg)
 
 
 def test_images_without_labels_need_no_classes(root):

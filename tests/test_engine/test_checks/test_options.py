@@ -62,6 +62,11 @@ READ = {
     'train_dataloader.dataset.datasets.0.indices': 8,
     'train_dataloader.num_batch_per_epoch': 2,
     'train_cfg.dynamic_intervals': [(1, 2)],
+    'model.backbone.init_cfg': dict(
+        type='Xavier',
+        layer='Conv2d',
+        override=[dict(type='Normal', name='conv1', std=0.01)],
+    ),
     'default_hooks.ema.type': 'EMAHook',
     'default_hooks.ema.begin': 1,
     'default_hooks.checkpoint.meta': dict(a=1),  # of the saving
