@@ -21,8 +21,7 @@ def main() -> None:
     add('config', help='config file')
     add('checkpoint', nargs='?', help='file; random weights if left out')
     add('--out', metavar='FILE', help='default: <config>.onnx, here')
-    text = 'let the file suppress overlapping boxes: one row a detection'
-    add('--nms', action='store_true', help=text)
+    add('--nms', action='store_true', help='suppress boxes inside the file')
     text = 'the fastest file for one image at a time, on this kind of CPU only'
     add('--this-cpu', action='store_true', help=text)
     text = 'test images on which the file is compared with PyTorch'
