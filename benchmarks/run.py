@@ -21,7 +21,7 @@ from benchmarks.measure import Settings
 from sb_mm.arguments import check_number
 from sb_mm.engine.cli import run_tool
 from sb_mm.engine.environment import commit, hardware, versions
-from sb_mm.errors import UserInputError
+from sb_mm.files import check_writable
 
 # That which may find no data comes last.
 CASES = [
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         versions=versions('timm', 'onnx', 'onnxruntime'),
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(args.out, '.jsonl')
     settings = Settings(
         1 if args.tiny else args.rounds, args.tiny, args.device, args.data_root
     )
@@ -94,8 +95,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add('--out', type=Path, default=out, help='rows are added to this file')
     args = parser.parse_args(argv)
     check_number('--rounds', args.rounds, 1, integer=True)
-    if args.out.is_dir():
-        raise UserInputError(f'--out {args.out} is a folder: give a file.')
     return args
 
 

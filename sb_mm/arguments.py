@@ -36,19 +36,21 @@ def check_number(
     high: float = math.inf,
     *,
     open_low: bool = False,
+    open_high: bool = False,
     integer: bool = False,
 ) -> None:
     """Raise UserInputError unless ``value`` is finite and in an interval.
 
-    Its ends are in it, but for ``open_low``; ``integer`` excludes floats.
+    Its ends are in it unless they are open; ``integer`` excludes floats.
     """
     kind = int if integer else (int, float)
     if isinstance(value, kind) and not isinstance(value, bool):
         above = low < value if open_low else low <= value
-        if above and value <= high and math.isfinite(value):
+        below = value < high if open_high else value <= high
+        if above and below and math.isfinite(value):
             return
     left = '(' if open_low else '['
-    right = ')' if high == math.inf else ']'
+    right = ')' if open_high or high == math.inf else ']'
     raise UserInputError(
         f'{name} must be {"an integer" if integer else "a number"} in '
         f'{left}{low}, {high}{right}, but got {value!r}.'

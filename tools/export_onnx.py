@@ -22,8 +22,7 @@ def main() -> None:
     add('checkpoint', nargs='?', help='file; random weights if left out')
     add('--out', metavar='FILE', help='default: <config>.onnx, here')
     add('--nms', action='store_true', help='suppress boxes inside the file')
-    text = 'the fastest file for one image at a time, on this kind of CPU only'
-    add('--this-cpu', action='store_true', help=text)
+    add('--this-cpu', action='store_true', help='fastest, on such CPUs only')
     text = 'test images on which the file is compared with PyTorch'
     add('--check-images', type=int, default=8, metavar='N', help=text)
     add('--evaluate', action='store_true', help='print the metrics of both')

@@ -18,8 +18,7 @@ def main() -> None:
     add('config', help='config file')
     add_common_options(parser)
     add('--amp', action='store_true', help='mixed precision, on a GPU')
-    text = 'scale the learning rate with the total batch size'
-    add('--auto-scale-lr', action='store_true', help=text)
+    add('--auto-scale-lr', action='store_true', help='by the batch size')
     text = 'continue from CHECKPOINT, or from the newest in the work directory'
     add('--resume', nargs='?', const='auto', metavar='CHECKPOINT', help=text)
     args = parser.parse_args()

@@ -149,7 +149,7 @@ class ChannelAttention(nn.Module):
             'depthwise_reduction', depthwise_reduction, 1, integer=True
         )
         check_number('hidden_multiplier', hidden_multiplier, 0, open_low=True)
-        check_number('dropout', dropout, 0, 1)
+        check_number('dropout', dropout, 0, 1, open_high=True)
         check_number('gate_offset', gate_offset, -math.inf)
         check_choice('fused', fused, (None, True, False))
         self.fused = _fuses(fused)
