@@ -48,7 +48,6 @@ def load_config(
     # See ResumedScheduleHook.
     cfg.schedule_named = any(k.startswith('param_scheduler') for k in options)
     set_data_root(cfg, root)
-    _read_cifar_folders(cfg)
     cfg.launcher = launcher
     # Priority as in mmdet: option, config, name of the config file.
     default = osp.join('./work_dirs', Path(path).stem)
@@ -118,14 +117,9 @@ def set_data_root(cfg: Config, root: str | None) -> None:
         _move_annotations(cfg, old, _find(root or old))
     for dataset in datasets:
         dataset.data_root = _find(root or dataset.data_root)
-
-
-def _read_cifar_folders(cfg: Config) -> None:
-    """Read CIFAR-10 from ``{train,test}/<class>/*.png`` if that is there."""
-    for _, dataset in dataset_configs(cfg):
-        root, split = dataset.get('data_root'), dataset.get('split')
-        known = dataset.type == 'CIFAR10' and root and split
-        if known and Path(root, split).is_dir():
+        folder = Path(dataset.data_root, dataset.get('split') or '-')
+        if dataset.get('type') == 'CIFAR10' and folder.is_dir():
+            # {train,test}/<class>/*.png, in place of the published files.
             dataset.type = 'CustomDataset'
             dataset.data_prefix = dataset.pop('split')
             dataset.pipeline.insert(0, ConfigDict(type='LoadImageFromFile'))
