@@ -170,8 +170,7 @@ def warn_of(notes: Iterable[tuple[str, str]]) -> None:
         files.setdefault(text, []).append(path)
     for text, paths in files.items():
         named = first_few(list(dict.fromkeys(paths)))
-        message = f'{len(paths)} {text}: {named}.'
-        print_log(message, 'current', logging.WARNING)
+        print_log(f'{len(paths)} {text}: {named}.', 'current', logging.WARNING)
 
 
 def _orientation(image: Image.Image) -> int:

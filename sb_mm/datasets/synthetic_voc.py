@@ -141,8 +141,7 @@ def draw_image(
         colour = behind = canvas[mask].mean(axis=0)
         while np.linalg.norm(colour - behind) < MIN_CONTRAST:
             colour = rng.uniform(0, 255, 3)
-        opacity = 0.4 if difficult else 1.0
-        canvas[mask] += opacity * (colour - canvas[mask])
+        canvas[mask] += (0.4 if difficult else 1) * (colour - canvas[mask])
         x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
         box = [x + 1, y + 1, x + width, y + height]
         objects.append(AnnotatedObject(name, box, difficult))

@@ -149,8 +149,7 @@ def run_on_ray(
     and goes on. ``cpus`` are also the threads of a job; ``gpus`` of None are
     one, if the cluster has any.
     """
-    remedy = "pip install 'sb_mm[cluster]', and start a cluster with "
-    remedy += '`ray start --head`, or give --ray local'
+    remedy = "pip install 'sb_mm[cluster]', `ray start --head` or --ray local"
     with explain(f'--ray {address} finds no Ray', remedy):
         import ray
 

@@ -124,8 +124,7 @@ def _announce(count: int) -> None:
 def _check_voc(cfg: Config, dataset: BaseDataset) -> None:
     # Serializing collects garbage, for a second or two.
     dataset.serialize_data = False
-    name = type(dataset).__name__
-    with explain(f'{name} cannot be made of its settings', 'correct them'):
+    with explain('The dataset cannot be made of its settings', 'correct them'):
         dataset.full_init()
     check_class_count(cfg, dataset.metainfo['classes'])
     _announce(len(dataset))

@@ -51,6 +51,7 @@ _LEAST = {
     'randomness.seed': 0,
     'optim_wrapper.optimizer.lr': 0,
 }
+_LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')
 # Arguments that are configs: what is new there must say what it configures.
 _TYPED = ('attention', 'attention_conv_cfg', 'conv_cfg', 'norm_cfg', 'act_cfg')
 
@@ -95,8 +96,7 @@ def check_values(cfg: Config, loaders: Sequence[str]) -> None:
             check_number(path, value, low, integer=path[-3:] != '.lr')
     level = cfg.get('log_level') or 'INFO'
     if not isinstance(level, int):
-        levels = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')
-        check_choice('log_level', level, levels)
+        check_choice('log_level', level, _LEVELS)
 
 
 def nodes(node: object, path: str = '') -> Iterator[tuple[str, dict]]:

@@ -64,9 +64,8 @@ class AttentionMobileNetV2(AttentionBackbone):
         super().__init__(out_indices, frozen_stages, **kwargs)
         self.expand_indices = expand_indices
         channels = self.stem_channels or make_divisible(32 * widen_factor)
-        self.conv1 = self._plain_conv(
-            3, channels, 3, stride=self.stem_stride, padding=1
-        )
+        shape = dict(stride=self.stem_stride, padding=1)
+        self.conv1 = self._plain_conv(3, channels, 3, **shape)
         for i, (_, width, *_) in enumerate(self.arch_settings):
             out_channels = make_divisible(width * widen_factor)
             stage = self._make_stage(i, channels, out_channels)

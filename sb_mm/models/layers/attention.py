@@ -248,9 +248,8 @@ class ShiftBalance(ChannelAttention):
         check_number('lambda_init', lambda_init, 0)
         check_choice('gate', gate, GATES)
         super().__init__(in_channels, out_channels, **kwargs)
-        self.lambda_ = nn.Parameter(
-            torch.full((out_channels,), float(lambda_init))
-        )
+        start = torch.full((out_channels,), float(lambda_init))
+        self.lambda_ = nn.Parameter(start)
         self.gate_function = GATES[gate]
 
     def _combine(self, trunk: Tensor, gates: Tensor) -> Tensor:
