@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmengine.utils.dl_utils import collect_env
 from torch.utils.data import Dataset
 
 from sb_mm.engine.environment import commit, hardware, versions
@@ -129,7 +130,7 @@ class JobHook(Hook):
             epoch=runner.epoch,
             date=datetime.now().astimezone().isoformat(timespec='seconds'),
             execution=self.execution,
-            environment=dict(versions(), hardware=hardware(), commit=commit()),
+            environment=_environment(),
         )
         self.record.starts.append(start)
         self._write()
@@ -161,6 +162,12 @@ class JobHook(Hook):
         hours = self.record.hours + (self.clock - before) / 3600
         self.record.hours = round(hours, 5)
         self.record.write(self.folder)
+
+
+def _environment() -> dict[str, str]:
+    found = {name: str(value) for name, value in collect_env().items()}
+    found.pop('PyTorch compiling details', None)  # 30 lines
+    return {**found, **versions(), 'hardware': hardware(), 'commit': commit()}
 
 
 def _size(dataset: Dataset) -> dict[str, int]:
