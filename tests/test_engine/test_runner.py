@@ -1,5 +1,6 @@
 """Networks are trained, tested and resumed through the tools."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -175,3 +176,12 @@ def test_a_launcher_gets_the_tool_and_its_options(tmp_path, command):
         text=True,
     )
     assert re.search(f'{LAUNCHERS[command]}$', out.strip())
+
+
+def test_a_full_disk_is_no_checkpoint_that_does_not_fit():
+    full = OSError(errno.ENOSPC, 'No space left', 'x.pth')
+    for error, expected in ((full, OSError), (KeyError('a'), UserInputError)):
+        stub = Mock(load_or_resume=Mock(side_effect=error))
+        runner._explain_misfits(stub, 'x.pth')
+        with pytest.raises(expected):
+            stub.load_or_resume()
